@@ -1,0 +1,29 @@
+"""The envelope theorem: the gradient where the outer loss is the inner objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from deqopt.adjoints.base import Adjoint
+from deqopt.equilibrium import Equilibrium
+from deqopt.errors import ProblemError
+from deqopt.problem import JointProblem
+
+
+@dataclass(frozen=True)
+class Envelope(Adjoint):
+    """``d_theta J* = d_theta [J(z, x) + <mu, f(z, x)>]`` at the solution, with z, x and mu held fixed.
+
+    Exact (Danskin; to first order in the residual) for losses that are functions of ``eq.objective`` alone, at the cost of
+    one evaluation and no second solve. ``eq.z``, ``eq.x`` and ``eq.mu`` stay without gradients.
+    """
+
+    def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
+        lagrangian, _, _ = problem.lagrangian(equilibrium.z, equilibrium.x, equilibrium.mu)
+        if not lagrangian.requires_grad:
+            raise ProblemError(
+                "nothing to differentiate: neither cell nor objective reaches a parameter that requires a gradient; "
+                "call solve() without adjoint, or unfreeze the parameters"
+            )
+        objective = equilibrium.objective + (lagrangian - lagrangian.detach())
+        return replace(equilibrium, objective=objective)

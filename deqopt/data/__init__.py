@@ -1,0 +1,30 @@
+"""Images that several tasks share: embedded digits, folders, `.npz` archives and CelebA.
+
+Every source gives float32 tensors (channels, size, size) in [-1, 1]. `open_images` finds the right source for what a
+user points at, `ImageDataModule` serves its splits to Lightning, and `save_image` writes a result.
+"""
+
+from deqopt.data.archive import ImageArchive
+from deqopt.data.celeba import CelebAFaces
+from deqopt.data.embedded import EmbeddedDigits
+from deqopt.data.folder import ImageFolder
+from deqopt.data.module import ImageDataModule
+from deqopt.data.opening import open_images
+from deqopt.data.pixels import UnreadableImageError, save_image
+from deqopt.data.source import ImageBatch, ImageSample, ImageSource
+from deqopt.data.splits import Splits
+
+__all__ = [
+    "CelebAFaces",
+    "EmbeddedDigits",
+    "ImageArchive",
+    "ImageBatch",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageSample",
+    "ImageSource",
+    "Splits",
+    "UnreadableImageError",
+    "save_image",
+    "open_images",
+]

@@ -1,0 +1,118 @@
+"""CelebA: aligned faces with official splits."""
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from deqopt.data.pixels import read_pixels
+from deqopt.data.source import ImageSource
+from deqopt.data.splits import Splits
+from deqopt.errors import DataError
+
+IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
+LAYOUT = f"celeba/{IMAGES}/000001.jpg ... and celeba/{PARTITION}"
+FACE = 140
+
+
+class CelebAFaces(ImageSource):
+    """The aligned CelebA faces: the central 140x140 of 178x218 pixels (the largest square of a smaller image), resized.
+
+    The layout is torchvision's: `root/celeba/img_align_celeba/000001.jpg` and on, and
+    `root/celeba/list_eval_partition.txt`, whose lines `000001.jpg 0` make the splits (0 train, 1 val, 2 test).
+    Other images in that layout do as well; the files of attributes and identities are not needed.
+
+    Args:
+        root: the folder that holds `celeba`.
+        size: height and width of the images.
+        channels: 1 or 3 (default).
+        download: fetch what is missing through torchvision, which checks it (1.4 GB; needs `gdown`).
+
+    Raises:
+        DataError: a folder of another layout, a partition that does not fit the images, a failed download;
+            on access, an image that cannot be read.
+    """
+
+    def __init__(self, root: str | Path, size: int, channels: int = 3, *, download: bool = False) -> None:
+        super().__init__(str(root), size=size, channels=channels, crop=FACE)
+        base = Path(root) / "celeba"
+        self._images = base / IMAGES
+        if download and not _complete(base):
+            _download(Path(root))
+        if not _complete(base):
+            lacks = " and ".join(name for name in (IMAGES, PARTITION) if not (base / name).exists())
+            advice = "download it there by hand, or set `download` to have torchvision do it"
+            raise DataError(f"no CelebA in {root}: {base} lacks {lacks}, it should hold {LAYOUT}; {advice}")
+        parts = _read_partition(base / PARTITION)
+        self._names = list(parts)
+        _check_present(self._images, self._names)
+        indices: list[list[int]] = [[], [], []]
+        for index, part in enumerate(parts.values()):
+            indices[part].append(index)
+        if not all(indices):
+            counts = ", ".join(str(len(part)) for part in indices)
+            raise DataError(
+                f"{base / PARTITION} gives {counts} images to train, val and test: each needs one or more"
+            )
+        self._splits = Splits(*indices)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return Path(self._names[index]).stem
+
+    def pixels(self, index: int) -> NDArray[Any]:
+        return read_pixels(self._images / self._names[index])
+
+    def splits(self, seed: int) -> Splits:
+        """The official partition, whatever the seed."""
+        return self._splits
+
+
+def looks_like_celeba(root: Path) -> bool:
+    """Whether `root` holds CelebA in torchvision's layout, or a part of it."""
+    return (root / "celeba" / IMAGES).is_dir() or (root / "celeba" / PARTITION).is_file()
+
+
+def _complete(base: Path) -> bool:
+    return (base / IMAGES).is_dir() and (base / PARTITION).is_file()
+
+
+def _download(root: Path) -> None:
+    try:
+        from torchvision.datasets import CelebA
+
+        CelebA(str(root), split="all", download=True)
+    except Exception as error:  # torchvision and gdown share no base class for their errors
+        reason = " ".join(str(error).split())
+        advice = f"fetch it by hand from the page of its authors, as {LAYOUT}"
+        raise DataError(f"CelebA could not be downloaded to {root} ({reason}): {advice}") from error
+
+
+def _read_partition(path: Path) -> dict[str, int]:
+    parts: dict[str, int] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}): its lines should be like '000001.jpg 0'"
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        match line.split():
+            case [name, "0" | "1" | "2" as part] if name not in parts:
+                parts[name] = int(part)
+            case []:
+                continue
+            case _:
+                right = "'000001.jpg 0', each image once, with 0 (train), 1 (val) or 2 (test)"
+                raise DataError(f"{path}, line {number} is {line!r}: it should be like {right}")
+    return parts
+
+
+def _check_present(folder: Path, names: list[str]) -> None:
+    present = {path.name for path in folder.iterdir()}
+    missing = [name for name in names if name not in present]
+    if missing:
+        lacks = f"lacks {len(missing)} of the {len(names)} images that {PARTITION} names, first {missing[0]}"
+        raise DataError(f"{folder} {lacks}: unpack {IMAGES}.zip anew")

@@ -1,0 +1,108 @@
+"""The Lightning data module over a source of images."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from deqopt.data.source import ImageBatch, ImageSample, ImageSource
+from deqopt.data.splits import Splits
+from deqopt.errors import DataError
+
+SourceFactory = Callable[[], ImageSource]
+
+
+class ImageDataModule(LightningDataModule):
+    """Batches (`ImageBatch`) of a source: its train, val and test splits, and for prediction all its images in order.
+
+    Training is shuffled, anew in every epoch and by the global seed (`seed_everything`); a last, smaller batch is
+    dropped there, unless it is the only one.
+
+    Args:
+        source: opens the source; called once a process, and first by one process alone, so that it may download:
+            `functools.partial(open_images, "faces", size=32, channels=1)`.
+        batch_size: images a batch, on each device.
+        workers: processes that load images; 0, the default, loads them in the main process.
+        seed: fixes the splits, and nothing else.
+        predict_source: opens the source to predict on, by default `source`.
+
+    Raises:
+        DataError: a batch size below 1 or workers below 0; later, what opening and splitting the source raises.
+    """
+
+    def __init__(
+        self,
+        source: SourceFactory,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        predict_source: SourceFactory | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise DataError(f"batch_size is {batch_size}: it should be 1 or more")
+        if workers < 0:
+            raise DataError(f"workers is {workers}: it should be 0 (load in the main process) or more")
+        self._open, self._open_to_predict = source, predict_source
+        self._batch_size, self._workers, self._seed = batch_size, workers, seed
+
+    @cached_property
+    def source(self) -> ImageSource:
+        """The source of the splits, opened when first asked for."""
+        return self._open()
+
+    @cached_property
+    def splits(self) -> Splits:
+        return self.source.splits(self._seed)
+
+    @cached_property
+    def predict_source(self) -> ImageSource:
+        """The source to predict on; its `name` says what an index in a batch is called."""
+        return self.source if self._open_to_predict is None else self._open_to_predict()
+
+    def prepare_data(self) -> None:
+        self._open_for("predict" if self.trainer is not None and self.trainer.predicting else "fit")
+
+    def setup(self, stage: str) -> None:
+        self._open_for(stage)
+
+    def train_dataloader(self) -> DataLoader[ImageSample]:
+        split = self.splits.train
+        devices = 1 if self.trainer is None else self.trainer.world_size
+        return self._loader(
+            Subset(self.source, split), shuffle=True, drop_last=len(split) > self._batch_size * devices
+        )
+
+    def val_dataloader(self) -> DataLoader[ImageSample]:
+        return self._loader(Subset(self.source, self.splits.val))
+
+    def test_dataloader(self) -> DataLoader[ImageSample]:
+        return self._loader(Subset(self.source, self.splits.test))
+
+    def predict_dataloader(self) -> DataLoader[ImageSample]:
+        return self._loader(self.predict_source)
+
+    def _open_for(self, stage: str) -> None:
+        """Fail here, before the model is built up, and not in the first batch."""
+        assert self.predict_source if stage == "predict" else self.splits
+
+    def _loader(
+        self, images: Dataset[ImageSample], *, shuffle: bool = False, drop_last: bool = False
+    ) -> DataLoader[ImageSample]:
+        return DataLoader(
+            images,
+            batch_size=self._batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_collate,
+        )
+
+
+def _collate(samples: list[ImageSample]) -> ImageBatch:
+    return ImageBatch(*default_collate(samples))

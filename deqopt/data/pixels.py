@@ -1,0 +1,114 @@
+"""Pixels in and out: image files to arrays, arrays to tensors in [-1, 1], tensors to PNG files."""
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from deqopt.errors import DataError
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, the weights PIL uses for grey
+
+
+class UnreadableImageError(DataError):
+    """An image file that cannot be decoded; its message stays one line when a `DataLoader` worker raises it."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader rebuilds a worker's exception from the whole printed traceback: keep the message in it.
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+def read_pixels(path: Path) -> NDArray[np.generic]:
+    """Decode an image file, upright by its EXIF tag, without transparency and, if animated, its first frame.
+
+    Returns:
+        (H, W) for grey and (H, W, 3) for colour; uint8, or float32 in [0, 1] for images of 16 bits a pixel.
+
+    Raises:
+        UnreadableImageError: a file that cannot be opened, is truncated, is not an image or has no known range.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode == "F" or image.mode.startswith("I"):
+                return _deep_pixels(np.asarray(image, np.float32), path)
+            if "transparency" in image.info:
+                image = image.convert("RGBA")
+            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UnreadableImageError(f"{path} cannot be opened: {error.strerror}") from error
+        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
+        message = f"{path} is truncated or not an image{reason}: delete or replace it"
+        raise UnreadableImageError(message) from error
+
+
+def _deep_pixels(values: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
+    """PIL would clip 16 bits to 8 instead of scaling them."""
+    if not (values.min() >= 0 and values.max() <= 65535 and np.array_equal(values, np.round(values))):
+        raise UnreadableImageError(f"{path} has pixels outside 0..65535: save it with 8 or 16 bits a channel")
+    return values / np.float32(65535)
+
+
+def to_tensor(pixels: NDArray[np.generic], *, size: int, channels: int, crop: int | None = None) -> Tensor:
+    """Cut the central square, convert the channels and resize (bilinear, antialiased where it shrinks).
+
+    Args:
+        pixels: (H, W), (H, W, 1) or (H, W, 3); uint8 or floats in [0, 1].
+        size: height and width of the result.
+        channels: 1 (colours become their luma) or 3 (grey is repeated).
+        crop: side of the central square, at most min(H, W), which is also the default.
+
+    Returns:
+        (channels, size, size), float32 in [-1, 1].
+    """
+    height, width = pixels.shape[:2]
+    side = min(height, width, crop or height)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = (
+        torch.tensor(pixels[top : top + side, left : left + side]).reshape(side, side, -1).permute(2, 0, 1)
+    )
+    image = square.float() / (127.5 if square.dtype == torch.uint8 else 0.5) - 1
+    if channels == 1 and len(image) == 3:
+        image = torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
+    if side != size:
+        image = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True)[0]
+    return image.clamp(-1, 1).repeat(channels // len(image), 1, 1)
+
+
+def save_image(path: str | Path, image: Tensor) -> None:
+    """Write an image as PNG, whole or not at all; missing folders are made, an older file is replaced.
+
+    Args:
+        path: where to, ending in `.png`.
+        image: (1 or 3, H, W), floating point in [-1, 1]; what lies outside is clipped.
+
+    Raises:
+        DataError: another suffix, shape or type, NaN or infinite pixels, or a place that cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise DataError(f"cannot write {path}: images are written as PNG, so its name should end in .png")
+    if image.ndim != 3 or len(image) not in (1, 3) or not image.is_floating_point():
+        found = f"{tuple(image.shape)} of {image.dtype}"
+        raise DataError(
+            f"cannot write {path}: the image is {found}, should be (1 or 3, H, W) of floats in [-1, 1]"
+        )
+    if not image.isfinite().all():
+        raise DataError(f"cannot write {path}: the image has NaN or infinite pixels, should be in [-1, 1]")
+    levels = ((image.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    array = levels.permute(1, 2, 0).cpu().numpy()
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array[..., 0] if len(image) == 1 else array).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,44 @@
+"""Honest splits: fixed by a seed, disjoint, and with no group in two of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deqopt.errors import DataError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Ascending indices into one source; disjoint, and together all of it."""
+
+    train: list[int]
+    val: list[int]
+    test: list[int]
+
+
+def split_groups(groups: NDArray[np.integer], seed: int, where: str) -> Splits:
+    """Deal whole groups out: a tenth of them each (at least one) to val and test, the rest to train.
+
+    Args:
+        groups: (N,) the group of every image; `np.arange(N)` deals single images.
+        seed: 0 to 2**32 - 1; the splits depend on it and on `groups`, and on nothing else.
+        where: the source, for the error message.
+
+    Raises:
+        DataError: fewer than three groups, or a seed out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise DataError(f"cannot split {where} with seed {seed}: it should be 0 to {2**32 - 1}")
+    labels, membership = np.unique(groups, return_inverse=True)
+    if len(labels) < 3:
+        kind = "image(s)" if len(labels) == len(groups) else "group(s)"
+        needed = "at least 3 are needed, one each to train, validate and test"
+        raise DataError(f"cannot split {where}: it has {len(labels)} {kind}, {needed}")
+    # RandomState is the one generator whose stream NumPy promises never to change.
+    order = np.random.RandomState(seed).permutation(len(labels))
+    tenth = max(1, len(labels) // 10)
+    part = np.empty(len(labels), int)
+    part[order[:tenth]], part[order[tenth : 2 * tenth]], part[order[2 * tenth :]] = 1, 2, 0
+    train, val, test = (np.flatnonzero(part[membership] == k).tolist() for k in range(3))
+    return Splits(train, val, test)

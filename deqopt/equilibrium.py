@@ -1,0 +1,55 @@
+"""What a joint solve returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deqopt.iteration import Status, Trace
+from deqopt.state import State
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """A stationary point of the joint problem, up to ``residual``, for every sample of a batch.
+
+    Attributes:
+        z: the hidden state, shaped like z0.
+        x: the optimised input, shaped like x0; always feasible.
+        mu: the multiplier, shaped like z0.
+        objective: (B,) J at the returned point. With an adjoint it carries the gradient to theta.
+        residual: (B,) relative residual of the stationary system: the largest of those of z, mu and x.
+        status: (B,) values of :class:`deqopt.Status`.
+        nfe: (B,) evaluations spent on that sample.
+        trace: objective and residual after every evaluation, where asked for with ``record=True``.
+        visited: iterates (z, x) of the trajectory drawn at random, where asked for with ``visits``.
+    """
+
+    z: State
+    x: Tensor
+    mu: State
+    objective: Tensor
+    residual: Tensor
+    status: Tensor
+    nfe: Tensor
+    trace: Trace | None = None
+    visited: tuple[tuple[State, Tensor], ...] = ()
+
+    @property
+    def converged(self) -> Tensor:
+        """(B,) whether the residual of a sample is below the tolerance."""
+        return self.status == Status.CONVERGED
+
+    @property
+    def usable(self) -> Tensor:
+        """(B,) whether a sample has finite values: false where its start already was NaN or infinite."""
+        return self.status != Status.NON_FINITE
+
+    def report(self) -> str:
+        """How many samples ended how, with advice: one line for each status that occurs."""
+        statuses = [Status(int(value)) for value in self.status]
+        return "\n".join(
+            f"{statuses.count(status)} of {len(statuses)} {status.name.lower()}: {status.message}"
+            for status in sorted(set(statuses))
+        )

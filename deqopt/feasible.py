@@ -1,0 +1,166 @@
+"""Feasible sets of the input x and the projections onto them. All act on every sample of a batch alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deqopt.errors import ProblemError
+
+
+class FeasibleSet(ABC):
+    """A closed convex set of inputs, known by its projection."""
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """The nearest point of the set, sample by sample; ``x`` and the result are (B, *input)."""
+
+    def distance(self, x: Tensor) -> Tensor:
+        """(B,) Euclidean distance of every sample from the set: 0 inside."""
+        return (x - self.project(x)).flatten(1).norm(dim=1)
+
+
+@dataclass(frozen=True)
+class Everywhere(FeasibleSet):
+    """No constraint."""
+
+    def project(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class Box(FeasibleSet):
+    """``low <= x <= high`` in every entry.
+
+    Args:
+        low, high: numbers, or tensors that broadcast to x.
+
+    Raises:
+        ProblemError: somewhere ``low > high``.
+    """
+
+    low: float | Tensor
+    high: float | Tensor
+
+    def __post_init__(self) -> None:
+        if bool((torch.as_tensor(self.low) > torch.as_tensor(self.high)).any()):
+            raise ProblemError("Box is empty: low must not be above high anywhere")
+
+    def project(self, x: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(x, _like(self.low, x)), _like(self.high, x))
+
+
+@dataclass(frozen=True)
+class L2Ball(FeasibleSet):
+    """``|x - center|_2 <= radius`` a sample.
+
+    Args:
+        radius: not negative.
+        center: broadcasts to x; the origin if None.
+
+    Raises:
+        ProblemError: a negative radius.
+    """
+
+    radius: float
+    center: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_radius(self, self.radius)
+
+    def project(self, x: Tensor) -> Tensor:
+        offset = x if self.center is None else x - self.center
+        norm = offset.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.dim() - 1))
+        shrink = torch.where(norm > self.radius, self.radius / norm.clamp_min(torch.finfo(x.dtype).tiny), 1.0)
+        return offset * shrink if self.center is None else self.center + offset * shrink
+
+
+@dataclass(frozen=True)
+class LinfBall(FeasibleSet):
+    """``|x - center|_inf <= radius``: no entry further than ``radius`` from the centre.
+
+    Args:
+        radius: not negative.
+        center: broadcasts to x; the origin if None.
+
+    Raises:
+        ProblemError: a negative radius.
+    """
+
+    radius: float
+    center: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_radius(self, self.radius)
+
+    def project(self, x: Tensor) -> Tensor:
+        if self.center is None:
+            return x.clamp(-self.radius, self.radius)
+        return self.center + (x - self.center).clamp(-self.radius, self.radius)
+
+
+@dataclass(frozen=True)
+class Intersection(FeasibleSet):
+    """The points that lie in all of several sets, projected by Dykstra's algorithm.
+
+    Dykstra's iterates converge to the nearest point (Boyle and Dykstra 1986); a last round of plain alternating
+    projections takes away what is left outside. The sets must have a point in common.
+
+    Args:
+        sets: at least one.
+        sweeps: the most sweeps over all sets.
+        tol: a sample is done when a sweep moves it by less than ``tol`` of its norm plus one.
+
+    Raises:
+        ProblemError: no set given, or the sets are found to have no point in common.
+    """
+
+    sets: tuple[FeasibleSet, ...]
+    sweeps: int = 1000
+    tol: float = 1e-7
+
+    def __post_init__(self) -> None:
+        if not self.sets:
+            raise ProblemError("Intersection needs at least one set")
+
+    def project(self, x: Tensor) -> Tensor:
+        point = x
+        corrections = [torch.zeros_like(x) for _ in self.sets]
+        for _ in range(self.sweeps):
+            before = point
+            for i, one in enumerate(self.sets):
+                shifted = point + corrections[i]
+                point = one.project(shifted)
+                corrections[i] = shifted - point
+            if self._settled(point, before):
+                break
+        return self._alternate(point)
+
+    def _alternate(self, point: Tensor) -> Tensor:
+        for _ in range(self.sweeps):
+            before = point
+            for one in self.sets:
+                point = one.project(point)
+            if self._settled(point, before):
+                break
+        scale = 1e-4 * (1 + point.flatten(1).norm(dim=1))
+        if any(bool((one.distance(point) > scale).any()) for one in self.sets):
+            raise ProblemError("Intersection: the sets have no point in common, at least for one sample")
+        return point
+
+    def _settled(self, point: Tensor, before: Tensor) -> bool:
+        moved = (point - before).flatten(1).norm(dim=1)
+        tol = max(self.tol, 4 * torch.finfo(point.dtype).eps)
+        return not bool((moved > tol * (1 + point.flatten(1).norm(dim=1))).any())
+
+
+def _check_radius(one: FeasibleSet, radius: float) -> None:
+    if not radius >= 0:
+        raise ProblemError(f"{type(one).__name__}: radius must be 0 or larger, got {radius}")
+
+
+def _like(value: float | Tensor, x: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=x.dtype, device=x.device)

@@ -1,0 +1,120 @@
+"""The joint problem: find the input of an equilibrium network while its equilibrium is being found.
+
+    min_x  J(z, x; y)     subject to   z = f_theta(z, x),   x in X
+
+Lagrangian ``L(z, x, mu) = J(z, x) + <mu, f(z, x) - z>``, all per sample; it is stationary where
+
+    z  = f(z, x)                             equilibrium
+    mu = d_z J + (d_z f)^T mu                multiplier
+    x  = Proj_X(x - a (d_x J + (d_x f)^T mu))  input
+
+(Gurumurthy, Bai, Manchester, Kolter: Joint inference and input optimization in equilibrium networks, 2021.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deqopt.errors import ProblemError
+from deqopt.feasible import Everywhere, FeasibleSet
+from deqopt.state import State, check_same_layout, tensors_of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation yields: one forward of f and J and one vector-Jacobian product.
+
+    Attributes:
+        f: ``f(z, x)``, shaped like z.
+        objective: ``J(z, x)``, (B,).
+        g_z: ``d_z J + (d_z f)^T mu``, shaped like z: the right-hand side of the multiplier equation.
+        g_x: ``d_x J + (d_x f)^T mu``, shaped like x: the gradient of the Lagrangian in x.
+    """
+
+    f: State
+    objective: Tensor
+    g_z: State
+    g_x: Tensor
+
+
+@dataclass(frozen=True)
+class JointProblem:
+    """``min_x J(z, x)`` subject to ``z = f(z, x)`` and ``x in X``, one independent problem a sample.
+
+    Args:
+        cell: f, ``(z, x) -> z``; keeps the shapes of z.
+        objective: J, ``(z, x) -> (B,)``: one value a sample, summed over features.
+        feasible: X, the set that the input may not leave; by default everywhere.
+        data: per-sample data (targets, images), a tensor or a tuple, list or dict of tensors with the batch first.
+            Where it is given, ``cell(z, x, data)`` and ``objective(z, x, data)`` are called with it.
+
+    theta is whatever ``cell`` and ``objective`` reach. Neither may couple the samples of a batch (no BatchNorm).
+    """
+
+    cell: Callable[..., State]
+    objective: Callable[..., Tensor]
+    feasible: FeasibleSet = field(default_factory=Everywhere)
+    data: Any = None
+
+    def f(self, z: State, x: Tensor) -> State:
+        """``f(z, x)``."""
+        return self.cell(z, x) if self.data is None else self.cell(z, x, self.data)
+
+    def J(self, z: State, x: Tensor) -> Tensor:  # noqa: N802
+        """``J(z, x)``, (B,)."""
+        return self.objective(z, x) if self.data is None else self.objective(z, x, self.data)
+
+    def lagrangian(self, z: State, x: Tensor, mu: State) -> tuple[Tensor, State, Tensor]:
+        """``J + <mu, f>`` a sample, and the f and J that it is made of; differentiable in all that they reach.
+
+        ``<mu, z>`` is left out: it does not depend on theta, and leaving it out turns the gradient in z into
+        the right-hand side of the multiplier equation.
+        """
+        f = self.f(z, x)
+        objective = self.J(z, x)
+        value = objective
+        for mu_part, f_part in zip(tensors_of(mu), tensors_of(f), strict=True):
+            value = value + (mu_part * f_part.to(mu_part.dtype)).flatten(1).sum(1)
+        return value, f, objective
+
+    def evaluate(self, z: State, x: Tensor, mu: State) -> Evaluation:
+        """All quantities of the stationary system at ``(z, x, mu)``, detached. Works under ``no_grad``."""
+        with torch.enable_grad():
+            z_parts = tuple(part.detach().requires_grad_() for part in tensors_of(z))
+            z = z_parts[0] if isinstance(z, Tensor) else z_parts
+            x = x.detach().requires_grad_()
+            value, f, objective = self.lagrangian(z, x, mu)
+            gradients = torch.autograd.grad(value.sum(), (*z_parts, x), allow_unused=True, materialize_grads=True)
+        g_z = gradients[0] if isinstance(z, Tensor) else tuple(gradients[:-1])
+        f_parts = tuple(part.detach() for part in tensors_of(f))
+        return Evaluation(
+            f=f_parts[0] if isinstance(f, Tensor) else f_parts,
+            objective=objective.detach().to(x.dtype),
+            g_z=g_z,
+            g_x=gradients[-1],
+        )
+
+    def check(self, z: State, x: Tensor) -> None:
+        """Call f and J once and raise ProblemError, naming the argument, where one does not keep its contract."""
+        parts = tensors_of(z)
+        if not parts or any(not isinstance(part, Tensor) or not part.is_floating_point() for part in (*parts, x)):
+            raise ProblemError("z0 must be a floating-point tensor or a tuple of such, and x0 a floating-point tensor")
+        if any(part.shape[0] != x.shape[0] for part in parts):
+            raise ProblemError(
+                f"z0 and x0 must have the same batch size: z0 has {parts[0].shape[0]} samples, x0 has {x.shape[0]}"
+            )
+        if any(part.device != x.device for part in parts):
+            raise ProblemError(f"z0 and x0 must be on one device: z0 is on {parts[0].device}, x0 on {x.device}")
+        with torch.no_grad():
+            check_same_layout(self.f(z, x), z, "cell")
+            objective = self.J(z, x)
+        if not isinstance(objective, Tensor) or objective.shape != x.shape[:1]:
+            got = f"a tensor {tuple(objective.shape)}" if isinstance(objective, Tensor) else type(objective).__name__
+            raise ProblemError(
+                f"objective must return one value a sample, shape ({x.shape[0]},), summed over features; it returned {got}"
+            )

@@ -1,0 +1,58 @@
+"""Tracking: plain updates follow the equilibrium while the input takes normalised steps that shrink to zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deqopt.errors import ProblemError
+from deqopt.solvers.base import JointEvaluation, JointLayout, JointSolver, Step
+
+
+@dataclass(frozen=True)
+class Tracking(JointSolver):
+    """A single loop: z and mu follow their fixed points by plain updates while x moves now and then.
+
+    Every evaluation updates ``z <- f`` and ``mu <- g_z``. After ``inner`` of them x moves by
+
+        x <- Proj(x - step_size (1 - k / K) g_x / |g_x|)
+
+    where k / K is the spent share of the budget; the last ``settle`` evaluations leave x where it is. The step is a length in the units of x,
+    so that it needs no tuning to the scale of J.
+
+    Args:
+        step_size: length of the first step, in units of x.
+        inner: evaluations between two moves of x. With 1 the step must be about four times smaller.
+        settle: evaluations at the end in which x rests.
+    """
+
+    max_nfe: int = 48
+    step_size: float = 1.0
+    inner: int = 2
+    settle: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.step_size > 0:
+            raise ProblemError(f"step_size must be larger than 0, got {self.step_size}")
+        if self.inner < 1 or self.settle < 0:
+            raise ProblemError(f"inner must be at least 1 and settle at least 0, got {self.inner} and {self.settle}")
+
+    def stepper(self, layout: JointLayout, w: Tensor) -> Step:
+        start = 2 * layout.z.width
+        moving = max(self.max_nfe - self.settle, 1)
+        evaluations = 0
+
+        def step(w: Tensor, evaluation: JointEvaluation) -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
+            x = w[:, start:]
+            if evaluations % self.inner == 0 and evaluations < moving:
+                length = self.step_size * (1 - evaluations / moving)
+                norm = evaluation.g_x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
+                x = layout.project(x - length * evaluation.g_x / norm)
+            return torch.cat([evaluation.image, x], dim=1)
+
+        return step

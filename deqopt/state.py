@@ -1,0 +1,87 @@
+"""Hidden states and their packing: a tensor or a tuple of tensors (multiscale) as rows of one matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from deqopt.errors import ProblemError
+
+State: TypeAlias = Tensor | tuple[Tensor, ...]
+
+
+def tensors_of(state: State) -> tuple[Tensor, ...]:
+    """The tensors of a state, also where it is a single one."""
+    return (state,) if isinstance(state, Tensor) else tuple(state)
+
+
+def detach(state: State) -> State:
+    """The same values without their history."""
+    return state.detach() if isinstance(state, Tensor) else tuple(part.detach() for part in state)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a state of shapes ``(B, *shape)`` lies in the rows of a matrix ``(B, width)``."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    is_tuple: bool
+
+    @classmethod
+    def of(cls, state: State) -> Layout:
+        parts = tensors_of(state)
+        return cls(tuple(tuple(part.shape[1:]) for part in parts), not isinstance(state, Tensor))
+
+    @property
+    def widths(self) -> list[int]:
+        return [prod(shape) for shape in self.shapes]
+
+    @property
+    def width(self) -> int:
+        return sum(self.widths)
+
+    def pack(self, state: State, dtype: torch.dtype) -> Tensor:
+        """One row a sample, ``(B, width)``, in ``dtype``."""
+        rows = [part.reshape(part.shape[0], -1).to(dtype) for part in tensors_of(state)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def unpack(self, rows: Tensor) -> State:
+        """The inverse of :meth:`pack`: views into ``rows``."""
+        parts = tuple(
+            part.reshape(rows.shape[0], *shape)
+            for part, shape in zip(rows.split(self.widths, dim=1), self.shapes, strict=True)
+        )
+        return parts if self.is_tuple else parts[0]
+
+
+def work_dtype(state: State) -> torch.dtype:
+    """The precision in which solver states are kept: that of the state, at least float32."""
+    dtype = torch.float32
+    for part in tensors_of(state):
+        dtype = torch.promote_types(dtype, part.dtype)
+    return dtype
+
+
+def check_same_layout(returned: State, expected: State, what: str) -> None:
+    """Raise ProblemError unless ``returned`` has the structure, shapes and device of ``expected``."""
+    if isinstance(returned, Tensor) != isinstance(expected, Tensor):
+        raise ProblemError(f"{what} returned {_describe(returned)} for a state that is {_describe(expected)}")
+    got, want = tensors_of(returned), tensors_of(expected)
+    if [part.shape for part in got] != [part.shape for part in want]:
+        raise ProblemError(f"{what} must keep the shape of z: it got {_describe(expected)}, returned {_describe(returned)}")
+    if [part.device for part in got] != [part.device for part in want]:
+        raise ProblemError(
+            f"{what} must stay on the device of z ({want[0].device}), but returned a tensor on {got[0].device}"
+        )
+
+
+def _describe(state: object) -> str:
+    if isinstance(state, Tensor):
+        return f"a tensor {tuple(state.shape)}"
+    if isinstance(state, tuple):
+        return "a tuple of " + ", ".join(str(tuple(part.shape)) for part in state)
+    return f"a {type(state).__name__}"
