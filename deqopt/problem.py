@@ -76,7 +76,9 @@ class JointProblem:
         the right-hand side of the multiplier equation.
         """
         f = self.f(z, x)
+        check_same_layout(f, z, "cell")
         objective = self.J(z, x)
+        _check_objective(objective, x)
         value = objective
         for mu_part, f_part in zip(tensors_of(mu), tensors_of(f), strict=True):
             value = value + (mu_part * f_part.to(mu_part.dtype)).flatten(1).sum(1)
@@ -99,8 +101,23 @@ class JointProblem:
             g_x=gradients[-1],
         )
 
+    def input_scale(self, z: State, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How strongly x acts at ``(z, x)``: ``|d_x J|`` and the gain ``|(d_x f)^T v|`` of a unit vector v, (B,) each.
+
+        Together they tell how large ``g_x`` is where its terms do not cancel: about ``|d_x J| + gain |mu|``. v is
+        fixed and the same for all samples, so that a sample's scale does not depend on its neighbours.
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            f, objective = self.f(z, x), self.J(z, x)
+            probes = unit_probe(f)
+            along = sum((part * v).sum() for part, v in zip(tensors_of(f), tensors_of(probes), strict=True))
+            pulled = _gradient(along, x, retain_graph=True)
+            direct = _gradient(objective.sum(), x)
+        return direct.flatten(1).norm(dim=1), pulled.flatten(1).norm(dim=1)
+
     def check(self, z: State, x: Tensor) -> None:
-        """Call f and J once and raise ProblemError, naming the argument, where one does not keep its contract."""
+        """Raise ProblemError, naming the argument, where the start does not fit: types, batch sizes, devices."""
         parts = tensors_of(z)
         if not parts or any(not isinstance(part, Tensor) or not part.is_floating_point() for part in (*parts, x)):
             raise ProblemError("z0 must be a floating-point tensor or a tuple of such, and x0 a floating-point tensor")
@@ -110,11 +127,33 @@ class JointProblem:
             )
         if any(part.device != x.device for part in parts):
             raise ProblemError(f"z0 and x0 must be on one device: z0 is on {parts[0].device}, x0 on {x.device}")
-        with torch.no_grad():
-            check_same_layout(self.f(z, x), z, "cell")
-            objective = self.J(z, x)
-        if not isinstance(objective, Tensor) or objective.shape != x.shape[:1]:
-            got = f"a tensor {tuple(objective.shape)}" if isinstance(objective, Tensor) else type(objective).__name__
-            raise ProblemError(
-                f"objective must return one value a sample, shape ({x.shape[0]},), summed over features; it returned {got}"
-            )
+
+
+def unit_probe(state: State) -> State:
+    """A fixed vector of unit norm, shaped like one sample of ``state``: entries +1 and -1, scaled."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [part.shape[1:] for part in tensors_of(state)]
+    scale = sum(shape.numel() for shape in shapes) ** -0.5
+    parts = tuple(
+        (scale * (2 * torch.randint(2, shape, generator=generator) - 1)).to(part)
+        for shape, part in zip(shapes, tensors_of(state), strict=True)
+    )
+    return parts[0] if isinstance(state, Tensor) else parts
+
+
+def _gradient(value: Tensor | int, x: Tensor, retain_graph: bool = False) -> Tensor:
+    """d value / d x, zero where value does not reach x."""
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(
+        value, x, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
+    )
+    return gradient
+
+
+def _check_objective(objective: object, x: Tensor) -> None:
+    if not isinstance(objective, Tensor) or objective.shape != x.shape[:1]:
+        got = f"a tensor {tuple(objective.shape)}" if isinstance(objective, Tensor) else type(objective).__name__
+        raise ProblemError(
+            f"objective must return one value a sample, shape ({x.shape[0]},), summed over features; it returned {got}"
+        )

@@ -1,7 +1,7 @@
 """Images that several tasks share: embedded digits, folders, `.npz` archives and CelebA.
 
-Every source gives float32 tensors (channels, size, size) in [-1, 1]. `open_images` finds the right source for what a
-user points at, `ImageDataModule` serves its splits to Lightning, and `save_image` writes a result.
+Every source gives float32 tensors (channels, size, size) in [-1, 1]. `open_images` finds the right source for
+what a user points at, `ImageDataModule` serves its splits to Lightning, and `save_image` writes a result.
 """
 
 from deqopt.data.archive import ImageArchive
@@ -25,6 +25,6 @@ __all__ = [
     "ImageSource",
     "Splits",
     "UnreadableImageError",
-    "save_image",
     "open_images",
+    "save_image",
 ]

@@ -16,10 +16,10 @@ FACE = 140
 
 
 class CelebAFaces(ImageSource):
-    """The aligned CelebA faces: the central 140x140 of 178x218 pixels (the largest square of a smaller image), resized.
+    """CelebA's aligned faces: the central 140x140 of 178x218 pixels (of less, the largest square), resized.
 
     The layout is torchvision's: `root/celeba/img_align_celeba/000001.jpg` and on, and
-    `root/celeba/list_eval_partition.txt`, whose lines `000001.jpg 0` make the splits (0 train, 1 val, 2 test).
+    `root/celeba/list_eval_partition.txt`, whose lines `000001.jpg 0` make the splits: 0 train, 1 val, 2 test.
     Other images in that layout do as well; the files of attributes and identities are not needed.
 
     Args:
@@ -37,10 +37,11 @@ class CelebAFaces(ImageSource):
         super().__init__(str(root), size=size, channels=channels, crop=FACE)
         base = Path(root) / "celeba"
         self._images = base / IMAGES
-        if download and not _complete(base):
+        if download and not is_inside_celeba(base):
             _download(Path(root))
-        if not _complete(base):
-            lacks = " and ".join(name for name in (IMAGES, PARTITION) if not (base / name).exists())
+        if not is_inside_celeba(base):
+            there = {IMAGES: (base / IMAGES).is_dir(), PARTITION: (base / PARTITION).is_file()}
+            lacks = " and ".join(name for name, found in there.items() if not found)
             advice = "download it there by hand, or set `download` to have torchvision do it"
             raise DataError(f"no CelebA in {root}: {base} lacks {lacks}, it should hold {LAYOUT}; {advice}")
         parts = _read_partition(base / PARTITION)
@@ -75,13 +76,14 @@ def looks_like_celeba(root: Path) -> bool:
     return (root / "celeba" / IMAGES).is_dir() or (root / "celeba" / PARTITION).is_file()
 
 
-def _complete(base: Path) -> bool:
-    return (base / IMAGES).is_dir() and (base / PARTITION).is_file()
+def is_inside_celeba(folder: Path) -> bool:
+    """Whether `folder` holds the images and the partition themselves, so that its parent is the root."""
+    return (folder / IMAGES).is_dir() and (folder / PARTITION).is_file()
 
 
 def _download(root: Path) -> None:
     try:
-        from torchvision.datasets import CelebA
+        from torchvision.datasets import CelebA  # type: ignore[import-untyped]
 
         CelebA(str(root), split="all", download=True)
     except Exception as error:  # torchvision and gdown share no base class for their errors
@@ -111,7 +113,10 @@ def _read_partition(path: Path) -> dict[str, int]:
 
 
 def _check_present(folder: Path, names: list[str]) -> None:
-    present = {path.name for path in folder.iterdir()}
+    try:
+        present = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
     missing = [name for name in names if name not in present]
     if missing:
         lacks = f"lacks {len(missing)} of the {len(names)} images that {PARTITION} names, first {missing[0]}"

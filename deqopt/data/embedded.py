@@ -17,10 +17,10 @@ class EmbeddedDigits(ImageSource):
     """
 
     def __init__(self, size: int = 16, channels: int = 1) -> None:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
         super().__init__("scikit-learn's digits", size=size, channels=channels)
-        self._images = (load_digits().images / 16).astype(np.float32)
+        self._images: NDArray[Any] = (load_digits().images / 16).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -29,4 +29,5 @@ class EmbeddedDigits(ImageSource):
         return f"digit_{index:04d}"
 
     def pixels(self, index: int) -> NDArray[Any]:
-        return self._images[index]
+        pixels: NDArray[Any] = self._images[index]
+        return pixels

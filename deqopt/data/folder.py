@@ -10,16 +10,28 @@ from deqopt.data.pixels import read_pixels
 from deqopt.data.source import ImageSource
 from deqopt.errors import DataError
 
-SUFFIXES = frozenset(
-    f".{kind}" for kind in "avif bmp gif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp".split()
+SUFFIXES = (
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".pnm",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
 )
 
 
 class ImageFolder(ImageSource):
     """Every image in a folder and its subfolders, hidden ones left out, sorted by path.
 
-    Each is cut to its central square and resized. Files are decoded when they are asked for: a truncated one is
-    reported then, by name.
+    Each is cut to its central square and resized. Files are decoded when they are asked for: a truncated one
+    is reported then, by name.
 
     Args:
         root: the folder.
@@ -27,7 +39,8 @@ class ImageFolder(ImageSource):
         channels: 1 or 3 (default).
 
     Raises:
-        DataError: a folder that is missing, unreadable or without images; on access, an image that cannot be read.
+        DataError: a folder that is missing, unreadable or without images; on access, an image that cannot
+            be read.
     """
 
     def __init__(self, root: str | Path, size: int, channels: int = 3) -> None:
@@ -39,7 +52,7 @@ class ImageFolder(ImageSource):
             )
         self._paths = sorted(_image_files(root), key=lambda path: path.relative_to(root).as_posix())
         if not self._paths:
-            accepted = ", ".join(sorted(SUFFIXES))
+            accepted = ", ".join(SUFFIXES)
             raise DataError(
                 f"{root} and its subfolders hold no images: their names should end in one of {accepted}"
             )

@@ -15,21 +15,21 @@ SourceFactory = Callable[[], ImageSource]
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches (`ImageBatch`) of a source: its train, val and test splits, and for prediction all its images in order.
+    """Batches (`ImageBatch`) of the splits of a source, and to predict, of all its images in order.
 
-    Training is shuffled, anew in every epoch and by the global seed (`seed_everything`); a last, smaller batch is
-    dropped there, unless it is the only one.
+    Training is shuffled, anew in every epoch and by the global seed (`seed_everything`); a last, smaller
+    batch is dropped there, unless it is the only one.
 
     Args:
-        source: opens the source; called once a process, and first by one process alone, so that it may download:
-            `functools.partial(open_images, "faces", size=32, channels=1)`.
+        source: opens the source, for example `functools.partial(open_images, "faces", size=32, channels=1)`;
+            called once in every process, first in one alone, so that it may download.
         batch_size: images a batch, on each device.
         workers: processes that load images; 0, the default, loads them in the main process.
         seed: fixes the splits, and nothing else.
         predict_source: opens the source to predict on, by default `source`.
 
     Raises:
-        DataError: a batch size below 1 or workers below 0; later, what opening and splitting the source raises.
+        DataError: a batch size below 1 or workers below 0; later, all that opening and splitting raise.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ImageDataModule(LightningDataModule):
 
     def _open_for(self, stage: str) -> None:
         """Fail here, before the model is built up, and not in the first batch."""
-        assert self.predict_source if stage == "predict" else self.splits
+        _ = self.predict_source if stage == "predict" else self.splits
 
     def _loader(
         self, images: Dataset[ImageSample], *, shuffle: bool = False, drop_last: bool = False

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from deqopt.data.archive import ImageArchive
-from deqopt.data.celeba import CelebAFaces, looks_like_celeba
+from deqopt.data.celeba import CelebAFaces, is_inside_celeba, looks_like_celeba
 from deqopt.data.embedded import EmbeddedDigits
 from deqopt.data.folder import ImageFolder
 from deqopt.data.source import ImageSource
@@ -18,8 +18,8 @@ def open_images(
     """Open the images at `root`, whatever they are stored as.
 
     Args:
-        root: None for the embedded digits, an `.npz` file, a folder with CelebA in torchvision's layout, or any
-            other folder of images.
+        root: None for the embedded digits, an `.npz` file, a folder with CelebA in torchvision's layout, or
+            any other folder of images.
         size: height and width of the images.
         channels: 1 or 3.
         download: fetch CelebA into the folder `root` if it is not there.
@@ -28,7 +28,7 @@ def open_images(
     Raises:
         DataError: none of these, data that cannot be read, or settings that do not fit the data.
     """
-    source = _open(None if root is None else Path(root), size, channels, download, groups)
+    source = _open(None if root is None else Path(root).expanduser(), size, channels, download, groups)
     if groups is not None and not isinstance(source, ImageArchive):
         raise DataError(f"groups '{groups}' do not fit {source.where}: only an .npz file can have them")
     return source
@@ -41,6 +41,10 @@ def _open(root: Path | None, size: int, channels: int, download: bool, groups: s
         return EmbeddedDigits(size, channels)
     if download or looks_like_celeba(root):
         return CelebAFaces(root, size, channels, download=download)
+    if is_inside_celeba(root):
+        raise DataError(
+            f"{root} is the inside of CelebA: root should be the folder that holds it, as 'celeba'"
+        )
     if root.is_dir():
         return ImageFolder(root, size, channels)
     if not root.exists():

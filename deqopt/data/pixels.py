@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from deqopt.errors import DataError
@@ -17,7 +17,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, the weights PIL uses for grey
 
 
 class UnreadableImageError(DataError):
-    """An image file that cannot be decoded; its message stays one line when a `DataLoader` worker raises it."""
+    """An image that cannot be decoded; its message stays one line when a `DataLoader` worker raises it."""
 
     def __init__(self, message: str) -> None:
         # A DataLoader rebuilds a worker's exception from the whole printed traceback: keep the message in it.
@@ -31,7 +31,7 @@ def read_pixels(path: Path) -> NDArray[np.generic]:
         (H, W) for grey and (H, W, 3) for colour; uint8, or float32 in [0, 1] for images of 16 bits a pixel.
 
     Raises:
-        UnreadableImageError: a file that cannot be opened, is truncated, is not an image or has no known range.
+        UnreadableImageError: a file that cannot be opened, is truncated, is no image or has no known range.
     """
     try:
         with Image.open(path) as file:
@@ -44,7 +44,7 @@ def read_pixels(path: Path) -> NDArray[np.generic]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UnreadableImageError(f"{path} cannot be opened: {error.strerror}") from error
-        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         message = f"{path} is truncated or not an image{reason}: delete or replace it"
         raise UnreadableImageError(message) from error
 
@@ -90,7 +90,7 @@ def save_image(path: str | Path, image: Tensor) -> None:
         image: (1 or 3, H, W), floating point in [-1, 1]; what lies outside is clipped.
 
     Raises:
-        DataError: another suffix, shape or type, NaN or infinite pixels, or a place that cannot be written to.
+        DataError: another suffix, shape or type, NaN or infinite pixels, or a place that cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -107,8 +107,10 @@ def save_image(path: str | Path, image: Tensor) -> None:
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array[..., 0] if len(image) == 1 else array).save(temporary, format="PNG")
-        os.replace(temporary, path)
+        try:
+            Image.fromarray(array[..., 0] if len(image) == 1 else array).save(temporary, format="PNG")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error

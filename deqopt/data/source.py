@@ -17,21 +17,21 @@ class ImageSample(NamedTuple):
     """One image, (channels, size, size), float32 in [-1, 1], and its index in the source."""
 
     image: Tensor
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nothing here needs
 
 
 class ImageBatch(NamedTuple):
     """Images, (B, channels, size, size), float32 in [-1, 1], and their indices in the source, (B,) int64."""
 
     image: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
 
 
 class ImageSource(Dataset[ImageSample], ABC):
     """Square images in [-1, 1] with names and fixed splits.
 
-    A new source says how many images it has (`__len__`), what they are called (`name`) and what their pixels are
-    (`pixels`), and calls `super().__init__`; cropping, resizing, channels and splits come from here.
+    A new source says how many images it has (`__len__`), what they are called (`name`) and what their pixels
+    are (`pixels`), and calls `super().__init__`; cropping, resizing, channels and splits come from here.
 
     Args:
         where: what the images are read from, for messages.
@@ -67,7 +67,7 @@ class ImageSource(Dataset[ImageSample], ABC):
         return ImageSample(image, index)
 
     def splits(self, seed: int) -> Splits:
-        """Train, val and test: 80, 10 and 10 percent drawn by `seed` alone, unless the source has official ones.
+        """Train, val, test: 80, 10 and 10 percent drawn by `seed` alone, unless the source has official ones.
 
         Raises:
             DataError: too few images to give every split one.

@@ -58,6 +58,9 @@ class JointEvaluation:
     objective: Tensor
 
 
+# The least length, in units of x, of the step by which the residual of x is measured.
+MIN_PROBE = 1e-3
+
 Step = Callable[[Tensor, JointEvaluation], Tensor]
 
 
@@ -121,12 +124,14 @@ class JointSolver(ABC):
         mu_rows = layout.z.pack(z0, dtype).zero_() if mu0 is None else layout.z.pack(detach(mu0), dtype)
         w = torch.cat([layout.z.pack(z0, dtype), mu_rows, _feasible_start(layout, x0)], dim=1)
 
+        direct, gain = (scale.to(dtype) for scale in problem.input_scale(z0, layout.unpack(w)[2]))
+
         def evaluate(w: Tensor) -> JointEvaluation:
             z, mu, x = layout.unpack(w)
             evaluation = problem.evaluate(z, x, mu)
             image = torch.cat([layout.z.pack(evaluation.f, dtype), layout.z.pack(evaluation.g_z, dtype)], dim=1)
             g_x = layout.x.pack(evaluation.g_x, dtype)
-            return JointEvaluation(image, g_x, _residual(layout, w, image, g_x), evaluation.objective.to(dtype))
+            return JointEvaluation(image, g_x, _residual(layout, w, image, g_x, direct, gain), evaluation.objective.to(dtype))
 
         with torch.no_grad():
             outcome = iterate(
@@ -150,9 +155,15 @@ def _feasible_start(layout: JointLayout, x0: Tensor) -> Tensor:
     return start
 
 
-def _residual(layout: JointLayout, w: Tensor, image: Tensor, g_x: Tensor) -> Tensor:
-    """The largest of the relative residuals of z, mu and x; that of x is of the unit step ``Proj(x - g_x)``."""
+def _residual(layout: JointLayout, w: Tensor, image: Tensor, g_x: Tensor, direct: Tensor, gain: Tensor) -> Tensor:
+    """The largest of the relative residuals of z, mu and x.
+
+    Those of z and mu are relative to f and g_z. That of x is the projected gradient, relative to the size that g_x has
+    where its two terms do not cancel, ``|d_x J| + gain |mu|``: so it depends on the units of neither J nor x.
+    """
     z, mu, x = w.split(layout.widths, dim=1)
     f, g_z = image.split(layout.widths[:2], dim=1)
-    blocks = ((f, z), (g_z, mu), (layout.project(x - g_x), x))
-    return torch.stack([relative_residual(target, value) for target, value in blocks]).amax(0)
+    scale = (direct + gain * mu.norm(dim=1)).clamp_min(torch.finfo(w.dtype).tiny ** 0.5)
+    length = (x.norm(dim=1) + MIN_PROBE) / scale
+    moved = (x - layout.project(x - length[:, None] * g_x)).norm(dim=1)
+    return torch.stack([relative_residual(f, z), relative_residual(g_z, mu), moved / (length * scale)]).amax(0)

@@ -1,0 +1,5 @@
+"""Cells and heads that several tasks may use."""
+
+from deqopt.nn.multiscale import ImageHead, LatentInjection, MultiscaleCell, branch_shapes
+
+__all__ = ["ImageHead", "LatentInjection", "MultiscaleCell", "branch_shapes"]

@@ -1,0 +1,150 @@
+"""A multiscale equilibrium cell in the manner of MDEQ (Bai, Koltun, Kolter 2020), without coupling of samples.
+
+Branch i has ``channels[i]`` channels at ``resolution / 2**i``. All normalisation is GroupNorm, all convolutions are
+weight-normalised, so that the Jacobian's size is set by few scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from deqopt.errors import ProblemError
+
+Branches = tuple[Tensor, ...]
+
+
+def branch_shapes(channels: Sequence[int], resolution: int) -> list[tuple[int, int, int]]:
+    """Shapes (channels, height, width) of the branches.
+
+    Raises:
+        ProblemError: no channels, or a resolution that cannot be halved often enough.
+    """
+    if not channels or min(channels) < 1:
+        raise ProblemError(f"channels must be a list of positive numbers, one a branch, got {list(channels)}")
+    halvings = len(channels) - 1
+    if resolution < 2**halvings or resolution % 2**halvings:
+        raise ProblemError(
+            f"a cell of {len(channels)} branches halves its resolution {halvings} times, so it must be a multiple of "
+            f"{2**halvings}; got {resolution}"
+        )
+    return [(count, resolution >> i, resolution >> i) for i, count in enumerate(channels)]
+
+
+class MultiscaleCell(nn.Module):
+    """``f(z, injection)``: a residual block a branch, then every branch receives the sum of all, resampled.
+
+    Args:
+        channels: of the branches, finest first.
+        groups: of every GroupNorm, at most; a divisor of the channels is taken.
+    """
+
+    def __init__(self, channels: Sequence[int], groups: int = 8) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_ResidualBlock(count, groups) for count in channels)
+        self.fusions = nn.ModuleList(
+            nn.ModuleList(_resampling(channels[j], channels[i], j, i) for j in range(len(channels)))
+            for i in range(len(channels))
+        )
+        self.norms = nn.ModuleList(group_norm(count, groups) for count in channels)
+
+    def forward(self, z: Branches, injection: Branches) -> Branches:
+        """``z`` and ``injection`` are tuples of (B, channels, height, width), one a branch, and so is the result."""
+        h = [block(part, u) for block, part, u in zip(self.blocks, z, injection, strict=True)]
+        fused = []
+        for resamplings, norm in zip(self.fusions, self.norms, strict=True):
+            total = torch.stack([resample(part) for resample, part in zip(resamplings, h, strict=True)]).sum(0)
+            fused.append(norm(F.silu(total)))
+        return tuple(fused)
+
+
+class LatentInjection(nn.Module):
+    """A latent (B, latent) as one feature map a branch: learned projections to all of them."""
+
+    def __init__(self, latent: int, shapes: Sequence[tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.shapes = list(shapes)
+        self.projections = nn.ModuleList(nn.Linear(latent, c * h * w) for c, h, w in shapes)
+
+    def forward(self, x: Tensor) -> Branches:
+        return tuple(
+            projection(x).unflatten(1, shape) for projection, shape in zip(self.projections, self.shapes, strict=True)
+        )
+
+
+class ImageHead(nn.Module):
+    """The branches as an image in (-1, 1): resampled to the finest, mixed, and painted by a sub-pixel convolution.
+
+    Args:
+        channels: of the branches, finest first.
+        resolution: of the finest branch.
+        image_channels: of the image.
+        size: height and width of the image, a multiple of ``resolution``.
+
+    Raises:
+        ProblemError: ``size`` is not a multiple of ``resolution``.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], resolution: int, image_channels: int, size: int, groups: int = 8
+    ) -> None:
+        super().__init__()
+        if size % resolution:
+            raise ProblemError(f"the image size must be a multiple of the resolution {resolution}, got {size}")
+        factor = size // resolution
+        width = max(channels[0], image_channels * factor**2)
+        self.resolution = resolution
+        self.mix = weight_norm(nn.Conv2d(sum(channels), width, 1))
+        self.norm = group_norm(width, groups)
+        self.paint = nn.Conv2d(width, image_channels * factor**2, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(factor)
+
+    def forward(self, z: Branches) -> Tensor:
+        """(B, image_channels, size, size) in (-1, 1) of branches (B, channels, height, width)."""
+        h = torch.cat([z[0], *(_upsample(part, self.resolution) for part in z[1:])], dim=1)
+        return torch.tanh(self.shuffle(self.paint(F.silu(self.norm(self.mix(h))))))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.first = weight_norm(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+        self.first_norm = group_norm(channels, groups)
+        self.second = weight_norm(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+        self.second_norm = group_norm(channels, groups)
+
+    def forward(self, z: Tensor, u: Tensor) -> Tensor:
+        h = F.silu(self.first_norm(self.first(z)))
+        return self.second_norm(z + self.second(h) + u)
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """GroupNorm with the largest number of groups up to ``groups`` that divides the channels."""
+    return nn.GroupNorm(max(g for g in range(1, groups + 1) if channels % g == 0), channels)
+
+
+def _upsample(h: Tensor, size: int) -> Tensor:
+    return F.interpolate(h, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def _resampling(source: int, target: int, source_level: int, target_level: int) -> nn.Module:
+    """From branch ``source_level`` to ``target_level``: strided convolutions down, 1x1 and upsampling up."""
+    if source_level == target_level:
+        return nn.Identity()
+    if source_level > target_level:
+        scale = 2 ** (source_level - target_level)
+        return nn.Sequential(
+            weight_norm(nn.Conv2d(source, target, 1, bias=False)), nn.Upsample(scale_factor=scale, mode="nearest")
+        )
+    steps = target_level - source_level
+    widths = [source] * steps + [target]
+    return nn.Sequential(
+        *(
+            weight_norm(nn.Conv2d(widths[k], widths[k + 1], 3, stride=2, padding=1, bias=False))
+            for k in range(steps)
+        )
+    )
