@@ -1,10 +1,12 @@
 """The data module: what its loaders deliver, and how errors and images leave the program."""
 
+import pickle
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from deqopt.data import (
     EmbeddedDigits,
@@ -104,6 +106,22 @@ def test_only_training_drops_a_last_smaller_batch_and_never_its_only_one(
     assert len(indices(data.predict_dataloader())) == 50
 
 
+@pytest.mark.parametrize("devices", [1, 3, 5, 8, 40])
+def test_every_device_gets_a_batch_to_train_on(devices: int, tmp_path: Path) -> None:
+    data = module(grey_archive(tmp_path, 50), batch_size=8)
+    data.trainer = cast(Trainer, SimpleNamespace(world_size=devices))
+    loader = data.train_dataloader()
+    for rank in range(devices):
+        sampler: DistributedSampler[int] = DistributedSampler(loader.dataset, devices, rank)
+        assert list(BatchSampler(sampler, 8, loader.drop_last))
+
+
+def test_a_module_travels_to_spawned_processes_with_its_source(tmp_path: Path) -> None:
+    data = module(grey_archive(tmp_path, 50))
+    copy = pickle.loads(pickle.dumps(data))
+    assert copy.splits == data.splits and torch.equal(copy.source[7].image, data.source[7].image)
+
+
 def test_a_plain_loader_keeps_the_names_too() -> None:
     batch = next(iter(DataLoader(EmbeddedDigits(), batch_size=3)))
     assert batch.image.shape == (3, 1, 16, 16) and batch.index.tolist() == [0, 1, 2]
@@ -115,11 +133,14 @@ class Recorder(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.level = torch.nn.Parameter(torch.zeros(()))
-        self.seen: dict[str, list[int]] = {"fit": [], "predict": []}
+        self.seen: dict[str, list[int]] = {"fit": [], "validate": [], "predict": []}
 
     def training_step(self, batch: ImageBatch) -> Tensor:
         self.seen["fit"] += batch.index.tolist()
         return (batch.image - self.level).square().mean()
+
+    def validation_step(self, batch: ImageBatch) -> None:
+        self.seen["validate"] += batch.index.tolist()
 
     def predict_step(self, batch: ImageBatch) -> None:
         self.seen["predict"] += batch.index.tolist()
@@ -138,7 +159,7 @@ def trainer(tmp_path: Path) -> Trainer:
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of Lightning, with a newer torch
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.filterwarnings("ignore:.*predict_step.*none")
+@pytest.mark.filterwarnings("ignore:predict returned None")
 def test_lightning_fits_on_one_source_and_predicts_on_another(trainer: Trainer, tmp_path: Path) -> None:
     opened = []
 
@@ -154,6 +175,7 @@ def test_lightning_fits_on_one_source_and_predicts_on_another(trainer: Trainer, 
     assert model.seen["predict"] == [0, 1]
     assert opened == [2]
     trainer.fit(model, data)
+    assert model.seen["validate"][-len(data.splits.val) :] == data.splits.val
     assert sorted(model.seen["fit"]) == data.splits.train
     assert opened == [2, 50]
 
@@ -176,7 +198,7 @@ def test_a_batch_stays_a_batch_on_its_way_to_a_device(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"batch_size": 4, "workers": -1}], ids=str)
-def test_impossible_settings_are_reported_at_once(settings: dict[str, int]) -> None:
+def test_impossible_settings_are_reported_at_once(settings: dict[str, Any]) -> None:
     name = "workers" if "workers" in settings else "batch_size"
     with pytest.raises(DataError, match=rf"{name} is {settings[name]}: it should be \d .*or more"):
         ImageDataModule(EmbeddedDigits, **settings)
@@ -188,12 +210,12 @@ def test_a_broken_image_is_one_readable_line_even_from_a_worker(workers: int, tm
     for name in ("a.png", "b.png", "c.png"):
         noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / name)
-    content = (tmp_path / "b.png").read_bytes()
-    (tmp_path / "b.png").write_bytes(content[:500])
+    content = (tmp_path / "c.png").read_bytes()
+    (tmp_path / "c.png").write_bytes(content[:500])
     data = module(partial(ImageFolder, tmp_path, 8), stage="predict", workers=workers, batch_size=1)
     with pytest.raises(DataError) as caught:
         list(data.predict_dataloader())
-    path = re.escape(str(tmp_path / "b.png"))
+    path = re.escape(str(tmp_path / "c.png"))
     assert re.fullmatch(
         rf"{path} is truncated or not an image \(.*\): delete or replace it", str(caught.value)
     )

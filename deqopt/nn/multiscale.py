@@ -1,7 +1,9 @@
 """A multiscale equilibrium cell in the manner of MDEQ (Bai, Koltun, Kolter 2020), without coupling of samples.
 
 Branch i has ``channels[i]`` channels at ``resolution / 2**i``. All normalisation is GroupNorm, all convolutions are
-weight-normalised, so that the Jacobian's size is set by few scales.
+weight-normalised, so that the Jacobian's size is set by few scales. Unlike MDEQ's blocks these have no identity
+path from z to z: it keeps the Jacobian near the identity, where plain updates of z and mu hardly contract, and the same decoder
+trained with it reached a seven times larger error on digits.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def branch_shapes(channels: Sequence[int], resolution: int) -> list[tuple[int, i
 
 
 class MultiscaleCell(nn.Module):
-    """``f(z, injection)``: a residual block a branch, then every branch receives the sum of all, resampled.
+    """``f(z, injection)``: a block of two convolutions with the injection a branch, then every branch receives the sum of all, resampled.
 
     Args:
         channels: of the branches, finest first.
@@ -45,7 +47,7 @@ class MultiscaleCell(nn.Module):
 
     def __init__(self, channels: Sequence[int], groups: int = 8) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_ResidualBlock(count, groups) for count in channels)
+        self.blocks = nn.ModuleList(_InjectedBlock(count, groups) for count in channels)
         self.fusions = nn.ModuleList(
             nn.ModuleList(_resampling(channels[j], channels[i], j, i) for j in range(len(channels)))
             for i in range(len(channels))
@@ -109,7 +111,7 @@ class ImageHead(nn.Module):
         return torch.tanh(self.shuffle(self.paint(F.silu(self.norm(self.mix(h))))))
 
 
-class _ResidualBlock(nn.Module):
+class _InjectedBlock(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.first = weight_norm(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
@@ -119,7 +121,7 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, z: Tensor, u: Tensor) -> Tensor:
         h = F.silu(self.first_norm(self.first(z)))
-        return self.second_norm(z + self.second(h) + u)
+        return self.second_norm(self.second(h) + u)
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:

@@ -15,7 +15,7 @@ from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.feasible import FeasibleSet
 from deqopt.iteration import check_budget, iterate, relative_residual
-from deqopt.problem import JointProblem
+from deqopt.problem import Evaluation, JointProblem
 from deqopt.state import Layout, State, check_same_layout, detach, work_dtype
 
 
@@ -27,6 +27,11 @@ class JointLayout:
     x: Layout
     dtype: torch.dtype
     feasible: FeasibleSet
+
+    @classmethod
+    def of(cls, z: State, x: Tensor, feasible: FeasibleSet) -> JointLayout:
+        dtype = torch.promote_types(work_dtype(z), work_dtype(x))
+        return cls(Layout.of(z), Layout.of(x), dtype, feasible)
 
     @property
     def widths(self) -> list[int]:
@@ -117,21 +122,19 @@ class JointSolver(ABC):
             )
         z0, x0 = detach(z0), x0.detach()
         problem.check(z0, x0)
-        dtype = torch.promote_types(work_dtype(z0), work_dtype(x0))
-        layout = JointLayout(Layout.of(z0), Layout.of(x0), dtype, problem.feasible)
-        if mu0 is not None:
+        layout = JointLayout.of(z0, x0, problem.feasible)
+        x_rows = _feasible_start(layout, x0)
+        if mu0 is None:
+            mu_rows = x_rows.new_zeros(x_rows.shape[0], layout.z.width)
+        else:
             check_same_layout(mu0, z0, "mu0")
-        mu_rows = layout.z.pack(z0, dtype).zero_() if mu0 is None else layout.z.pack(detach(mu0), dtype)
-        w = torch.cat([layout.z.pack(z0, dtype), mu_rows, _feasible_start(layout, x0)], dim=1)
-
-        direct, gain = (scale.to(dtype) for scale in problem.input_scale(z0, layout.unpack(w)[2]))
+            mu_rows = layout.z.pack(detach(mu0), layout.dtype)
+        w = torch.cat([layout.z.pack(z0, layout.dtype), mu_rows, x_rows], dim=1)
+        scale = problem.input_scale(z0, layout.unpack(w)[2])
 
         def evaluate(w: Tensor) -> JointEvaluation:
             z, mu, x = layout.unpack(w)
-            evaluation = problem.evaluate(z, x, mu)
-            image = torch.cat([layout.z.pack(evaluation.f, dtype), layout.z.pack(evaluation.g_z, dtype)], dim=1)
-            g_x = layout.x.pack(evaluation.g_x, dtype)
-            return JointEvaluation(image, g_x, _residual(layout, w, image, g_x, direct, gain), evaluation.objective.to(dtype))
+            return measure(layout, w, problem.evaluate(z, x, mu), scale)
 
         with torch.no_grad():
             outcome = iterate(
@@ -155,15 +158,25 @@ def _feasible_start(layout: JointLayout, x0: Tensor) -> Tensor:
     return start
 
 
-def _residual(layout: JointLayout, w: Tensor, image: Tensor, g_x: Tensor, direct: Tensor, gain: Tensor) -> Tensor:
-    """The largest of the relative residuals of z, mu and x.
+def measure(layout: JointLayout, w: Tensor, evaluation: Evaluation, scale: tuple[Tensor, Tensor]) -> JointEvaluation:
+    """An evaluation at ``w = [z | mu | x]`` in rows, with its residual: the largest of those of z, mu and x.
 
     Those of z and mu are relative to f and g_z. That of x is the projected gradient, relative to the size that g_x has
-    where its two terms do not cancel, ``|d_x J| + gain |mu|``: so it depends on the units of neither J nor x.
+    where its two terms do not cancel, ``|d_x J| + gain |mu|`` with ``scale = (|d_x J|, gain)``: so it depends on the units
+    of neither J nor x.
     """
     z, mu, x = w.split(layout.widths, dim=1)
-    f, g_z = image.split(layout.widths[:2], dim=1)
-    scale = (direct + gain * mu.norm(dim=1)).clamp_min(torch.finfo(w.dtype).tiny ** 0.5)
-    length = (x.norm(dim=1) + MIN_PROBE) / scale
+    f = layout.z.pack(evaluation.f, layout.dtype)
+    g_z = layout.z.pack(evaluation.g_z, layout.dtype)
+    g_x = layout.x.pack(evaluation.g_x, layout.dtype)
+    direct, gain = (part.to(layout.dtype) for part in scale)
+    size = (direct + gain * mu.norm(dim=1)).clamp_min(torch.finfo(layout.dtype).tiny ** 0.5)
+    length = (x.norm(dim=1) + MIN_PROBE) / size
     moved = (x - layout.project(x - length[:, None] * g_x)).norm(dim=1)
-    return torch.stack([relative_residual(f, z), relative_residual(g_z, mu), moved / (length * scale)]).amax(0)
+    residuals = relative_residual(f, z), relative_residual(g_z, mu), moved / (length * size)
+    return JointEvaluation(
+        image=torch.cat([f, g_z], dim=1),
+        g_x=g_x,
+        residual=torch.stack(residuals).amax(0),
+        objective=evaluation.objective.to(layout.dtype),
+    )

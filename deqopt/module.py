@@ -1,0 +1,227 @@
+"""JointModule: the one LightningModule. batch -> problem -> solve -> equilibrium -> loss, one way."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torchmetrics import MetricCollection
+
+from deqopt.adjoints import Adjoint, Envelope
+from deqopt.batch import finite_samples, pick, size_of
+from deqopt.equilibrium import Equilibrium
+from deqopt.errors import NonFiniteError, ProblemError
+from deqopt.optimization import Optimization
+from deqopt.problem import JointProblem
+from deqopt.regularizers import Regularizer
+from deqopt.solvers import JointSolver, Tracking, solve_exactly
+from deqopt.spec import NotPlainError, spec
+from deqopt.task import Task
+
+
+class JointModule(LightningModule):
+    """Trains and runs a task: solves its joint problem on every batch and differentiates the outer loss.
+
+    Validation and testing solve z (and mu) exactly for the returned x first, so that what they report is feasible.
+
+    Args:
+        task: what is solved and learned.
+        solver: how (z, x, mu) is found.
+        adjoint: how gradients reach theta.
+        regularizers: penalties added to the loss, such as the Jacobian penalty.
+        optimization: optimiser and schedule of theta.
+        compile: compile the task's ``cell`` with torch.compile.
+
+    Raises:
+        ProblemError: ``compile`` is asked for and the task has no module named ``cell``.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        solver: JointSolver | None = None,
+        adjoint: Adjoint | None = None,
+        regularizers: Sequence[Regularizer] | None = None,
+        optimization: Optimization | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.solver = solver or Tracking()
+        self.adjoint = adjoint or Envelope()
+        self.regularizers = tuple(regularizers or ())
+        self.optimization = optimization or Optimization()
+        self.stages = nn.ModuleDict(
+            {stage: MetricCollection(dict(task.metrics()), prefix=f"{stage}/") for stage in ("train", "val", "test")}
+        )
+        if compile:
+            self._compile_cell()
+        self._describe(compile)
+        self._batch_started = 0.0
+
+    # -- the solve ------------------------------------------------------------------------------------------------
+
+    def solve(self, batch: Any, adjoint: Adjoint | None = None, record: bool = False) -> tuple[JointProblem, Equilibrium]:
+        """The joint problem of a batch and its solution from the task's start.
+
+        Raises:
+            NonFiniteError: a sample is NaN or infinite before the first step although the batch is finite.
+        """
+        problem = self.task.problem(batch)
+        z0, x0 = self.task.start(batch)
+        visits = max((one.visits for one in self.regularizers), default=0) if adjoint is not None else 0
+        equilibrium = self.solver.solve(problem, z0, x0, adjoint=adjoint, record=record, visits=visits)
+        lost = int((~equilibrium.usable).sum())
+        if lost:
+            raise NonFiniteError(
+                f"{lost} of {lost + int(equilibrium.usable.sum())} samples are NaN or infinite at their start although the "
+                f"data is finite, at training step {self.global_step}: the weights have diverged. Lower "
+                "optimization.lr, clip gradients (trainer.gradient_clip_val), or raise the Jacobian penalty"
+            )
+        return problem, equilibrium
+
+    def forward(self, batch: Any) -> Equilibrium:
+        """The solution for a batch, without gradients to theta."""
+        with torch.enable_grad(), parametrize.cached():
+            return self.solve(batch)[1]
+
+    # -- the steps ------------------------------------------------------------------------------------------------
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        keep = finite_samples(batch)
+        if bool(keep.all()):
+            return batch
+        lost = int((~keep).sum())
+        stage = self.trainer.state.stage
+        if lost == len(keep):
+            raise NonFiniteError(
+                f"every sample of a batch ({lost}) holds NaN or infinite values, in {stage or 'fit'} at training step "
+                f"{self.global_step}: check the data that the task loads"
+            )
+        warnings.warn(f"{lost} of {len(keep)} samples of a batch hold NaN or infinite values and were left out", stacklevel=2)
+        return pick(batch, keep)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._batch_started = time.perf_counter()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with parametrize.cached():
+            problem, equilibrium = self.solve(batch, self.adjoint)
+            objective_loss = self.task.loss(equilibrium, batch).mean()
+            loss = objective_loss
+            for regularizer in self.regularizers:
+                penalty = regularizer.penalty(problem, equilibrium)
+                loss = loss + regularizer.weight * penalty
+                self._log("train", regularizer.name, penalty, batch)
+            self._log_solve("train", equilibrium, batch)
+            self._log("train", "loss", objective_loss, batch)
+            if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+                self._update_metrics("train", equilibrium, batch)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        elapsed = time.perf_counter() - self._batch_started
+        self._log("train", "samples_per_second", self.trainer.world_size * size_of(batch) / elapsed, batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Equilibrium]:
+        return self._evaluation_step("val", batch, record=batch_idx == 0)
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Equilibrium]:
+        return self._evaluation_step("test", batch, record=batch_idx == 0)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Equilibrium]:
+        with torch.enable_grad(), parametrize.cached():
+            problem, equilibrium = self.solve(batch)
+            return {"equilibrium": solve_exactly(problem, equilibrium)}
+
+    def _evaluation_step(self, stage: str, batch: Any, record: bool) -> dict[str, Equilibrium]:
+        with torch.enable_grad(), parametrize.cached():
+            problem, solved = self.solve(batch, record=record)
+            exact = solve_exactly(problem, solved)
+            with torch.no_grad():
+                self._log(stage, "loss", self.task.loss(exact, batch).mean(), batch)
+                self._log_solve(stage, exact, batch)
+                self._update_metrics(stage, exact, batch)
+        return {"equilibrium": exact, "solved": solved}
+
+    # -- configuration --------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimization.optimizer(self.task.parameters())
+        scheduler = self.optimization.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        return self.task.callbacks()
+
+    def _compile_cell(self) -> None:
+        cell = getattr(self.task, "cell", None)
+        if not isinstance(cell, nn.Module):
+            raise ProblemError(
+                f"compile needs a module named 'cell' in the task, and {type(self.task).__name__} has none: name it so, or leave compile off"
+            )
+        cell.compile()
+
+    def _describe(self, compile: bool) -> None:
+        """Write into the hyper-parameters what a checkpoint needs to make this module again; plain data only."""
+        parts = {
+            "task": self.task,
+            "solver": self.solver,
+            "adjoint": self.adjoint,
+            "regularizers": self.regularizers,
+            "optimization": self.optimization,
+            "compile": compile,
+        }
+        try:
+            described = {name: spec(part) for name, part in parts.items()}
+        except NotPlainError:
+            return
+        described["optimization"] = described["optimization"]["init_args"]
+        self.save_hyperparameters({**described, "_instantiator": "lightning.pytorch.cli.instantiate_module"})
+
+    # -- logging --------------------------------------------------------------------------------------------------
+
+    def _log(self, stage: str, name: str, value: Tensor | float, batch: Any, prog_bar: bool = False) -> None:
+        self.log(
+            f"{stage}/{name}",
+            value,
+            batch_size=size_of(batch),
+            prog_bar=prog_bar,
+            on_step=stage == "train",
+            on_epoch=stage != "train",
+            sync_dist=stage != "train",
+        )
+
+    def _log_solve(self, stage: str, equilibrium: Equilibrium, batch: Any) -> None:
+        figures = {
+            "objective": equilibrium.objective.detach(),
+            "residual": equilibrium.residual,
+            "nfe": equilibrium.nfe,
+            "converged": equilibrium.converged,
+        }
+        for name, values in figures.items():
+            self._log(stage, name, values.float().mean(), batch, prog_bar=name != "converged")
+
+    def _update_metrics(self, stage: str, equilibrium: Equilibrium, batch: Any) -> None:
+        metrics = self.stages[stage]
+        assert isinstance(metrics, MetricCollection)
+        if not len(metrics):
+            return
+        with torch.no_grad():
+            prediction, target = self.task.outcome(equilibrium, batch)
+            prediction, target = prediction.float(), target.float() if target.is_floating_point() else target
+            if stage == "train":
+                self.log_dict(metrics(prediction, target), batch_size=size_of(batch))
+                metrics.reset()
+            else:
+                metrics.update(prediction, target)
+                self.log_dict(metrics, batch_size=size_of(batch))

@@ -1,0 +1,67 @@
+"""Optimiser and learning-rate schedule of theta, as one plain configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+
+from deqopt.errors import ProblemError
+
+
+class Schedule(Enum):
+    """How the learning rate changes over the training steps."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    ONE_CYCLE = "one_cycle"
+
+
+class Algorithm(Enum):
+    """The optimisers of torch.optim that can be named."""
+
+    ADAM = "Adam"
+    ADAMW = "AdamW"
+    SGD = "SGD"
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How theta is trained.
+
+    Args:
+        algorithm: ADAM, ADAMW or SGD (with momentum 0.9).
+        lr: learning rate, the highest that the schedule reaches.
+        weight_decay: of the algorithm.
+        schedule: CONSTANT; COSINE, from ``lr`` to 0; ONE_CYCLE, up to ``lr`` in the first 30% and down to 0.
+    """
+
+    algorithm: Algorithm = Algorithm.ADAM
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Schedule = Schedule.COSINE
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or not self.weight_decay >= 0:
+            raise ProblemError(
+                f"Optimization: lr must be larger than 0 and weight_decay 0 or larger, got {self.lr} and {self.weight_decay}"
+            )
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        if self.algorithm is Algorithm.SGD:
+            return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
+        kind = torch.optim.AdamW if self.algorithm is Algorithm.ADAMW else torch.optim.Adam
+        return kind(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+    def scheduler(self, optimizer: Optimizer, steps: int) -> LRScheduler | None:
+        """The schedule over ``steps`` training steps, to be stepped after each of them."""
+        if self.schedule is Schedule.COSINE:
+            return CosineAnnealingLR(optimizer, T_max=max(steps, 1))
+        if self.schedule is Schedule.ONE_CYCLE:
+            return OneCycleLR(optimizer, max_lr=self.lr, total_steps=max(steps, 1))
+        return None

@@ -1,0 +1,57 @@
+"""Jacobian penalty (Bai, Koltun, Kolter: Stabilizing equilibrium models by Jacobian regularization, 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from deqopt.equilibrium import Equilibrium
+from deqopt.errors import ProblemError
+from deqopt.problem import JointProblem
+from deqopt.regularizers.base import Regularizer
+from deqopt.state import State, tensors_of
+
+
+@dataclass(frozen=True)
+class JacobianPenalty(Regularizer):
+    """Hutchinson's estimate of ``|d_z f|_F^2 / dim z``: the mean of ``|(d_z f)^T v|^2 / dim z`` over Gaussian v.
+
+    A small value makes f contract, so that z and mu are found by few evaluations.
+
+    Args:
+        weight: of the penalty in the loss.
+        probes: Gaussian vectors v a point.
+        visits: at how many random iterates of the trajectory it is taken besides the equilibrium.
+    """
+
+    name: ClassVar[str] = "jacobian"
+    weight: float = 1.0
+    probes: int = 1
+    visits: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0 or self.probes < 1 or self.visits < 0:
+            raise ProblemError(
+                "JacobianPenalty: weight must be 0 or larger, probes at least 1, visits at least 0; "
+                f"got {self.weight}, {self.probes}, {self.visits}"
+            )
+
+    def penalty(self, problem: JointProblem, equilibrium: Equilibrium) -> Tensor:
+        points = ((equilibrium.z, equilibrium.x), *equilibrium.visited)
+        usable = equilibrium.usable
+        return torch.stack([self._at(problem, z, x, usable) for z, x in points]).mean()
+
+    def _at(self, problem: JointProblem, z: State, x: Tensor, usable: Tensor) -> Tensor:
+        z_parts = tuple(part.detach().requires_grad_() for part in tensors_of(z))
+        f = problem.f(z_parts[0] if isinstance(z, Tensor) else z_parts, x.detach())
+        f_parts = tensors_of(f)
+        size = sum(part[0].numel() for part in f_parts)
+        total = x.new_zeros(x.shape[0])
+        for _ in range(self.probes):
+            v = [torch.randn_like(part) for part in f_parts]
+            pulled = torch.autograd.grad(f_parts, z_parts, v, create_graph=True, allow_unused=True, materialize_grads=True)
+            total = total + torch.stack([part.float().square().flatten(1).sum(1) for part in pulled]).sum(0)
+        return total[usable].sum() / (self.probes * size * max(int(usable.sum()), 1))

@@ -1,0 +1,77 @@
+"""Task: the class that people subclass. It says what is optimised on a batch, and what is learned from the result."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from deqopt.equilibrium import Equilibrium
+from deqopt.problem import JointProblem
+from deqopt.state import State
+
+
+class Task(nn.Module, ABC):
+    """An application of the joint problem: its data, its networks, its losses.
+
+    A subclass is a module: it holds the networks whose parameters are theta. ``datamodule``, ``start`` and ``problem``
+    must be given; the rest has defaults. Arguments of ``__init__`` should be plain values (numbers, strings, lists):
+    they become options of the command line, and a checkpoint rebuilds the task from them.
+
+    Example:
+        See "A task of your own" in the README.
+    """
+
+    init_args: dict[str, Any]
+    """The arguments that the task was made with: what a checkpoint needs to make it again."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Task:
+        task = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind(task, *args, **kwargs)
+        bound.apply_defaults()
+        given = dict(list(bound.arguments.items())[1:])
+        task.__dict__["init_args"] = given
+        return task
+
+    @abstractmethod
+    def datamodule(self) -> LightningDataModule:
+        """The data: loaders for fit, validate, test and predict."""
+
+    @abstractmethod
+    def start(self, batch: Any) -> tuple[State, Tensor]:
+        """``(z0, x0)`` from which the solve of this batch starts: (B, *state), or a tuple of such, and (B, *input)."""
+
+    @abstractmethod
+    def problem(self, batch: Any) -> JointProblem:
+        """The joint problem of this batch."""
+
+    def loss(self, equilibrium: Equilibrium, batch: Any) -> Tensor:
+        """(B,) the outer loss a sample. By default the inner objective, whose gradient is the envelope's."""
+        return equilibrium.objective
+
+    def metrics(self) -> Mapping[str, Metric]:
+        """New metrics by name, updated with :meth:`outcome`. By default none."""
+        return {}
+
+    def outcome(self, equilibrium: Equilibrium, batch: Any) -> tuple[Tensor, Tensor]:
+        """Prediction and target for :meth:`metrics`, batch first. Needed where there are metrics."""
+        raise NotImplementedError(f"{type(self).__name__} has metrics, so it must define outcome()")
+
+    def figures(self, equilibrium: Equilibrium, batch: Any) -> Mapping[str, Figure]:
+        """Pictures of a solved batch by file name (without suffix). By default none."""
+        return {}
+
+    def callbacks(self) -> list[Callback]:
+        """Lightning callbacks that belong to this task. By default none."""
+        return []
+
+    def write_predictions(self, equilibrium: Equilibrium, batch: Any, directory: Path) -> list[Path]:
+        """Write what ``deqopt predict`` leaves behind for a batch; returns the files written."""
+        raise NotImplementedError(f"{type(self).__name__} does not define write_predictions(), which predict needs")
