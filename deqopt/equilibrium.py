@@ -48,7 +48,7 @@ class Equilibrium:
 
     def report(self) -> str:
         """How many samples ended how, with advice: one line for each status that occurs."""
-        statuses = [Status(int(value)) for value in self.status]
+        statuses = [Status.of(value) for value in self.status]
         return "\n".join(
             f"{statuses.count(status)} of {len(statuses)} {status.name.lower()}: {status.message}"
             for status in sorted(set(statuses))

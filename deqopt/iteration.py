@@ -23,7 +23,10 @@ class Status(IntEnum):
     message: str
 
     CONVERGED = 0, "the residual is below the tolerance"
-    OUT_OF_BUDGET = 1, "the budget ended before the tolerance was reached: raise max_nfe or tol if the residual is too large"
+    OUT_OF_BUDGET = (
+        1,
+        "the budget ended before the tolerance was reached: raise max_nfe or tol if the residual is too large",
+    )
     DIVERGED = (
         2,
         "the iterates grew without bound; the best one before is returned: use a smaller step size, "
@@ -36,6 +39,11 @@ class Status(IntEnum):
         member._value_ = value
         member.message = message
         return member
+
+    @classmethod
+    def of(cls, value: Tensor | int) -> Status:
+        """The status that an entry of ``eq.status`` stands for."""
+        return next(member for member in cls if member == int(value))
 
 
 class Measured(Protocol):

@@ -59,7 +59,10 @@ class JointModule(LightningModule):
         self.regularizers = tuple(regularizers or ())
         self.optimization = optimization or Optimization()
         self.stages = nn.ModuleDict(
-            {stage: MetricCollection(dict(task.metrics()), prefix=f"{stage}/") for stage in ("train", "val", "test")}
+            {
+                _metrics_name(stage): MetricCollection(dict(task.metrics()), prefix=f"{stage}/")
+                for stage in ("train", "val", "test")
+            }
         )
         if compile:
             self._compile_cell()
@@ -68,7 +71,9 @@ class JointModule(LightningModule):
 
     # -- the solve ------------------------------------------------------------------------------------------------
 
-    def solve(self, batch: Any, adjoint: Adjoint | None = None, record: bool = False) -> tuple[JointProblem, Equilibrium]:
+    def solve(
+        self, batch: Any, adjoint: Adjoint | None = None, record: bool = False
+    ) -> tuple[JointProblem, Equilibrium]:
         """The joint problem of a batch and its solution from the task's start.
 
         Raises:
@@ -81,8 +86,8 @@ class JointModule(LightningModule):
         lost = int((~equilibrium.usable).sum())
         if lost:
             raise NonFiniteError(
-                f"{lost} of {lost + int(equilibrium.usable.sum())} samples are NaN or infinite at their start although the "
-                f"data is finite, at training step {self.global_step}: the weights have diverged. Lower "
+                f"{lost} of {len(equilibrium.usable)} samples are NaN or infinite at their start although the data is "
+                f"finite, at training step {self.global_step}: the weights have diverged. Lower "
                 "optimization.lr, clip gradients (trainer.gradient_clip_val), or raise the Jacobian penalty"
             )
         return problem, equilibrium
@@ -105,7 +110,10 @@ class JointModule(LightningModule):
                 f"every sample of a batch ({lost}) holds NaN or infinite values, in {stage or 'fit'} at training step "
                 f"{self.global_step}: check the data that the task loads"
             )
-        warnings.warn(f"{lost} of {len(keep)} samples of a batch hold NaN or infinite values and were left out", stacklevel=2)
+        warnings.warn(
+            f"{lost} of {len(keep)} samples of a batch hold NaN or infinite values and were left out",
+            stacklevel=2,
+        )
         return pick(batch, keep)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -122,7 +130,7 @@ class JointModule(LightningModule):
                 self._log("train", regularizer.name, penalty, batch)
             self._log_solve("train", equilibrium, batch)
             self._log("train", "loss", objective_loss, batch)
-            if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                 self._update_metrics("train", equilibrium, batch)
         return loss
 
@@ -167,7 +175,8 @@ class JointModule(LightningModule):
         cell = getattr(self.task, "cell", None)
         if not isinstance(cell, nn.Module):
             raise ProblemError(
-                f"compile needs a module named 'cell' in the task, and {type(self.task).__name__} has none: name it so, or leave compile off"
+                f"compile needs a module named 'cell' in the task, and {type(self.task).__name__} has none: "
+                "name it so, or leave compile off"
             )
         cell.compile()
 
@@ -212,7 +221,7 @@ class JointModule(LightningModule):
             self._log(stage, name, values.float().mean(), batch, prog_bar=name != "converged")
 
     def _update_metrics(self, stage: str, equilibrium: Equilibrium, batch: Any) -> None:
-        metrics = self.stages[stage]
+        metrics = self.stages[_metrics_name(stage)]
         assert isinstance(metrics, MetricCollection)
         if not len(metrics):
             return
@@ -225,3 +234,7 @@ class JointModule(LightningModule):
             else:
                 metrics.update(prediction, target)
                 self.log_dict(metrics, batch_size=size_of(batch))
+
+
+def _metrics_name(stage: str) -> str:
+    return f"{stage}_metrics"

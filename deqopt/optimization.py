@@ -49,7 +49,8 @@ class Optimization:
     def __post_init__(self) -> None:
         if not self.lr > 0 or not self.weight_decay >= 0:
             raise ProblemError(
-                f"Optimization: lr must be larger than 0 and weight_decay 0 or larger, got {self.lr} and {self.weight_decay}"
+                "Optimization: lr must be larger than 0 and weight_decay 0 or larger, "
+                f"got {self.lr} and {self.weight_decay}"
             )
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:

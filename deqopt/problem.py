@@ -65,7 +65,7 @@ class JointProblem:
         """``f(z, x)``."""
         return self.cell(z, x) if self.data is None else self.cell(z, x, self.data)
 
-    def J(self, z: State, x: Tensor) -> Tensor:  # noqa: N802
+    def J(self, z: State, x: Tensor) -> Tensor:
         """``J(z, x)``, (B,)."""
         return self.objective(z, x) if self.data is None else self.objective(z, x, self.data)
 
@@ -145,9 +145,7 @@ def _gradient(value: Tensor | int, x: Tensor, retain_graph: bool = False) -> Ten
     """d value / d x, zero where value does not reach x."""
     if not isinstance(value, Tensor) or not value.requires_grad:
         return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(
-        value, x, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
-    )
+    (gradient,) = torch.autograd.grad(value, x, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
     return gradient
 
 

@@ -129,7 +129,10 @@ def plugins(group: Group) -> dict[str, Plugin]:
         by_project = found.setdefault(point.name, {})
         if all(plugin.target != other.target for other in by_project.values()):
             by_project.setdefault(re.sub(r"[-_.]+", "-", project).lower(), plugin)
-    claims = {name: sorted(claim.values(), key=str) for name, claim in sorted(found.items())}
+    claims = {
+        name: sorted(by_project.values(), key=lambda plugin: plugin.distribution)
+        for name, by_project in sorted(found.items())
+    }
     return {name: replace(first, rivals=tuple(others)) for name, (first, *others) in claims.items()}
 
 
@@ -167,8 +170,8 @@ def expand_names(arguments: Sequence[str], option: str, group: Group) -> list[st
     """Command-line arguments with the plugin names given to ``option`` replaced by class paths.
 
     With ``option`` ``--task`` these are understood: ``--task X``, ``--task=X``, ``--task.help X`` and
-    ``--task.help=X``. Values with a dot (class paths, files) or a brace (inline configurations) are left as they are. Raises
-    PluginError where a name is unknown or ambiguous.
+    ``--task.help=X``. Values with a dot (class paths, files) or a brace (inline configurations) are left as they
+    are. Raises PluginError where a name is unknown or ambiguous.
     """
     spellings = (option, f"{option}.help")
     expanded: list[str] = []
@@ -231,9 +234,7 @@ def _source_file(module: str) -> Path:
         raise ModuleNotFoundError(f"no module named {top}")
     if below:
         bases = [Path(folder, *below) for folder in specification.submodule_search_locations or ()]
-        candidates = [
-            file for base in bases for file in (base / "__init__.py", base.parent / f"{base.name}.py")
-        ]
+        candidates = [file for base in bases for file in (base / "__init__.py", base.parent / f"{base.name}.py")]
     else:
         candidates = [Path(specification.origin)] if specification.origin else []
     for file in candidates:

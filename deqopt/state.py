@@ -72,7 +72,9 @@ def check_same_layout(returned: State, expected: State, what: str) -> None:
         raise ProblemError(f"{what} returned {_describe(returned)} for a state that is {_describe(expected)}")
     got, want = tensors_of(returned), tensors_of(expected)
     if [part.shape for part in got] != [part.shape for part in want]:
-        raise ProblemError(f"{what} must keep the shape of z: it got {_describe(expected)}, returned {_describe(returned)}")
+        raise ProblemError(
+            f"{what} must keep the shape of z: it got {_describe(expected)}, returned {_describe(returned)}"
+        )
     if [part.device for part in got] != [part.device for part in want]:
         raise ProblemError(
             f"{what} must stay on the device of z ({want[0].device}), but returned a tensor on {got[0].device}"

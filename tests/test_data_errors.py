@@ -242,9 +242,7 @@ def test_bad_roots_and_settings(case: str, tmp_path: Path) -> None:
     one_line_error(lambda: action(tmp_path), pattern)
 
 
-def test_a_failed_download_says_why_and_what_else_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_says_why_and_what_else_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = pytest.importorskip("torchvision.datasets.celeba", exc_type=ImportError)
 
     def refuse(*settings: object, **more: object) -> None:

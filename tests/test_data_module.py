@@ -94,9 +94,7 @@ def test_training_is_reshuffled_every_epoch_and_repeats_with_the_global_seed(tmp
     assert two_epochs() == (first, second)
 
 
-@pytest.mark.parametrize(
-    "batch_size, delivered", [(7, 35), (8, 40), (39, 39), (40, 40), (41, 40), (1000, 40)]
-)
+@pytest.mark.parametrize("batch_size, delivered", [(7, 35), (8, 40), (39, 39), (40, 40), (41, 40), (1000, 40)])
 def test_only_training_drops_a_last_smaller_batch_and_never_its_only_one(
     batch_size: int, delivered: int, tmp_path: Path
 ) -> None:
@@ -152,9 +150,7 @@ class Recorder(LightningModule):
 @pytest.fixture
 def trainer(tmp_path: Path) -> Trainer:
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(
-        accelerator="cpu", max_epochs=1, enable_model_summary=False, default_root_dir=tmp_path, **quiet
-    )
+    return Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, default_root_dir=tmp_path, **quiet)
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of Lightning, with a newer torch
@@ -216,9 +212,7 @@ def test_a_broken_image_is_one_readable_line_even_from_a_worker(workers: int, tm
     with pytest.raises(DataError) as caught:
         list(data.predict_dataloader())
     path = re.escape(str(tmp_path / "c.png"))
-    assert re.fullmatch(
-        rf"{path} is truncated or not an image \(.*\): delete or replace it", str(caught.value)
-    )
+    assert re.fullmatch(rf"{path} is truncated or not an image \(.*\): delete or replace it", str(caught.value))
 
 
 # Writing

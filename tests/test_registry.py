@@ -145,19 +145,15 @@ def test_a_distribution_without_metadata_still_offers_its_plugins(site: Site) ->
     ids=["find", "load", "expand_names", "expand_config"],
 )
 def test_an_ambiguous_name_cannot_be_used_but_by_its_class_path(
-    site: Site, group: Group, use: Callable[[Group], object]
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: Group, use: Callable[[Group], object]
 ) -> None:
     site.install("one", {"mine": "fake_one:Task", "other": "fake_one:Other"}, group=group)
-    site.install("two", {"mine": "fake_two:Task"}, group=group, version="2.0")
+    Site(tmp_path / "earlier").install("two", {"mine": "fake_two:Task"}, group=group, version="2.0")
+    monkeypatch.syspath_prepend(tmp_path / "earlier")
     site.write("fake_one.py", "class Task: ...\nclass Other: ...")
     message = message_of(lambda: use(group))
     assert message.startswith(f"{group.singular} 'mine' is ambiguous")
-    assert all(
-        part in message for part in ("one 1.0 (fake_one.Task)", "two 2.0 (fake_two.Task)", "class path")
-    )
-    assert {tuple(row.split())[0::4] for row in map(str.strip, listing(group).splitlines())} >= {
-        ("mine",)
-    } or True
+    assert "one 1.0 (fake_one.Task) and two 2.0 (fake_two.Task): give the class path" in message
     assert find(group, "other").load().__name__ == "Other"
     assert expand_names(["--it", "fake_two.Task"], "--it", group) == ["--it", "fake_two.Task"]
 
@@ -166,9 +162,7 @@ def test_an_ambiguous_name_cannot_be_used_but_by_its_class_path(
 
 
 def test_listing_is_an_aligned_table_with_broken_and_ambiguous_plugins(site: Site) -> None:
-    site.install(
-        "one", {"mine": "fake_one:Task", "a-long-name": "fake_broken:Task", "gone": "fake_gone:Task"}
-    )
+    site.install("one", {"mine": "fake_one:Task", "a-long-name": "fake_broken:Task", "gone": "fake_gone:Task"})
     site.install("two", {"mine": "fake_two:Task"}, version="2.0rc1")
     site.write("fake_one.py", 'class Task:\n    """Short."""')
     site.write("fake_two.py", 'class Task:\n    """Rather longer."""')
@@ -213,15 +207,9 @@ def test_nothing_is_imported_before_a_plugin_is_chosen_and_then_only_that_one(si
 SOURCES: dict[str, tuple[str | bytes, str]] = {
     "first line only": ('class Task:\n    """\n    First.\n\n    Second.\n    """', "First."),
     "class before module": ('"""Module."""\nclass Task:\n    "Class."', "Class."),
-    "defined elsewhere": (
-        '"""Module.\n\nMore."""\nfrom a import Task\nclass Other:\n    "Wrong."',
-        "Module.",
-    ),
+    "defined elsewhere": ('"""Module.\n\nB."""\nfrom a import Task\nclass Other:\n    "Wrong."', "Module."),
     "in a condition": ('if True:\n    class Task:\n        "Conditional."', "Conditional."),
-    "not the nested one": (
-        'class A:\n    class Task:\n        "Inner."\nclass Task:\n    "Outer."',
-        "Outer.",
-    ),
+    "not a nested one": ('class A:\n  class Task:\n    "Inner."\nclass Task:\n  "Outer."', "Outer."),
     "no docstring": ('"""Module."""\nclass Task: ...', "(no description)"),
     "empty docstring": ('class Task:\n    "  "', "(no description)"),
     "encoding": ('# coding: latin-1\nclass Task:\n "Zoë."'.encode("latin-1"), "Zoë."),
@@ -247,7 +235,7 @@ LOCATIONS = {
     "package": ("fake/__init__.py", "fake:Task", "Found."),
     "subpackage": ("fake/sub/__init__.py", "fake.sub:Task", "Found."),
     "namespace package": ("fake/sub/leaf.py", "fake.sub.leaf:Task", "Found."),
-    "inner class": ("fake.py", "fake:Task.Inner", "Inside."),
+    "inner class": ("fake.py", "fake:Task.Task", "Inside."),
     "missing": ("fake.py", "fake_gone.sub:Task", "(cannot be read: no module named fake_gone)"),
     "missing below": ("fake/__init__.py", "fake.gone:Task", "(cannot be read: no source of fake.gone)"),
     "below a module": ("fake.py", "fake.sub:Task", "(cannot be read: no source of fake.sub)"),
@@ -259,11 +247,9 @@ LOCATIONS = {
 
 
 @pytest.mark.parametrize(("path", "target", "expected"), LOCATIONS.values(), ids=LOCATIONS)
-def test_summary_finds_the_source_wherever_the_module_lives(
-    site: Site, path: str, target: str, expected: str
-) -> None:
+def test_summary_finds_the_source_wherever_the_module_lives(site: Site, path: str, target: str, expected: str) -> None:
     site.install("dist", {"mine": target})
-    site.write(path, 'class Task:\n    "Found."\n    class Inner:\n        "Inside."')
+    site.write(path, 'class Task:\n    "Found."\n    class Task:\n        "Inside."')
     assert plugins(Group.TASKS)["mine"].summary == expected
     assert "fake" not in sys.modules
 
@@ -334,18 +320,14 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_name_is_told_the_nearest_and_all_known(site: Site, group: Group, name: str) -> None:
-    site.install(
-        "dist", {"cifar": "fake:Cifar", "Tracking": "fake:Tracking", "celeba": "fake:CelebA"}, group=group
-    )
+    site.install("dist", {"cifar": "fake:Cifar", "Tracking": "fake:Tracking", "celeba": "fake:CelebA"}, group=group)
     expected = UNKNOWN[name].format(kind=group.singular)
     assert message_of(lambda: find(group, name)) == expected
     assert message_of(lambda: expand_names([f"--it={name}"], "--it", group)) == expected
     assert message_of(lambda: expand_config({"fit": {"it": {"class_path": name}}}, "it", group)) == expected
 
 
-def test_a_name_where_nothing_is_installed_is_told_how_plugins_are_registered(
-    site: Site, group: Group
-) -> None:
+def test_a_name_where_nothing_is_installed_is_told_how_plugins_are_registered(site: Site, group: Group) -> None:
     message = message_of(lambda: find(group, "celeba"))
     assert message.startswith(f"unknown {group.singular} 'celeba': no {group.plural} are installed")
     assert group.value in message and "did you mean" not in message
@@ -382,9 +364,7 @@ def two_names(site: Site, group: Group) -> Group:
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("form", COMMAND_FORMS)
 @pytest.mark.parametrize("around", SURROUNDINGS)
-def test_names_on_the_command_line_become_class_paths(
-    two_names: Group, value: str, form: str, around: str
-) -> None:
+def test_names_on_the_command_line_become_class_paths(two_names: Group, value: str, form: str, around: str) -> None:
     before, after = SURROUNDINGS[around]
     write = COMMAND_FORMS[form]
     arguments = [*before, *write("--task", value), *after]
@@ -396,13 +376,7 @@ def test_names_on_the_command_line_become_class_paths(
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        [],
-        ["--task"],
-        ["--task.help"],
-        ["--task.help", "--trainer.devices", "2"],
-        ["--task", "--print_config"],
-    ],
+    [[], ["--task"], ["--task.help"], ["--task.help", "--seed", "2"], ["--task", "--print_config"]],
     ids=" ".join,
 )
 def test_an_option_without_value_is_left_to_the_parser(two_names: Group, arguments: list[str]) -> None:
@@ -412,14 +386,8 @@ def test_an_option_without_value_is_left_to_the_parser(two_names: Group, argumen
 def test_repeated_options_are_all_expanded(two_names: Group) -> None:
     given = ["--task", "celeba", "--task=Tracking", "--task.help", "--task", "celeba"]
     one, other = "fake.tasks.CelebA", "fake.Outer.Tracking"
-    assert expand_names(given, "--task", two_names) == [
-        "--task",
-        one,
-        f"--task={other}",
-        "--task.help",
-        "--task",
-        one,
-    ]
+    expected = ["--task", one, f"--task={other}", "--task.help", "--task", one]
+    assert expand_names(given, "--task", two_names) == expected
 
 
 CONFIG_FORMS: dict[str, Callable[[str], Any]] = {
@@ -440,9 +408,7 @@ PLACES: dict[str, Callable[[Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("value", list(VALUES)[:4])
 @pytest.mark.parametrize("form", CONFIG_FORMS)
 @pytest.mark.parametrize("place", PLACES)
-def test_names_in_a_configuration_become_class_paths(
-    two_names: Group, value: str, form: str, place: str
-) -> None:
+def test_names_in_a_configuration_become_class_paths(two_names: Group, value: str, form: str, place: str) -> None:
     around = {"seed_everything": 1, "solver": "celeba", "trainer": {"task": "celeba"}}
     config = {**around, **PLACES[place](CONFIG_FORMS[form](value))}
     given = deepcopy(config)
@@ -451,9 +417,7 @@ def test_names_in_a_configuration_become_class_paths(
     assert config == given
 
 
-@pytest.mark.parametrize(
-    "value", [None, 3, ["celeba"], {}, {"init_args": {}}, {"class_path": None}], ids=repr
-)
+@pytest.mark.parametrize("value", [None, 3, ["celeba"], {}, {"init_args": {}}, {"class_path": None}], ids=repr)
 def test_other_values_in_a_configuration_are_left_to_the_parser(two_names: Group, value: object) -> None:
     for config in ({"task": value}, {"fit": {"task": value}}, {"fit": value}, {"seed": value}):
         assert expand_config(config, "task", two_names) == config

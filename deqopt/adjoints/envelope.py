@@ -14,8 +14,8 @@ from deqopt.problem import JointProblem
 class Envelope(Adjoint):
     """``d_theta J* = d_theta [J(z, x) + <mu, f(z, x)>]`` at the solution, with z, x and mu held fixed.
 
-    Exact (Danskin; to first order in the residual) for losses that are functions of ``eq.objective`` alone, at the cost of
-    one evaluation and no second solve. ``eq.z``, ``eq.x`` and ``eq.mu`` stay without gradients.
+    Exact (Danskin; to first order in the residual) for losses that are functions of ``eq.objective`` alone, at
+    the cost of one evaluation and no second solve. ``eq.z``, ``eq.x`` and ``eq.mu`` stay without gradients.
     """
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:

@@ -67,17 +67,13 @@ def _read(path: Path, keys: list[str]) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise DataError(
-                    f"{path} is not an .npz file: it should be written by np.savez, with '{keys[0]}'"
-                )
+                raise DataError(f"{path} is not an .npz file: it should be written by np.savez, with '{keys[0]}'")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 return {key: _array(archive, key, path) for key in keys}
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(
-            f"{path} cannot be read ({reason}): it should be an .npz file with '{keys[0]}'"
-        ) from error
+        raise DataError(f"{path} cannot be read ({reason}): it should be an .npz file with '{keys[0]}'") from error
 
 
 def _array(archive: NpzFile, key: str, path: Path) -> NDArray[Any]:
@@ -89,9 +85,7 @@ def _array(archive: NpzFile, key: str, path: Path) -> NDArray[Any]:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         where = f"'{key}' of {path}"
         if "Object arrays" in str(error):
-            raise DataError(
-                f"{where} holds Python objects, which are never loaded: save plain numbers"
-            ) from error
+            raise DataError(f"{where} holds Python objects, which are never loaded: save plain numbers") from error
         raise DataError(f"{where} is damaged ({error}): write the file anew with np.savez") from error
 
 

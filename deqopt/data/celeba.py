@@ -52,9 +52,7 @@ class CelebAFaces(ImageSource):
             indices[part].append(index)
         if not all(indices):
             counts = ", ".join(str(len(part)) for part in indices)
-            raise DataError(
-                f"{base / PARTITION} gives {counts} images to train, val and test: each needs one or more"
-            )
+            raise DataError(f"{base / PARTITION} gives {counts} images to train, val and test: each needs one or more")
         self._splits = Splits(*indices)
 
     def __len__(self) -> int:
@@ -97,9 +95,7 @@ def _read_partition(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}): its lines should be like '000001.jpg 0'"
-        ) from error
+        raise DataError(f"{path} cannot be read ({error}): its lines should be like '000001.jpg 0'") from error
     for number, line in enumerate(lines, start=1):
         match line.split():
             case [name, "0" | "1" | "2" as part] if name not in parts:

@@ -47,15 +47,11 @@ class ImageFolder(ImageSource):
         super().__init__(str(root), size=size, channels=channels)
         root = Path(root)
         if not root.is_dir():
-            raise DataError(
-                f"{root} is {'a file' if root.exists() else 'missing'}: it should be a folder of images"
-            )
+            raise DataError(f"{root} is {'a file' if root.exists() else 'missing'}: it should be a folder of images")
         self._paths = sorted(_image_files(root), key=lambda path: path.relative_to(root).as_posix())
         if not self._paths:
             accepted = ", ".join(SUFFIXES)
-            raise DataError(
-                f"{root} and its subfolders hold no images: their names should end in one of {accepted}"
-            )
+            raise DataError(f"{root} and its subfolders hold no images: their names should end in one of {accepted}")
         stems = [path.stem for path in self._paths]
         unique = len({stem.casefold() for stem in stems}) == len(stems)
         self._names = stems if unique else [f"{i:06d}_{stem}" for i, stem in enumerate(stems)]

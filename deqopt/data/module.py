@@ -72,9 +72,7 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[ImageSample]:
         split = self.splits.train
         devices = 1 if self.trainer is None else self.trainer.world_size
-        return self._loader(
-            Subset(self.source, split), shuffle=True, drop_last=len(split) > self._batch_size * devices
-        )
+        return self._loader(Subset(self.source, split), shuffle=True, drop_last=len(split) > self._batch_size * devices)
 
     def val_dataloader(self) -> DataLoader[ImageSample]:
         return self._loader(Subset(self.source, self.splits.val))

@@ -42,9 +42,7 @@ def _open(root: Path | None, size: int, channels: int, download: bool, groups: s
     if download or looks_like_celeba(root):
         return CelebAFaces(root, size, channels, download=download)
     if is_inside_celeba(root):
-        raise DataError(
-            f"{root} is the inside of CelebA: root should be the folder that holds it, as 'celeba'"
-        )
+        raise DataError(f"{root} is the inside of CelebA: root should be the folder that holds it, as 'celeba'")
     if root.is_dir():
         return ImageFolder(root, size, channels)
     if not root.exists():

@@ -71,9 +71,7 @@ def to_tensor(pixels: NDArray[np.generic], *, size: int, channels: int, crop: in
     height, width = pixels.shape[:2]
     side = min(height, width, crop or height)
     top, left = (height - side) // 2, (width - side) // 2
-    square = (
-        torch.tensor(pixels[top : top + side, left : left + side]).reshape(side, side, -1).permute(2, 0, 1)
-    )
+    square = torch.tensor(pixels[top : top + side, left : left + side]).reshape(side, side, -1).permute(2, 0, 1)
     image = square.float() / (127.5 if square.dtype == torch.uint8 else 0.5) - 1
     if channels == 1 and len(image) == 3:
         image = torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
@@ -97,9 +95,7 @@ def save_image(path: str | Path, image: Tensor) -> None:
         raise DataError(f"cannot write {path}: images are written as PNG, so its name should end in .png")
     if image.ndim != 3 or len(image) not in (1, 3) or not image.is_floating_point():
         found = f"{tuple(image.shape)} of {image.dtype}"
-        raise DataError(
-            f"cannot write {path}: the image is {found}, should be (1 or 3, H, W) of floats in [-1, 1]"
-        )
+        raise DataError(f"cannot write {path}: the image is {found}, should be (1 or 3, H, W) of floats in [-1, 1]")
     if not image.isfinite().all():
         raise DataError(f"cannot write {path}: the image has NaN or infinite pixels, should be in [-1, 1]")
     levels = ((image.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

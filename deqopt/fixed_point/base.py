@@ -80,4 +80,3 @@ class FixedPointSolver(ABC):
         with torch.no_grad():
             outcome: Outcome = iterate(evaluate, next_point, w0, max_nfe=self.max_nfe, tol=self.tol)
         return FixedPoint(layout.unpack(outcome.w), outcome.residual, outcome.status, outcome.nfe)
-

@@ -52,6 +52,8 @@ class JacobianPenalty(Regularizer):
         total = x.new_zeros(x.shape[0])
         for _ in range(self.probes):
             v = [torch.randn_like(part) for part in f_parts]
-            pulled = torch.autograd.grad(f_parts, z_parts, v, create_graph=True, allow_unused=True, materialize_grads=True)
+            pulled = torch.autograd.grad(
+                f_parts, z_parts, v, create_graph=True, allow_unused=True, materialize_grads=True
+            )
             total = total + torch.stack([part.float().square().flatten(1).sum(1) for part in pulled]).sum(0)
         return total[usable].sum() / (self.probes * size * max(int(usable.sum()), 1))

@@ -138,7 +138,13 @@ class JointSolver(ABC):
 
         with torch.no_grad():
             outcome = iterate(
-                evaluate, self.stepper(layout, w), w, max_nfe=self.max_nfe, tol=self.tol, record=record, visits=visits
+                evaluate,
+                self.stepper(layout, w),
+                w,
+                max_nfe=self.max_nfe,
+                tol=self.tol,
+                record=record,
+                visits=visits,
             )
         z, mu, x = layout.unpack(outcome.w)
         visited = tuple((point[0], point[2]) for point in map(layout.unpack, outcome.visited))
@@ -162,8 +168,8 @@ def measure(layout: JointLayout, w: Tensor, evaluation: Evaluation, scale: tuple
     """An evaluation at ``w = [z | mu | x]`` in rows, with its residual: the largest of those of z, mu and x.
 
     Those of z and mu are relative to f and g_z. That of x is the projected gradient, relative to the size that g_x has
-    where its two terms do not cancel, ``|d_x J| + gain |mu|`` with ``scale = (|d_x J|, gain)``: so it depends on the units
-    of neither J nor x.
+    where its two terms do not cancel, ``|d_x J| + gain |mu|`` with ``scale = (|d_x J|, gain)``: so it depends on the
+    units of neither J nor x.
     """
     z, mu, x = w.split(layout.widths, dim=1)
     f = layout.z.pack(evaluation.f, layout.dtype)

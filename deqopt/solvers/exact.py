@@ -19,16 +19,15 @@ def solve_exactly(
 ) -> Equilibrium:
     """The point with the same x and ``z = f(z, x)``, ``mu = d_z J + (d_z f)^T mu`` solved from where they are.
 
-    Its ``objective`` is J on the constraint, its ``residual`` what is left of the whole stationary system, and its ``nfe`` adds the
-    evaluations spent here (of f for z, of vector-Jacobian products for mu) to those of the solve; each counts as one.
+    Its ``objective`` is J on the constraint, its ``residual`` what is left of the whole stationary system. Its ``nfe``
+    and ``status`` stay those of the solve.
 
     Args:
         solver: for both systems; by default Anderson mixing with 100 evaluations and a tolerance of 1e-5.
     """
     solver = solver or Anderson(max_nfe=100, tol=1e-5)
     x = equilibrium.x.detach()
-    z_solution = solver.solve(lambda z: problem.f(z, x), equilibrium.z)
-    z = z_solution.z
+    z = solver.solve(lambda z: problem.f(z, x), equilibrium.z).z
     with torch.enable_grad():
         z_parts = tuple(part.detach().requires_grad_() for part in tensors_of(z))
         z_leaf: State = z_parts[0] if isinstance(z, Tensor) else z_parts
@@ -44,8 +43,7 @@ def solve_exactly(
         parts = tuple(direct + through for direct, through in zip(d_z_objective, pulled, strict=True))
         return parts[0] if isinstance(z, Tensor) else parts
 
-    mu_solution = solver.solve(multiplier_map, equilibrium.mu)
-    mu = mu_solution.z
+    mu = solver.solve(multiplier_map, equilibrium.mu).z
     layout = JointLayout.of(z, x, problem.feasible)
     measured = measure(layout, layout.pack(z, mu, x), problem.evaluate(z, x, mu), problem.input_scale(z, x))
     return replace(
@@ -54,7 +52,6 @@ def solve_exactly(
         mu=mu,
         objective=measured.objective,
         residual=measured.residual,
-        nfe=equilibrium.nfe + z_solution.nfe + mu_solution.nfe,
         trace=None,
         visited=(),
     )

@@ -14,9 +14,9 @@ from deqopt.solvers.base import JointEvaluation, JointLayout, JointSolver, Step
 
 @dataclass(frozen=True)
 class JointAnderson(JointSolver):
-    """One Anderson iteration on ``w = (z, mu, x)`` with the map
+    """Anderson mixing of z, mu and x at once.
 
-        T(w) = (f, g_z, Proj(x - step_size g_x))
+    The map is ``T(z, mu, x) = (f, g_z, Proj(x - step_size g_x))``.
 
     The mixture may leave the feasible set, so its input is projected before it is evaluated.
 

@@ -13,14 +13,14 @@ from deqopt.solvers.base import JointEvaluation, JointLayout, JointSolver, Step
 
 @dataclass(frozen=True)
 class Tracking(JointSolver):
-    """A single loop: z and mu follow their fixed points by plain updates while x moves now and then.
+    """Plain updates of z and mu that follow x, which takes normalised steps.
 
     Every evaluation updates ``z <- f`` and ``mu <- g_z``. After ``inner`` of them x moves by
 
         x <- Proj(x - step_size (1 - k / K) g_x / |g_x|)
 
-    where k / K is the spent share of the budget; the last ``settle`` evaluations leave x where it is. The step is a length in the units of x,
-    so that it needs no tuning to the scale of J.
+    where k / K is the spent share of the budget; the last ``settle`` evaluations leave x where it is.
+    The step is a length in the units of x, so that it needs no tuning to the scale of J.
 
     Args:
         step_size: length of the first step, in units of x.

@@ -1,0 +1,60 @@
+"""Writes the task's figures and the convergence plot of the first batch into the run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn.utils import parametrize
+
+from deqopt.figures import convergence, write_figure
+
+
+class FigureWriter(Callback):
+    """After every validation and every test: ``figures/<stage>_<name>.png``, drawn from the first batch.
+
+    The names are those of ``Task.figures``, and ``convergence`` for objective and residual against evaluations.
+    """
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0 and not trainer.sanity_checking:
+            self._draw("val", trainer, pl_module, outputs, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0:
+            self._draw("test", trainer, pl_module, outputs, batch)
+
+    def _draw(self, stage: str, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
+        directory = figure_directory(trainer)
+        if directory is None:
+            return
+        with torch.no_grad(), parametrize.cached():
+            figures = dict(pl_module.task.figures(outputs["equilibrium"], batch))  # type: ignore[operator, union-attr]
+        figures["convergence"] = convergence(outputs["solved"].trace)
+        for name, figure in figures.items():
+            write_figure(figure, directory / f"{stage}_{name}.png")
+
+
+def figure_directory(trainer: Trainer) -> Path | None:
+    """Where the figures of a run are written; None where there is nowhere, or in all processes but the first."""
+    if not trainer.is_global_zero or trainer.log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    return Path(trainer.log_dir) / "figures"

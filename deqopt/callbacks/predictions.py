@@ -1,0 +1,39 @@
+"""Writes what `deqopt predict` finds, batch by batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch.nn.utils import parametrize
+
+
+class PredictionWriter(Callback):
+    """Hands every solved batch to ``Task.write_predictions`` with the folder ``predictions`` of the run."""
+
+    def __init__(self) -> None:
+        self._written = 0
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        directory = self._directory(trainer)
+        directory.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad(), parametrize.cached():
+            files = pl_module.task.write_predictions(outputs["equilibrium"], batch, directory)  # type: ignore[operator, union-attr]
+        self._written += len(files)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rank_zero_info(f"{self._written} files written to {self._directory(trainer)}")
+
+    def _directory(self, trainer: Trainer) -> Path:
+        return Path(trainer.log_dir or trainer.default_root_dir) / "predictions"

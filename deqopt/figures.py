@@ -1,0 +1,81 @@
+"""The figures that several tasks and callbacks draw, and how they are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from deqopt.iteration import Trace
+
+
+def image_rows(rows: Mapping[str, Tensor], title: str, notes: Sequence[str] = ()) -> Figure:
+    """Images in labelled rows, one column a sample.
+
+    Args:
+        rows: label to images (N, 1 or 3, H, W) in [-1, 1]; all rows of the same N.
+        title: above the grid.
+        notes: below every column, such as its PSNR.
+    """
+    columns = next(iter(rows.values())).shape[0]
+    figure = Figure(figsize=(0.9 * columns + 1.4, 1.0 * len(rows) + 0.7), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
+        for axes, image in zip(axes_row, images.detach().float().cpu(), strict=True):
+            pixels = ((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
+            axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+        axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    for axes, note in zip(grid[-1], notes, strict=False):
+        axes.set_xlabel(note, fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def image_mosaic(images: Tensor, title: str, columns: int = 8) -> Figure:
+    """Images (N, 1 or 3, H, W) in [-1, 1], row by row."""
+    rows = -(-images.shape[0] // columns)
+    figure = Figure(figsize=(0.9 * columns, 0.9 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image in zip(grid, images.detach().float().cpu(), strict=False):
+        pixels = ((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
+        axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def convergence(trace: Trace) -> Figure:
+    """Objective and residual against evaluations: median, and the middle 80% of the samples."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, (name, values) in zip(
+        panels, (("objective", trace.objective), ("residual", trace.residual)), strict=True
+    ):
+        curves = values.detach().float().cpu().numpy()
+        evaluations = np.arange(1, len(curves) + 1)
+        low, middle, high = np.nanquantile(np.where(np.isfinite(curves), curves, np.nan), (0.1, 0.5, 0.9), axis=1)
+        axes.fill_between(evaluations, low, high, alpha=0.25, label="10% to 90% of the samples")
+        axes.plot(evaluations, middle, label="median")
+        if low[low > 0].size == low.size:
+            axes.set_yscale("log")
+        axes.set(xlabel="evaluations", ylabel=name)
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.suptitle("Objective and residual of the iterates", fontsize=10)
+    return figure
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG; an existing file is replaced only by a complete one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=130)
+    os.replace(partial, path)

@@ -1,0 +1,38 @@
+"""The decoder: an image from a latent, through the equilibrium of a multiscale cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from deqopt.nn import ImageHead, LatentInjection, MultiscaleCell, branch_shapes
+
+Branches = tuple[Tensor, ...]
+
+
+class Decoder(nn.Module):
+    """``G(x) = head(z)`` with ``z = cell(z, injection(x))``.
+
+    Args:
+        latent: length of x.
+        widths: channels of the cell's branches, finest first; each branch has half the resolution of the one before.
+        resolution: of the finest branch.
+        image_channels, size: of the image; ``size`` is a multiple of ``resolution``.
+    """
+
+    def __init__(self, latent: int, widths: Sequence[int], resolution: int, image_channels: int, size: int) -> None:
+        super().__init__()
+        self.shapes = branch_shapes(widths, resolution)
+        self.cell = MultiscaleCell(widths)
+        self.injection = LatentInjection(latent, self.shapes)
+        self.head = ImageHead(widths, resolution, image_channels, size)
+
+    def f(self, z: Branches, x: Tensor) -> Branches:
+        """One application of the cell; z is a tuple of (B, width, h, w)."""
+        return self.cell(z, self.injection(x))
+
+    def start(self, x: Tensor) -> Branches:
+        """Zeros of the state's shapes for a batch of latents (B, latent)."""
+        return tuple(torch.zeros(x.shape[0], *shape, device=x.device) for shape in self.shapes)

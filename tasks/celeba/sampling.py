@@ -1,0 +1,134 @@
+"""Sampling: a Gaussian mixture over the training latents, drawn from, decoded, shown, and measured by FID."""
+
+from __future__ import annotations
+
+import warnings
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset, default_collate
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from deqopt.callbacks.figures import figure_directory
+from deqopt.data import ImageBatch, ImageSource
+from deqopt.errors import ProblemError
+from deqopt.figures import image_mosaic, write_figure
+from deqopt.module import JointModule
+
+if TYPE_CHECKING:
+    from .task import CelebA
+
+
+class LatentMixture:
+    """A Gaussian mixture over latents (N, latent), with as many components as the data can carry.
+
+    Args:
+        components: at most; at least two latents a dimension are wanted for each.
+        seed: of the fit and of the samples.
+    """
+
+    def __init__(self, latents: Tensor, components: int, seed: int = 0) -> None:
+        count, dimension = latents.shape
+        carried = int(np.clip(count // (2 * dimension), 1, components))
+        scale = float(latents.var())
+        self._mixture = GaussianMixture(carried, reg_covar=1e-3 * scale + 1e-9, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._mixture.fit(latents.double().cpu().numpy())
+
+    def sample(self, count: int) -> Tensor:
+        """(count, latent), float32; the same at every call."""
+        drawn, _ = self._mixture.sample(count)
+        return torch.from_numpy(np.random.RandomState(0).permutation(drawn)).float()
+
+
+class SampleGallery(Callback):
+    """At the end of fit and of test: fits the mixture, writes ``figures/samples.png``; in test also logs the FID.
+
+    Runs in the first process only.
+
+    Args:
+        components: of the mixture.
+        features: see ``fid_features`` of the task.
+        images: the most training images whose latents are used, and the most test images that FID compares.
+        batch_size: images solved at once.
+    """
+
+    def __init__(
+        self, components: int, features: int | str | None = None, images: int = 2048, batch_size: int = 64
+    ) -> None:
+        self._components, self._features = components, features
+        self._images, self._batch_size = images, batch_size
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run(trainer, pl_module, measure=False)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run(trainer, pl_module, measure=self._features is not None)
+
+    def _run(self, trainer: Trainer, module: LightningModule, measure: bool) -> None:
+        directory = figure_directory(trainer)
+        if directory is None:
+            return
+        assert isinstance(module, JointModule)
+        task: CelebA = module.task  # type: ignore[assignment]
+        training = module.training
+        module.eval()
+        mixture = LatentMixture(self._latents(module, task), self._components)
+        samples = task.decode(mixture.sample(64).to(module.device))
+        write_figure(
+            image_mosaic(samples, "Samples: latents drawn from the Gaussian mixture"),
+            directory / "samples.png",
+        )
+        if measure and trainer.logger is not None:
+            fid = self._distance(module, task, mixture)
+            trainer.logger.log_metrics({"test/fid": fid}, step=trainer.global_step)
+            rank_zero_info(f"test/fid {fid:.2f}")
+        module.train(training)
+
+    def _latents(self, module: JointModule, task: CelebA) -> Tensor:
+        batches = self._batches(task.data.source, task.data.splits.train)
+        return torch.cat([module(module.transfer_batch_to_device(batch, module.device, 0)).x for batch in batches])
+
+    def _distance(self, module: JointModule, task: CelebA, mixture: LatentMixture) -> float:
+        metric = FrechetInceptionDistance(feature=feature_extractor(self._features)).to(module.device)
+        seen = 0
+        for batch in self._batches(task.data.source, task.data.splits.test):
+            metric.update(_as_bytes(batch.image.to(module.device)), real=True)
+            seen += len(batch.image)
+        for x in mixture.sample(seen).split(self._batch_size):
+            metric.update(_as_bytes(task.decode(x.to(module.device))), real=False)
+        return float(metric.compute())
+
+    def _batches(self, source: ImageSource, split: list[int]) -> DataLoader[ImageBatch]:
+        images = Subset(source, split[: self._images])
+        return DataLoader(images, self._batch_size, collate_fn=lambda samples: ImageBatch(*default_collate(samples)))
+
+
+def feature_extractor(features: int | str | None) -> int | nn.Module:
+    """What FrechetInceptionDistance accepts: a number of Inception features, or the module that was named.
+
+    Raises:
+        ProblemError: the name cannot be imported or is no ``nn.Module`` that is made without arguments.
+    """
+    if isinstance(features, int):
+        return features
+    try:
+        extractor = resolve_name(str(features))()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ProblemError(f"fid_features: cannot make {features!r}: {error}") from error
+    if not isinstance(extractor, nn.Module):
+        raise ProblemError(f"fid_features: {features!r} must name an nn.Module, not {type(extractor).__name__}")
+    return extractor.eval()
+
+
+def _as_bytes(images: Tensor) -> Tensor:
+    images = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

@@ -1,0 +1,149 @@
+"""The task `celeba`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from deqopt import Equilibrium, JointProblem, Task
+from deqopt.data import ImageBatch, ImageDataModule, open_images, save_image
+from deqopt.errors import ProblemError
+from deqopt.figures import image_rows
+from deqopt.fixed_point import Anderson
+from deqopt.state import State
+
+from .decoder import Decoder
+from .sampling import SampleGallery
+
+
+class CelebA(Task):
+    """Fits latents to images through an equilibrium decoder, and trains the decoder meanwhile.
+
+    For every image y a latent x is sought with ``min_x |G(x) - y|^2 + prior |x|^2``, where ``G(x)`` is read off the
+    equilibrium ``z = f(z, x)``. The outer loss is the same objective a pixel, so its gradient is the envelope's.
+
+    Args:
+        root: a folder with torchvision's ``celeba/`` inside, any folder of images, or an ``.npz`` with ``images``;
+            without it scikit-learn's digits.
+        download: let torchvision download CelebA to ``root``.
+        groups: name of an array in the ``.npz`` whose equal entries stay in one split, such as ``subject``.
+        size: images are cropped to squares and resized to this height and width.
+        image_channels: 1 or 3.
+        batch_size: images a batch and device.
+        workers: processes that load images; 0 loads them in the main process.
+        split_seed: fixes the division into train, validation and test (80/10/10, or CelebA's own).
+        latent: length of x.
+        widths: channels of the cell's branches, finest first.
+        resolution: of the finest branch; divides ``size``. By default half of ``size``.
+        prior: weight of ``|x|^2`` against the squared error summed over pixels (range [-1, 1]).
+        components: of the Gaussian mixture that is fitted to the training latents to draw samples.
+        fid_features: for the FID of the samples in ``test``: a number of Inception features (64, 192, 768, 2048; needs
+            the extra ``fid`` and its weights), or ``module.Class`` of an ``nn.Module`` from uint8 images (B, 3, H, W)
+            to (B, features). Without it no FID.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        download: bool = False,
+        groups: str | None = None,
+        size: int = 64,
+        image_channels: int = 3,
+        batch_size: int = 32,
+        workers: int = 0,
+        split_seed: int = 0,
+        latent: int = 64,
+        widths: list[int] = [32, 64],  # noqa: B006
+        resolution: int | None = None,
+        prior: float = 1e-3,
+        components: int = 10,
+        fid_features: int | str | None = None,
+    ) -> None:
+        super().__init__()
+        if latent < 1 or not prior >= 0 or components < 1:
+            raise ProblemError(
+                "celeba: latent and components must be at least 1 and prior 0 or larger; "
+                f"got {latent}, {components} and {prior}"
+            )
+        self.latent, self.prior, self.image_shape = latent, prior, (image_channels, size, size)
+        self.decoder = Decoder(latent, widths, resolution or size // 2, image_channels, size)
+        self._components, self._fid_features = components, fid_features
+        self._open = partial(open_images, root, size=size, channels=image_channels, download=download, groups=groups)
+        self._loading = {"batch_size": batch_size, "workers": workers, "seed": split_seed}
+
+    @property
+    def cell(self) -> nn.Module:
+        """The network behind f."""
+        return self.decoder.cell
+
+    @cached_property
+    def data(self) -> ImageDataModule:
+        """The images; made once, so that predictions can be named after their files."""
+        return ImageDataModule(self._open, **self._loading)
+
+    def datamodule(self) -> ImageDataModule:
+        return self.data
+
+    def start(self, batch: ImageBatch) -> tuple[State, Tensor]:
+        x0 = batch.image.new_zeros(batch.image.shape[0], self.latent, dtype=torch.float32)
+        return self.decoder.start(x0), x0
+
+    def problem(self, batch: ImageBatch) -> JointProblem:
+        return JointProblem(self._f, self._objective, data=batch.image)
+
+    def _f(self, z: tuple[Tensor, ...], x: Tensor, y: Tensor) -> State:
+        return self.decoder.f(z, x)
+
+    def _objective(self, z: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
+        error = (self.decoder.head(z).float() - y).square().flatten(1).sum(1)
+        return error + self.prior * x.square().sum(1)
+
+    def loss(self, equilibrium: Equilibrium, batch: ImageBatch) -> Tensor:
+        """The objective a pixel, so that other weights do not depend on the size of the images."""
+        return equilibrium.objective / batch.image[0].numel()
+
+    def metrics(self) -> Mapping[str, Metric]:
+        return {
+            "psnr": PeakSignalNoiseRatio(data_range=(-1.0, 1.0), dim=(1, 2, 3)),
+            "ssim": StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0)),
+        }
+
+    def outcome(self, equilibrium: Equilibrium, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        return self.decoder.head(equilibrium.z), batch.image
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images (B, channels, size, size) in (-1, 1) of latents (B, latent), each at its exact equilibrium."""
+        z = Anderson(max_nfe=100, tol=1e-5).solve(lambda z: self.decoder.f(z, x), self.decoder.start(x)).z
+        with torch.no_grad():
+            return self.decoder.head(z)
+
+    def figures(self, equilibrium: Equilibrium, batch: ImageBatch) -> Mapping[str, Figure]:
+        shown = slice(0, 10)
+        images, target = self.outcome(equilibrium, batch)
+        error = (images - target)[shown].square().flatten(1).mean(1)
+        psnr = [f"{value:.1f} dB" for value in (10 * torch.log10(4 / error)).tolist()]
+        rows = {"original": target[shown], "reconstruction": images[shown]}
+        return {"reconstructions": image_rows(rows, "Images and their reconstructions at the feasible point", psnr)}
+
+    def callbacks(self) -> list[Callback]:
+        return [SampleGallery(components=self._components, features=self._fid_features)]
+
+    def write_predictions(self, equilibrium: Equilibrium, batch: ImageBatch, directory: Path) -> list[Path]:
+        """``NAME.png``, the reconstruction, and ``NAME.npy``, the latent (latent,), for every image NAME."""
+        files = []
+        images = self.decoder.head(equilibrium.z).float().cpu()
+        for index, image, x in zip(batch.index.tolist(), images, equilibrium.x.float().cpu().numpy(), strict=True):
+            name = self.data.predict_source.name(index)
+            save_image(directory / f"{name}.png", image)
+            np.save(directory / f"{name}.npy", x)
+            files += [directory / f"{name}.png", directory / f"{name}.npy"]
+        return files
