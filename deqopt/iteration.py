@@ -50,10 +50,16 @@ class Measured(Protocol):
     """What the loop must know of an evaluated point: (B,) each."""
 
     @property
-    def residual(self) -> Tensor: ...
+    def residual(self) -> Tensor:
+        """By which convergence is judged."""
 
     @property
-    def objective(self) -> Tensor: ...
+    def lag(self) -> Tensor:
+        """By which iterates are ranked: how far the state is from its equilibrium at the present input."""
+
+    @property
+    def objective(self) -> Tensor:
+        """To be lowered."""
 
 
 E = TypeVar("E", bound=Measured)
@@ -82,8 +88,8 @@ class Outcome:
 
 # An iterate this many times larger than the start (plus one) has left every sensible region.
 BLOW_UP = 1e8
-# An iterate with a lower objective replaces the best one while its residual is within this factor of the lowest.
-RESIDUAL_SLACK = 1.3
+# An iterate with a lower objective replaces the best one while its lag is within this factor of the lowest.
+LAG_SLACK = 1.3
 
 
 def iterate(
@@ -98,8 +104,8 @@ def iterate(
 ) -> Outcome:
     """Repeat ``w = step(w, evaluate(w))`` until every row has converged, diverged or spent its budget.
 
-    Of every row the best iterate is kept: the one of the lowest residual, or of a lower objective with a residual below
-    1.3 times the lowest.
+    Of every row the best iterate is kept: the one of the lowest lag, or of a lower objective with a lag below 1.3 times
+    the lowest; and a converged one before all others.
 
     Args:
         evaluate: (B, width) to a measured evaluation; one call is one evaluation (NFE).
@@ -108,7 +114,8 @@ def iterate(
         max_nfe: the budget in evaluations.
         tol: a row has converged once its residual is at most this.
         record: keep a :class:`Trace`.
-        visits: how many of the points that were evaluated to keep, drawn at random (reservoir sampling).
+        visits: how many of the points that were evaluated to keep, drawn at random (reservoir sampling); a diverged
+            row is kept at its best point.
     """
     batch = w.shape[0]
     limit = BLOW_UP * (1 + w.norm(dim=1))
@@ -124,25 +131,24 @@ def iterate(
 
     for k in range(max_nfe):
         evaluation = evaluate(w)
-        residual, objective = evaluation.residual, evaluation.objective
+        residual, lag, objective = evaluation.residual, evaluation.lag, evaluation.objective
         nfe += active
         if record:
             history.append((objective, residual))
-        if visits:
-            slot = k if k < visits else int(torch.randint(k + 1, ()))
-            if slot < visits:
-                reservoir[slot : slot + 1] = [w.clone()]
-
-        finite = residual.isfinite() & objective.isfinite()
-        better = (residual < best_residual) | ((objective < best_objective) & (residual <= RESIDUAL_SLACK * lowest))
-        converged = active & finite & (residual <= tol)
-        keep = active & finite & better | converged
+        sane = residual.isfinite() & lag.isfinite() & objective.isfinite() & (w.norm(dim=1) <= limit)
+        better = (lag < lowest) | ((objective < best_objective) & (lag <= LAG_SLACK * lowest))
+        converged = active & sane & (residual <= tol)
+        keep = active & sane & better | converged
         best = torch.where(keep[:, None], w, best)
         best_residual = torch.where(keep, residual, best_residual)
         best_objective = torch.where(keep, objective, best_objective)
-        lowest = torch.where(active & finite, torch.minimum(lowest, residual), lowest)
+        lowest = torch.where(active & sane, torch.minimum(lowest, lag), lowest)
 
-        lost = active & ~(finite & (w.norm(dim=1) <= limit))
+        if visits:
+            slot = k if k < visits else int(torch.randint(k + 1, ()))
+            if slot < visits:
+                reservoir[slot : slot + 1] = [torch.where(sane[:, None], w, best)]
+        lost = active & ~sane
         status[converged] = int(Status.CONVERGED)
         status[lost] = int(Status.NON_FINITE if k == 0 else Status.DIVERGED)
         active = active & ~converged & ~lost

@@ -99,27 +99,11 @@ class JointModule(LightningModule):
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        keep = finite_samples(batch)
-        if bool(keep.all()):
-            return batch
-        lost = int((~keep).sum())
-        stage = self.trainer.state.stage
-        if lost == len(keep):
-            raise NonFiniteError(
-                f"every sample of a batch ({lost}) holds NaN or infinite values, in {stage or 'fit'} at training step "
-                f"{self.global_step}: check the data that the task loads"
-            )
-        warnings.warn(
-            f"{lost} of {len(keep)} samples of a batch hold NaN or infinite values and were left out",
-            stacklevel=2,
-        )
-        return pick(batch, keep)
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._batch_started = time.perf_counter()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = self._finite(batch)
         with parametrize.cached():
             problem, equilibrium = self.solve(batch, self.adjoint)
             objective_loss = self.task.loss(equilibrium, batch).mean()
@@ -138,18 +122,20 @@ class JointModule(LightningModule):
         elapsed = time.perf_counter() - self._batch_started
         self._log("train", "samples_per_second", self.trainer.world_size * size_of(batch) / elapsed, batch)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Equilibrium]:
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         return self._evaluation_step("val", batch, record=batch_idx == 0)
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Equilibrium]:
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         return self._evaluation_step("test", batch, record=batch_idx == 0)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Equilibrium]:
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        batch = self._finite(batch)
         with torch.enable_grad(), parametrize.cached():
             problem, equilibrium = self.solve(batch)
-            return {"equilibrium": solve_exactly(problem, equilibrium)}
+            return {"batch": batch, "equilibrium": solve_exactly(problem, equilibrium)}
 
-    def _evaluation_step(self, stage: str, batch: Any, record: bool) -> dict[str, Equilibrium]:
+    def _evaluation_step(self, stage: str, batch: Any, record: bool) -> dict[str, Any]:
+        batch = self._finite(batch)
         with torch.enable_grad(), parametrize.cached():
             problem, solved = self.solve(batch, record=record)
             exact = solve_exactly(problem, solved)
@@ -157,7 +143,26 @@ class JointModule(LightningModule):
                 self._log(stage, "loss", self.task.loss(exact, batch).mean(), batch)
                 self._log_solve(stage, exact, batch)
                 self._update_metrics(stage, exact, batch)
-        return {"equilibrium": exact, "solved": solved}
+        return {"batch": batch, "equilibrium": exact, "solved": solved}
+
+    def _finite(self, batch: Any) -> Any:
+        """The samples of a batch whose values are finite, with a warning where some are not.
+
+        Raises:
+            NonFiniteError: none is.
+        """
+        keep = finite_samples(batch)
+        lost = int((~keep).sum())
+        if lost == len(keep):
+            raise NonFiniteError(
+                f"all {lost} samples of a batch hold NaN or infinite values, at training step {self.global_step}: "
+                "check the data that the task loads"
+            )
+        if lost:
+            warnings.warn(
+                f"{lost} of {len(keep)} samples of a batch hold NaN or infinite values: left out", stacklevel=2
+            )
+        return pick(batch, keep) if lost else batch
 
     # -- configuration --------------------------------------------------------------------------------------------
 

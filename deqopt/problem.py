@@ -13,7 +13,7 @@ Lagrangian ``L(z, x, mu) = J(z, x) + <mu, f(z, x) - z>``, all per sample; it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,11 +63,15 @@ class JointProblem:
 
     def f(self, z: State, x: Tensor) -> State:
         """``f(z, x)``."""
-        return self.cell(z, x) if self.data is None else self.cell(z, x, self.data)
+        image = self.cell(z, x) if self.data is None else self.cell(z, x, self.data)
+        check_same_layout(image, z, "cell")
+        return image
 
     def J(self, z: State, x: Tensor) -> Tensor:
         """``J(z, x)``, (B,)."""
-        return self.objective(z, x) if self.data is None else self.objective(z, x, self.data)
+        objective = self.objective(z, x) if self.data is None else self.objective(z, x, self.data)
+        _check_objective(objective, x)
+        return objective
 
     def lagrangian(self, z: State, x: Tensor, mu: State) -> tuple[Tensor, State, Tensor]:
         """``J + <mu, f>`` a sample, and the f and J that it is made of; differentiable in all that they reach.
@@ -76,9 +80,7 @@ class JointProblem:
         the right-hand side of the multiplier equation.
         """
         f = self.f(z, x)
-        check_same_layout(f, z, "cell")
         objective = self.J(z, x)
-        _check_objective(objective, x)
         value = objective
         for mu_part, f_part in zip(tensors_of(mu), tensors_of(f), strict=True):
             value = value + (mu_part * f_part.to(mu_part.dtype)).flatten(1).sum(1)
@@ -91,6 +93,10 @@ class JointProblem:
             z = z_parts[0] if isinstance(z, Tensor) else z_parts
             x = x.detach().requires_grad_()
             value, f, objective = self.lagrangian(z, x, mu)
+            if not value.requires_grad:
+                raise ProblemError(
+                    "neither cell nor objective depends on z or x as far as autograd sees: look for detach() or no_grad in them"
+                )
             gradients = torch.autograd.grad(value.sum(), (*z_parts, x), allow_unused=True, materialize_grads=True)
         g_z = gradients[0] if isinstance(z, Tensor) else tuple(gradients[:-1])
         f_parts = tuple(part.detach() for part in tensors_of(f))
@@ -102,51 +108,56 @@ class JointProblem:
         )
 
     def input_scale(self, z: State, x: Tensor) -> tuple[Tensor, Tensor]:
-        """How strongly x acts at ``(z, x)``: ``|d_x J|`` and the gain ``|(d_x f)^T v|`` of a unit vector v, (B,) each.
+        """How strongly x acts at ``(z, x)``: ``|d_x J|``, and the gain ``|(d_x f)^T d_z J| / |d_z J|``, (B,) each.
 
-        Together they tell how large ``g_x`` is where its terms do not cancel: about ``|d_x J| + gain |mu|``. v is
-        fixed and the same for all samples, so that a sample's scale does not depend on its neighbours.
+        Together they tell how large ``g_x`` is where its terms do not cancel: about ``|d_x J| + gain |mu|``.
         """
         with torch.enable_grad():
+            z_parts = tuple(part.detach().requires_grad_() for part in tensors_of(z))
+            z = z_parts[0] if isinstance(z, Tensor) else z_parts
             x = x.detach().requires_grad_()
             f, objective = self.f(z, x), self.J(z, x)
-            probes = unit_probe(f)
-            along = sum((part * v).sum() for part, v in zip(tensors_of(f), tensors_of(probes), strict=True))
-            pulled = _gradient(along, x, retain_graph=True)
-            direct = _gradient(objective.sum(), x)
-        return direct.flatten(1).norm(dim=1), pulled.flatten(1).norm(dim=1)
+            *d_z, d_x = _gradients([objective.sum()], (*z_parts, x), None)
+            (pulled,) = _gradients(
+                tensors_of(f), (x,), [d.to(part.dtype) for d, part in zip(d_z, tensors_of(f), strict=True)]
+            )
+        size = torch.stack([part.flatten(1).square().sum(1) for part in d_z]).sum(0).sqrt()
+        gain = pulled.flatten(1).norm(dim=1) / size.clamp_min(torch.finfo(size.dtype).tiny)
+        return d_x.flatten(1).norm(dim=1), gain
 
     def check(self, z: State, x: Tensor) -> None:
         """Raise ProblemError, naming the argument, where the start does not fit: types, batch sizes, devices."""
-        parts = tensors_of(z)
+        parts = tensors_of(z) if isinstance(z, (Tensor, tuple, list)) else ()
         if not parts or any(not isinstance(part, Tensor) or not part.is_floating_point() for part in (*parts, x)):
             raise ProblemError("z0 must be a floating-point tensor or a tuple of such, and x0 a floating-point tensor")
-        if any(part.shape[0] != x.shape[0] for part in parts):
+        if any(part.dim() < 2 for part in (*parts, x)):
             raise ProblemError(
-                f"z0 and x0 must have the same batch size: z0 has {parts[0].shape[0]} samples, x0 has {x.shape[0]}"
+                "z0 and x0 must have the batch dimension first and at least one more, (B, ...): "
+                f"z0 has shape {', '.join(str(tuple(part.shape)) for part in parts)}, x0 {tuple(x.shape)}"
             )
+        for part in parts:
+            if part.shape[0] != x.shape[0]:
+                raise ProblemError(
+                    f"z0 and x0 must have the same batch size: z0 has {part.shape[0]} samples, x0 has {x.shape[0]}"
+                )
         if any(part.device != x.device for part in parts):
             raise ProblemError(f"z0 and x0 must be on one device: z0 is on {parts[0].device}, x0 on {x.device}")
 
 
-def unit_probe(state: State) -> State:
-    """A fixed vector of unit norm, shaped like one sample of ``state``: entries +1 and -1, scaled."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [part.shape[1:] for part in tensors_of(state)]
-    scale = sum(shape.numel() for shape in shapes) ** -0.5
-    parts = tuple(
-        (scale * (2 * torch.randint(2, shape, generator=generator) - 1)).to(part)
-        for shape, part in zip(shapes, tensors_of(state), strict=True)
+def _gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None
+) -> Sequence[Tensor]:
+    """Vector-Jacobian products, zero where the outputs do not reach an input."""
+    reached = [i for i, output in enumerate(outputs) if output.requires_grad]
+    if not reached:
+        return [torch.zeros_like(part) for part in inputs]
+    return torch.autograd.grad(
+        [outputs[i] for i in reached],
+        inputs,
+        None if cotangents is None else [cotangents[i] for i in reached],
+        allow_unused=True,
+        materialize_grads=True,
     )
-    return parts[0] if isinstance(state, Tensor) else parts
-
-
-def _gradient(value: Tensor | int, x: Tensor, retain_graph: bool = False) -> Tensor:
-    """d value / d x, zero where value does not reach x."""
-    if not isinstance(value, Tensor) or not value.requires_grad:
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(value, x, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
-    return gradient
 
 
 def _check_objective(objective: object, x: Tensor) -> None:

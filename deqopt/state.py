@@ -46,7 +46,7 @@ class Layout:
 
     def pack(self, state: State, dtype: torch.dtype) -> Tensor:
         """One row a sample, ``(B, width)``, in ``dtype``."""
-        rows = [part.reshape(part.shape[0], -1).to(dtype) for part in tensors_of(state)]
+        rows = [part.reshape(part.shape[0], part.shape[1:].numel()).to(dtype) for part in tensors_of(state)]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def unpack(self, rows: Tensor) -> State:
@@ -68,7 +68,9 @@ def work_dtype(state: State) -> torch.dtype:
 
 def check_same_layout(returned: State, expected: State, what: str) -> None:
     """Raise ProblemError unless ``returned`` has the structure, shapes and device of ``expected``."""
-    if isinstance(returned, Tensor) != isinstance(expected, Tensor):
+    parts = (returned,) if isinstance(returned, Tensor) else returned
+    known = isinstance(parts, (tuple, list)) and all(isinstance(part, Tensor) for part in parts)
+    if not known or isinstance(returned, Tensor) != isinstance(expected, Tensor):
         raise ProblemError(f"{what} returned {_describe(returned)} for a state that is {_describe(expected)}")
     got, want = tensors_of(returned), tensors_of(expected)
     if [part.shape for part in got] != [part.shape for part in want]:
@@ -84,6 +86,7 @@ def check_same_layout(returned: State, expected: State, what: str) -> None:
 def _describe(state: object) -> str:
     if isinstance(state, Tensor):
         return f"a tensor {tuple(state.shape)}"
-    if isinstance(state, tuple):
-        return "a tuple of " + ", ".join(str(tuple(part.shape)) for part in state)
+    if isinstance(state, (tuple, list)):
+        parts = (str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in state)
+        return f"a {type(state).__name__} of " + ", ".join(parts)
     return f"a {type(state).__name__}"

@@ -28,7 +28,7 @@ class FigureWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0 and not trainer.sanity_checking:
-            self._draw("val", trainer, pl_module, outputs, batch)
+            self._draw("val", trainer, pl_module, outputs)
 
     def on_test_batch_end(
         self,
@@ -40,14 +40,14 @@ class FigureWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0:
-            self._draw("test", trainer, pl_module, outputs, batch)
+            self._draw("test", trainer, pl_module, outputs)
 
-    def _draw(self, stage: str, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
+    def _draw(self, stage: str, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
         directory = figure_directory(trainer)
         if directory is None:
             return
         with torch.no_grad(), parametrize.cached():
-            figures = dict(pl_module.task.figures(outputs["equilibrium"], batch))  # type: ignore[operator, union-attr]
+            figures = dict(pl_module.task.figures(outputs["equilibrium"], outputs["batch"]))  # type: ignore[operator, union-attr]
         figures["convergence"] = convergence(outputs["solved"].trace)
         for name, figure in figures.items():
             write_figure(figure, directory / f"{stage}_{name}.png")

@@ -29,7 +29,7 @@ class PredictionWriter(Callback):
         directory = self._directory(trainer)
         directory.mkdir(parents=True, exist_ok=True)
         with torch.no_grad(), parametrize.cached():
-            files = pl_module.task.write_predictions(outputs["equilibrium"], batch, directory)  # type: ignore[operator, union-attr]
+            files = pl_module.task.write_predictions(outputs["equilibrium"], outputs["batch"], directory)  # type: ignore[operator, union-attr]
         self._written += len(files)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

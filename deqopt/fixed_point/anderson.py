@@ -62,7 +62,7 @@ class AndersonMixing:
     def _coefficients(self, gram: Tensor, newest: int) -> Tensor:
         filled = gram.shape[1]
         diagonal = gram.diagonal(dim1=1, dim2=2)
-        ridge = self._ridge * diagonal.mean(1) + torch.finfo(gram.dtype).tiny
+        ridge = self._ridge * diagonal.mean(1) + torch.finfo(gram.dtype).tiny ** 0.5
         eye = torch.eye(filled, dtype=gram.dtype, device=gram.device)
         solution, info = torch.linalg.solve_ex(gram + ridge[:, None, None] * eye, torch.ones_like(diagonal))
         total = solution.sum(1, keepdim=True)

@@ -36,6 +36,10 @@ class _Image:
     residual: Tensor
     objective: Tensor
 
+    @property
+    def lag(self) -> Tensor:
+        return self.residual
+
 
 @dataclass(frozen=True)
 class FixedPointSolver(ABC):

@@ -60,6 +60,7 @@ class JointEvaluation:
     image: Tensor
     g_x: Tensor
     residual: Tensor
+    lag: Tensor
     objective: Tensor
 
 
@@ -120,8 +121,8 @@ class JointSolver(ABC):
                 "solve() differentiates with respect to z and x, which torch.inference_mode forbids: "
                 "use torch.no_grad instead (in Lightning: Trainer(inference_mode=False))"
             )
-        z0, x0 = detach(z0), x0.detach()
         problem.check(z0, x0)
+        z0, x0 = detach(z0), x0.detach()
         layout = JointLayout.of(z0, x0, problem.feasible)
         x_rows = _feasible_start(layout, x0)
         if mu0 is None:
@@ -130,11 +131,15 @@ class JointSolver(ABC):
             check_same_layout(mu0, z0, "mu0")
             mu_rows = layout.z.pack(detach(mu0), layout.dtype)
         w = torch.cat([layout.z.pack(z0, layout.dtype), mu_rows, x_rows], dim=1)
-        scale = problem.input_scale(z0, layout.unpack(w)[2])
+        scale: tuple[Tensor, Tensor] | None = None
 
         def evaluate(w: Tensor) -> JointEvaluation:
+            nonlocal scale
             z, mu, x = layout.unpack(w)
-            return measure(layout, w, problem.evaluate(z, x, mu), scale)
+            evaluation = problem.evaluate(z, x, mu)
+            if scale is None:  # taken at f, because at a z0 of zeros x may not act yet (multiplicative injections)
+                scale = problem.input_scale(evaluation.f, x)
+            return measure(layout, w, evaluation, scale)
 
         with torch.no_grad():
             outcome = iterate(
@@ -165,7 +170,8 @@ def _feasible_start(layout: JointLayout, x0: Tensor) -> Tensor:
 
 
 def measure(layout: JointLayout, w: Tensor, evaluation: Evaluation, scale: tuple[Tensor, Tensor]) -> JointEvaluation:
-    """An evaluation at ``w = [z | mu | x]`` in rows, with its residual: the largest of those of z, mu and x.
+    """An evaluation at ``w = [z | mu | x]`` in rows, with its residual, the largest of those of z, mu and x, and its
+    lag, the larger of those of z and mu.
 
     Those of z and mu are relative to f and g_z. That of x is the projected gradient, relative to the size that g_x has
     where its two terms do not cancel, ``|d_x J| + gain |mu|`` with ``scale = (|d_x J|, gain)``: so it depends on the
@@ -179,10 +185,11 @@ def measure(layout: JointLayout, w: Tensor, evaluation: Evaluation, scale: tuple
     size = (direct + gain * mu.norm(dim=1)).clamp_min(torch.finfo(layout.dtype).tiny ** 0.5)
     length = (x.norm(dim=1) + MIN_PROBE) / size
     moved = (x - layout.project(x - length[:, None] * g_x)).norm(dim=1)
-    residuals = relative_residual(f, z), relative_residual(g_z, mu), moved / (length * size)
+    lag = torch.maximum(relative_residual(f, z), relative_residual(g_z, mu))
     return JointEvaluation(
         image=torch.cat([f, g_z], dim=1),
         g_x=g_x,
-        residual=torch.stack(residuals).amax(0),
+        residual=torch.maximum(lag, moved / (length * size)),
+        lag=lag,
         objective=evaluation.objective.to(layout.dtype),
     )

@@ -45,7 +45,6 @@ class JointAnderson(JointSolver):
         def step(w: Tensor, evaluation: JointEvaluation) -> Tensor:
             x = layout.project(w[:, start:] - self.step_size * evaluation.g_x)
             proposal = mixing.mix(w, torch.cat([evaluation.image, x], dim=1), self.damping)
-            proposal[:, start:] = layout.project(proposal[:, start:])
-            return proposal
+            return torch.cat([proposal[:, :start], layout.project(proposal[:, start:])], dim=1)
 
         return step

@@ -1,0 +1,512 @@
+"""Joint problems x solvers: the right answer, alone or together, whatever happens to the neighbours."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from catalogue import (
+    ALL,
+    CASES,
+    SMALL,
+    SOLVERS,
+    STATE,
+    WITH_TRUTH,
+    Case,
+    flat,
+    linear,
+    picked,
+    same_bits,
+    tanh,
+    theta_of,
+    zeros,
+)
+from deqopt import JointProblem, Status
+from deqopt.adjoints import Envelope
+from deqopt.errors import ProblemError
+from deqopt.feasible import Box, L2Ball, LinfBall
+from deqopt.solvers import JointAnderson, JointSolver, Tracking
+from deqopt.state import State
+
+SHORT: dict[str, JointSolver] = {
+    "anderson": JointAnderson(max_nfe=40, tol=1e-6),
+    "tracking": Tracking(max_nfe=40, tol=1e-6),
+}
+
+
+def tolerance(solver: JointSolver) -> float:
+    """Tracking's last steps of x have this length, up to a factor: it cannot come closer to an inner optimum."""
+    return 10 * solver.step_size * solver.inner / solver.max_nfe if isinstance(solver, Tracking) else 1e-8
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", WITH_TRUTH)
+def test_closed_forms(name: str, solver: str) -> None:
+    case = CASES[name]()
+    found = SOLVERS[solver].solve(case.problem, case.z0, case.x0)
+    assert case.truth is not None
+    for got, want in [
+        (flat(found.z), case.truth.z),
+        (found.x.flatten(1), case.truth.x),
+        (flat(found.mu), case.truth.mu),
+        (found.objective, case.truth.objective),
+    ]:
+        assert (got - want).abs().max() < tolerance(SOLVERS[solver]) * (1 + want.abs().max())
+    assert found.x.shape == case.x0.shape and type(found.z) is type(case.z0)
+    if solver.startswith("anderson"):
+        assert found.converged.all() and (found.residual <= 1e-10).all()
+
+
+@pytest.mark.parametrize("name", ["linear_box", "linear_ball"])
+def test_the_constraints_of_the_catalogue_are_active(name: str) -> None:
+    constrained, free = CASES[name]().truth, linear().truth
+    assert constrained is not None and free is not None
+    assert (constrained.objective > free.objective + 1e-3).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", SMALL)
+def test_what_converged_is_stationary(name: str, solver: str) -> None:
+    """The three equations of the Lagrangian, from one more evaluation of the problem."""
+    case = CASES[name]()
+    found = SOLVERS[solver].solve(case.problem, case.z0, case.x0)
+    at = case.problem.evaluate(found.z, found.x, found.mu)
+    step = found.x - case.problem.feasible.project(found.x - 0.1 * at.g_x)
+    near = tolerance(SOLVERS[solver]) * (1 + flat(found.mu).abs().max())
+    assert (flat(at.f) - flat(found.z)).abs().max() < near
+    assert (flat(at.g_z) - flat(found.mu)).abs().max() < near
+    assert step.abs().max() < near
+    assert torch.allclose(at.objective, found.objective, rtol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", CASES)
+def test_returned_inputs_are_feasible(name: str, solver: str) -> None:
+    case = CASES[name]()
+    for budget in (1, 2, 5, 30):
+        found = replace(SOLVERS[solver], max_nfe=budget).solve(case.problem, case.z0, case.x0, visits=4)
+        for x in (found.x, *(x for _, x in found.visited)):
+            assert case.problem.feasible.distance(x).max() < 1e-6
+        assert (found.nfe <= budget).all()
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("name", CASES)
+def test_together_as_alone(name: str, solver: str) -> None:
+    case = CASES[name]()
+    chosen, tol = (SHORT[solver], 1e-9) if name != "conv" else (replace(SHORT[solver], max_nfe=8), 1e-4)
+    together = chosen.solve(case.problem, case.z0, case.x0)
+    for i in ALL:
+        part = CASES[name](rows=[i])
+        alone = chosen.solve(part.problem, part.z0, part.x0)
+        assert torch.allclose(together.x[i], alone.x[0], atol=tol)
+        assert torch.allclose(flat(together.z)[i], flat(alone.z)[0], atol=tol)
+        assert torch.allclose(together.objective[i], alone.objective[0], rtol=tol)
+        assert together.status[i] == alone.status[0]
+        assert abs(int(together.nfe[i]) - int(alone.nfe)) <= 1
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("name", CASES)
+def test_a_lost_sample_leaves_its_neighbours_unharmed_to_the_bit(name: str, solver: str, bad: float) -> None:
+    case = CASES[name]()
+    sane = SHORT[solver].solve(case.problem, case.z0, case.x0)
+    x0 = case.x0.clone()
+    x0[2] = bad
+    hurt = SHORT[solver].solve(case.problem, case.z0, x0)
+    others = [0, 1, 3, 4]
+    for one in ("z", "x", "mu", "objective", "nfe", "status"):
+        assert same_bits(picked(getattr(hurt, one), others), picked(getattr(sane, one), others)), one
+    assert hurt.usable[others].all()
+    if bad is torch.nan:
+        assert hurt.status[2] == Status.NON_FINITE and not hurt.usable[2] and hurt.nfe[2] == 1
+        assert "1 of 5 non_finite: the start itself is NaN or infinite" in hurt.report()
+
+
+@pytest.mark.parametrize("solver", SHORT)
+def test_a_sample_that_breaks_underway_returns_its_best_finite_point(solver: str) -> None:
+    case = tanh()
+    sane = SHORT[solver].solve(case.problem, case.z0, case.x0)
+    victim = torch.tensor([[False], [True], [False], [False], [False]])
+
+    def cell(z: State, x: Tensor) -> State:
+        image = case.problem.cell(z, x)
+        return torch.where(victim & (x.norm(dim=1, keepdim=True) > 0.3), torch.nan, image)
+
+    hurt = SHORT[solver].solve(replace(case.problem, cell=cell), case.z0, case.x0, visits=40)
+    assert hurt.status[1] == Status.DIVERGED and hurt.usable.all()
+    assert hurt.z[1].isfinite().all() and hurt.objective[1].isfinite()  # type: ignore[call-overload]
+    assert all(z.isfinite().all() and x.isfinite().all() for z, x in hurt.visited)  # type: ignore[union-attr]
+    assert same_bits(picked(hurt.z, [0, 2, 3, 4]), picked(sane.z, [0, 2, 3, 4]))
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("name", WITH_TRUTH)
+def test_a_sample_that_starts_at_its_solution_costs_one_evaluation(name: str, solver: str) -> None:
+    case = CASES[name]()
+    cold = SHORT[solver].solve(case.problem, case.z0, case.x0)
+    exact = SOLVERS["anderson"].solve(case.problem, case.z0, case.x0)
+
+    def warm(start: State, solution: State) -> State:
+        if isinstance(start, Tensor):
+            assert isinstance(solution, Tensor)
+            return torch.cat([start[:3], solution[3:4], start[4:]])
+        return tuple(warm(a, b) for a, b in zip(start, solution, strict=True))  # type: ignore[misc]
+
+    x0 = warm(case.x0, exact.x)
+    assert isinstance(x0, Tensor)
+    mu0 = warm(picked(exact.mu, [0] * 5), exact.mu)
+    mu0 = picked(mu0, [0, 1, 2, 3, 4])
+    for part in (mu0,) if isinstance(mu0, Tensor) else mu0:
+        part[[0, 1, 2, 4]] = 0
+    found = SHORT[solver].solve(case.problem, warm(case.z0, exact.z), x0, mu0=mu0)
+    others = [0, 1, 2, 4]
+    assert found.nfe[3] == 1 and found.status[3] == Status.CONVERGED
+    assert same_bits(picked(found.x, [3]), picked(exact.x, [3])), "a converged sample is left where it is"
+    assert same_bits(picked(found.x, others), picked(cold.x, others))
+    assert torch.equal(found.nfe[others], cold.nfe[others])
+
+
+@pytest.mark.parametrize("solver", SHORT)
+def test_same_seed_same_bits(solver: str) -> None:
+    case = CASES["conv"]()
+    results = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        results.append(SHORT[solver].solve(case.problem, case.z0, case.x0, visits=3))
+    first, second = results
+    assert same_bits((first.z, first.x, first.mu, first.visited), (second.z, second.x, second.mu, second.visited))
+
+
+def test_memory_is_on() -> None:
+    case = linear()
+    spent = {
+        memory: JointAnderson(max_nfe=2000, tol=1e-8, memory=memory).solve(case.problem, case.z0, case.x0)
+        for memory in (1, 3, 10)
+    }
+    assert all(found.converged.all() for found in spent.values())
+    assert (spent[10].nfe < spent[3].nfe).all() and (spent[3].nfe < spent[1].nfe).all()
+    assert (3 * spent[10].nfe < spent[1].nfe).all()
+
+
+@pytest.mark.parametrize(("inner", "settle"), [(2, 0), (2, 3), (5, 4)])
+def test_tracking_moves_x_now_and_then_by_shrinking_steps(inner: int, settle: int) -> None:
+    case, seen = linear(), []
+
+    def objective(z: State, x: Tensor) -> Tensor:
+        seen.append(x.detach().clone())
+        return case.problem.objective(z, x)
+
+    solver = Tracking(max_nfe=30, tol=0, step_size=0.3, inner=inner, settle=settle)
+    solver.solve(replace(case.problem, objective=objective), case.z0, case.x0)
+    inputs = torch.stack(seen[-30:])
+    lengths = (inputs[1:] - inputs[:-1]).norm(dim=2)
+    moves = [k + 1 for k in range(29) if lengths[k].max() > 0]
+    assert moves == [k for k in range(1, 30 - settle) if k % inner == 0], "x is at rest in between and at the end"
+    steps = lengths[[k - 1 for k in moves]]
+    assert (steps[1:] < steps[:-1]).all() and (steps <= 0.3).all()
+    assert torch.allclose(steps[0], torch.full((5,), 0.3 * (1 - inner / (30 - settle)), dtype=torch.float64))
+    assert torch.allclose(steps, steps[:, :1].expand_as(steps)), "the length does not depend on the gradient's"
+
+
+def test_samples_stop_when_they_have_converged() -> None:
+    case = tanh()
+    cell_calls = 0
+
+    def cell(z: State, x: Tensor) -> State:
+        nonlocal cell_calls
+        cell_calls += 1
+        return case.problem.cell(z, x)
+
+    solver = JointAnderson(max_nfe=400, tol=1e-6)
+    start = solver.solve(case.problem, case.z0, case.x0)
+    x0 = start.x + torch.tensor([0.0, 1e-5, 1e-3, 0.1, 1.0])[:, None]
+    found = solver.solve(replace(case.problem, cell=cell), start.z, x0, mu0=start.mu)
+    assert found.converged.all()
+    assert len(set(found.nfe.tolist())) > 2 and found.nfe.max() < 400
+    assert found.nfe[0] == 1
+    assert cell_calls <= found.nfe.max() + 1, "one evaluation each, and one look at the scale of x"
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("name", ["linear", "tanh_ball", "conv"])
+def test_trace_is_the_record_of_what_is_returned(name: str, solver: str) -> None:
+    case = CASES[name]()
+    found = SHORT[solver].solve(case.problem, case.z0, case.x0, record=True)
+    plain = SHORT[solver].solve(case.problem, case.z0, case.x0)
+    assert plain.trace is None and same_bits(plain.x, found.x), "recording changes nothing"
+    assert found.trace is not None
+    objective, residual = found.trace.objective, found.trace.residual
+    assert objective.shape == residual.shape == (found.nfe.max(), len(ALL))
+    for i in ALL:
+        rows = [k for k in range(len(residual)) if residual[k, i] == found.residual[i]]
+        assert any(objective[k, i] == found.objective[i] for k in rows), "the returned point is one of the trace"
+    lowest, at = residual.min(0)
+    assert (found.residual <= 1.3 * lowest).all()
+    assert (found.objective <= objective.gather(0, at[None])[0]).all()
+    start = case.problem.evaluate(case.z0, case.x0, tuple(part * 0 for part in case.z0)) if name == "conv" else None
+    if start is not None:
+        assert torch.allclose(objective[0], start.objective)
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("name", ["linear_box", "linear_tuple"])
+def test_visits_come_from_the_trajectory(name: str, count: int, solver: str) -> None:
+    case = CASES[name]()
+    seen: list[Tensor] = []
+
+    def cell(z: State, x: Tensor) -> State:
+        seen.append(torch.cat([flat(z), x.flatten(1)], 1).detach().clone())
+        return case.problem.cell(z, x)
+
+    found = SHORT[solver].solve(replace(case.problem, cell=cell), case.z0, case.x0, visits=count)
+    visits = [torch.cat([flat(z), x.flatten(1)], 1) for z, x in found.visited]
+    assert len(visits) == count
+    for visit in visits:
+        assert any(torch.equal(visit, point) for point in seen)
+        assert not visit.requires_grad
+    assert len({tuple(visit.flatten().tolist()) for visit in visits}) == count, "no point twice"
+    assert SHORT[solver].solve(case.problem, case.z0, case.x0).visited == ()
+
+
+@pytest.mark.parametrize("adjoint", [None, Envelope()])
+def test_works_without_gradients(adjoint: Envelope | None) -> None:
+    case = tanh()
+    free = SHORT["anderson"].solve(case.problem, case.z0, case.x0)
+    with torch.no_grad():
+        found = SHORT["anderson"].solve(case.problem, case.z0, case.x0, adjoint=adjoint)
+    assert same_bits(found.x, free.x) and not found.objective.requires_grad
+
+
+def test_inference_mode_is_refused_with_advice() -> None:
+    case = tanh()
+    with torch.inference_mode(), pytest.raises(ProblemError, match="use torch.no_grad instead"):
+        SHORT["anderson"].solve(case.problem, case.z0, case.x0)
+
+
+def test_leaves_of_the_start_are_not_touched() -> None:
+    case = tanh()
+    z0, x0 = zeros(ALL, STATE).requires_grad_(), case.x0.clone().requires_grad_()
+    found = SHORT["tracking"].solve(case.problem, z0, x0)
+    assert not found.x.requires_grad and z0.grad is None and x0.grad is None
+    assert all(tensor.grad is None for tensor in case.theta)
+    assert (z0 == 0).all() and (x0 == 0).all()
+
+
+@pytest.mark.parametrize("solver", SHORT)
+def test_autocast_keeps_the_state_in_single_precision(solver: str) -> None:
+    case, few = CASES["conv"](), replace(SHORT[solver], max_nfe=6)
+    single = few.solve(case.problem, case.z0, case.x0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = few.solve(case.problem, case.z0, case.x0, adjoint=Envelope())
+    assert {part.dtype for part in (*found.z, *found.mu, found.x, found.objective)} == {torch.float32}
+    assert found.usable.all()
+    assert torch.allclose(found.objective, single.objective, rtol=0.05)
+    assert not same_bits(found.x, single.x), "autocast is on"
+
+
+def test_half_precision_starts_are_solved_in_single() -> None:
+    found = SHORT["anderson"].solve(
+        JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1) + x.square().sum(1)),
+        torch.zeros(2, 3, dtype=torch.bfloat16),
+        torch.zeros(2, 3, dtype=torch.float16),
+    )
+    assert found.z.dtype == found.x.dtype == torch.float32  # type: ignore[union-attr]
+    assert found.converged.all()
+    assert torch.allclose(found.x, torch.full((2, 3), 0.4), atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", SHORT)
+def test_an_infeasible_start_is_projected_with_a_warning(solver: str) -> None:
+    case = CASES["linear_ball"]()
+    outside = case.x0 + 3
+    with pytest.warns(UserWarning, match="x0 is not in the feasible set: it was projected onto it") as caught:
+        found = SHORT[solver].solve(case.problem, case.z0, outside)
+    assert caught[0].filename == __file__, "the warning points at the caller"
+    inside = SHORT[solver].solve(case.problem, case.z0, case.problem.feasible.project(outside))
+    assert torch.allclose(found.x, inside.x, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("feasible", [Box(0.2, 0.2), L2Ball(0.0), LinfBall(0.0)])
+def test_a_set_of_one_point(feasible: Any, solver: str) -> None:
+    case = linear(feasible=feasible)
+    found = SHORT[solver].solve(case.problem, case.z0, feasible.project(case.x0))
+    assert torch.equal(found.x, feasible.project(case.x0))
+    assert found.converged.all()
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
+def test_convergence_does_not_depend_on_the_units_of_the_objective(factor: float) -> None:
+    """With the step adapted to it, the same points are met in the same number of evaluations."""
+    case = linear()
+    scaled = replace(case.problem, objective=lambda z, x: factor * case.problem.objective(z, x))
+    found = JointAnderson(max_nfe=200, tol=1e-8, step_size=0.1 / factor).solve(scaled, case.z0, case.x0)
+    plain = JointAnderson(max_nfe=200, tol=1e-8, step_size=0.1).solve(case.problem, case.z0, case.x0)
+    assert (found.nfe - plain.nfe).abs().max() <= 1
+    assert torch.allclose(found.x, plain.x, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_convergence_does_not_depend_on_the_units_of_x(factor: float) -> None:
+    """An input in other units is found to the same relative accuracy."""
+    case = linear()
+    scaled = JointProblem(
+        lambda z, x: case.problem.cell(z, x / factor), lambda z, x: case.problem.objective(z, x / factor)
+    )
+    found = JointAnderson(max_nfe=200, tol=1e-8, step_size=0.1 * factor**2).solve(scaled, case.z0, case.x0)
+    assert case.truth is not None and found.converged.all()
+    assert torch.allclose(found.x / factor, case.truth.x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_input_that_acts_only_away_from_the_start_is_found(dtype: torch.dtype) -> None:
+    """A multiplicative injection: at z0 = 0 and x0 = 0 neither f nor J depends on x."""
+    a, u, b = (tensor.detach().to(dtype) for tensor in theta_of())
+    y = torch.linspace(-1, 1, 30, dtype=dtype).reshape(5, 6)
+    problem = JointProblem(
+        lambda z, x: torch.tanh(z @ a.T + b + z * (x @ u.T)),
+        lambda z, x: (z - y).square().sum(1) + x.square().sum(1),
+    )
+    found = JointAnderson(max_nfe=400, tol=1e-5).solve(
+        problem, torch.zeros(5, 6).to(dtype), torch.zeros(5, 4).to(dtype)
+    )
+    assert found.converged.all() and found.x.abs().amax(1).min() > 0.01
+    g_x = problem.evaluate(found.z, found.x, found.mu).g_x
+    assert g_x.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("gain", [1.5, 5.0])
+def test_a_cell_that_does_not_contract(gain: float, solver: str) -> None:
+    a = gain * torch.eye(3, dtype=torch.float64)
+    problem = JointProblem(lambda z, x: z @ a + x, lambda z, x: (z - 1).square().sum(1) + x.square().sum(1), Box(-1, 1))
+    found = replace(SHORT[solver], max_nfe=100).solve(problem, zeros(ALL, 3) + 1, zeros(ALL, 3))
+    assert all(value.isfinite().all() for value in (found.z, found.x, found.mu, found.objective))  # type: ignore[union-attr]
+    if solver == "tracking":
+        assert (found.status == Status.DIVERGED).all() and (found.nfe < 100).all()
+        assert "use a smaller step size" in found.report()
+    assert (found.residual <= 1).all()
+
+
+@pytest.mark.parametrize("solver", SHORT)
+def test_an_empty_batch_is_solved(solver: str) -> None:
+    case = linear(rows=[])
+    found = SHORT[solver].solve(case.problem, case.z0, case.x0)
+    assert found.x.shape == case.x0.shape and found.status.shape == (0,)
+
+
+# -- the contract -----------------------------------------------------------------------------------------------------
+
+Z, X = torch.zeros(2, 3), torch.zeros(2, 4)
+
+
+def good_cell(z: Any, x: Any) -> Any:
+    return 0.5 * z
+
+
+def good_objective(z: Any, x: Any) -> Any:
+    return (z - 1).square().sum(1) + x.square().sum(1)
+
+
+@pytest.mark.parametrize(
+    ("z0", "x0", "message"),
+    [
+        pytest.param(torch.zeros(3, 3), X, "z0 has 3 samples, x0 has 2", id="batch sizes"),
+        pytest.param((Z, torch.zeros(4, 3)), X, "same batch size: .*4", id="batch size of one part"),
+        pytest.param(Z.long(), X, "z0 must be a floating-point tensor", id="integer z0"),
+        pytest.param(Z, X.long(), "x0 a floating-point tensor", id="integer x0"),
+        pytest.param((), X, "z0 must be a floating-point tensor", id="empty tuple"),
+        pytest.param(None, X, "z0 must be a floating-point tensor", id="no z0"),
+        pytest.param(Z, None, "x0 a floating-point tensor", id="no x0"),
+        pytest.param(Z.numpy(), X, "z0 must be a floating-point tensor", id="numpy z0"),
+        pytest.param(Z, X.numpy(), "x0 a floating-point tensor", id="numpy x0"),
+        pytest.param((Z, 1.0), X, "z0 must be a floating-point tensor", id="a number in the tuple"),
+        pytest.param(torch.tensor(0.0), torch.tensor(0.0), "batch dimension", id="no batch dimension"),
+    ],
+)
+def test_starts_that_do_not_fit(z0: Any, x0: Any, message: str) -> None:
+    with pytest.raises(ProblemError, match=message):
+        SHORT["anderson"].solve(JointProblem(good_cell, good_objective), z0, x0)
+
+
+@pytest.mark.parametrize(
+    ("cell", "objective", "z0", "message"),
+    [
+        pytest.param(lambda z, x: z[:, :2], good_objective, Z, r"cell must keep the shape of z.*\(2, 2\)", id="shape"),
+        pytest.param(lambda z, x: z[:1], good_objective, Z, r"cell must keep the shape of z.*\(1, 3\)", id="batch"),
+        pytest.param(
+            lambda z, x: (z, z), good_objective, Z, "cell returned a tuple .* a tensor", id="tuple for tensor"
+        ),
+        pytest.param(
+            lambda z, x: z[0], good_objective, (Z, Z), "cell returned a tensor .* a tuple", id="tensor for tuple"
+        ),
+        pytest.param(lambda z, x: z[:1], lambda z, x: x.sum(1), (Z, Z), "cell must keep the shape", id="a part less"),
+        pytest.param(lambda z, x: None, good_objective, Z, "cell returned a NoneType", id="nothing"),
+        pytest.param(
+            lambda z, x: None, lambda z, x: x.sum(1), (Z, Z), "cell returned a NoneType", id="nothing for tuple"
+        ),
+        pytest.param(
+            good_cell, lambda z, x: z.sum(), Z, r"one value a sample, shape \(2,\).*tensor \(\)", id="scalar J"
+        ),
+        pytest.param(good_cell, lambda z, x: z, Z, r"one value a sample, .*\(2, 3\)", id="J not summed"),
+        pytest.param(
+            good_cell, lambda z, x: z.sum(1, keepdim=True), Z, r"one value.*\(2, 1\)", id="J keeps a dimension"
+        ),
+        pytest.param(good_cell, lambda z, x: 1.0, Z, "one value a sample, .* float", id="J is a number"),
+        pytest.param(
+            lambda z, x: z.detach(), lambda z, x: z.detach().sum(1), Z, "depends on z or x", id="cut off from z and x"
+        ),
+    ],
+)
+def test_problems_that_do_not_keep_the_contract(
+    cell: Callable[..., Any], objective: Callable[..., Any], z0: Any, message: str
+) -> None:
+    with pytest.raises(ProblemError, match=message):
+        SHORT["anderson"].solve(JointProblem(cell, objective), z0, X)
+
+
+@pytest.mark.parametrize("mu0", [torch.zeros(2, 2), (Z, Z), torch.zeros(1, 3), 0.0])
+def test_multipliers_that_do_not_fit(mu0: Any) -> None:
+    with pytest.raises(ProblemError, match="mu0"):
+        SHORT["anderson"].solve(JointProblem(good_cell, good_objective), Z, X, mu0=mu0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        (kind, setting, message)
+        for kind in (JointAnderson, Tracking)
+        for setting, message in [
+            ({"max_nfe": 0}, "max_nfe must be at least 1, got 0"),
+            ({"tol": -1.0}, "tol must be 0 or larger, got -1.0"),
+            ({"step_size": 0.0}, "step_size must be larger than 0, got 0.0"),
+            ({"step_size": -1.0}, "step_size must be larger than 0, got -1.0"),
+            ({"step_size": float("nan")}, "step_size must be larger than 0, got nan"),
+        ]
+    ]
+    + [
+        (JointAnderson, {"memory": 0}, "memory must be at least 1, got 0"),
+        (JointAnderson, {"damping": 0.0}, r"damping must be in \(0, 1\], got 0.0"),
+        (JointAnderson, {"damping": 1.1}, r"damping must be in \(0, 1\], got 1.1"),
+        (JointAnderson, {"ridge": -1e-8}, "ridge must be 0 or larger"),
+        (Tracking, {"inner": 0}, "inner must be at least 1"),
+        (Tracking, {"settle": -1}, "settle at least 0"),
+    ],
+)
+def test_settings_that_cannot_be_meant(kind: type[JointSolver], setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProblemError, match=message):
+        kind(**setting)
+
+
+def test_parts_of_the_case_agree() -> None:
+    """The catalogue itself: rows of a case are the samples of the whole."""
+    for name in WITH_TRUTH:
+        whole, part = CASES[name](), CASES[name](rows=[3, 1])
+        assert isinstance(whole, Case) and whole.truth is not None and part.truth is not None
+        assert torch.allclose(whole.truth.x[[3, 1]], part.truth.x, atol=1e-12)
