@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from deqopt.iteration import Status, Trace
@@ -45,6 +47,18 @@ class Equilibrium:
     def usable(self) -> Tensor:
         """(B,) whether a sample has finite values: false where its start already was NaN or infinite."""
         return self.status != Status.NON_FINITE
+
+    def to(self, device: torch.device | str) -> Equilibrium:
+        """The same on another device."""
+
+        def moved(part: Any) -> Any:
+            if isinstance(part, Tensor):
+                return part.to(device)
+            if isinstance(part, Trace):
+                return Trace(part.objective.to(device), part.residual.to(device))
+            return tuple(map(moved, part)) if isinstance(part, tuple) else part
+
+        return Equilibrium(**{field.name: moved(getattr(self, field.name)) for field in fields(self)})
 
     def report(self) -> str:
         """How many samples ended how, with advice: one line for each status that occurs."""

@@ -72,10 +72,11 @@ class L2Ball(FeasibleSet):
         _check_radius(self, self.radius)
 
     def project(self, x: Tensor) -> Tensor:
-        offset = x if self.center is None else x - self.center
+        center = None if self.center is None else _like(self.center, x)
+        offset = x if center is None else x - center
         norm = offset.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.dim() - 1))
         shrink = torch.where(norm > self.radius, self.radius / norm.clamp_min(torch.finfo(x.dtype).tiny), 1.0)
-        return offset * shrink if self.center is None else self.center + offset * shrink
+        return offset * shrink if center is None else center + offset * shrink
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class LinfBall(FeasibleSet):
     def project(self, x: Tensor) -> Tensor:
         if self.center is None:
             return x.clamp(-self.radius, self.radius)
-        return self.center + (x - self.center).clamp(-self.radius, self.radius)
+        center = _like(self.center, x)
+        return center + (x - center).clamp(-self.radius, self.radius)
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,12 @@ class Measured(Protocol):
         """By which convergence is judged."""
 
     @property
-    def lag(self) -> Tensor:
-        """By which iterates are ranked: how far the state is from its equilibrium at the present input."""
+    def merit(self) -> Tensor:
+        """By which iterates are ranked, the lowest best: the objective plus what being off the equilibrium may hide."""
 
     @property
     def objective(self) -> Tensor:
-        """To be lowered."""
+        """What is reported of the point."""
 
 
 E = TypeVar("E", bound=Measured)
@@ -88,8 +88,6 @@ class Outcome:
 
 # An iterate this many times larger than the start (plus one) has left every sensible region.
 BLOW_UP = 1e8
-# An iterate with a lower objective replaces the best one while its lag is within this factor of the lowest.
-LAG_SLACK = 1.3
 
 
 def iterate(
@@ -104,8 +102,7 @@ def iterate(
 ) -> Outcome:
     """Repeat ``w = step(w, evaluate(w))`` until every row has converged, diverged or spent its budget.
 
-    Of every row the best iterate is kept: the one of the lowest lag, or of a lower objective with a lag below 1.3 times
-    the lowest; and a converged one before all others.
+    Of every row the best iterate is kept: the one of the lowest merit, and a converged one before all others.
 
     Args:
         evaluate: (B, width) to a measured evaluation; one call is one evaluation (NFE).
@@ -131,18 +128,17 @@ def iterate(
 
     for k in range(max_nfe):
         evaluation = evaluate(w)
-        residual, lag, objective = evaluation.residual, evaluation.lag, evaluation.objective
+        residual, merit, objective = evaluation.residual, evaluation.merit, evaluation.objective
         nfe += active
         if record:
             history.append((objective, residual))
-        sane = residual.isfinite() & lag.isfinite() & objective.isfinite() & (w.norm(dim=1) <= limit)
-        better = (lag < lowest) | ((objective < best_objective) & (lag <= LAG_SLACK * lowest))
+        sane = residual.isfinite() & merit.isfinite() & objective.isfinite() & (w.norm(dim=1) <= limit)
         converged = active & sane & (residual <= tol)
-        keep = active & sane & better | converged
+        keep = active & sane & (merit < lowest) | converged
         best = torch.where(keep[:, None], w, best)
         best_residual = torch.where(keep, residual, best_residual)
         best_objective = torch.where(keep, objective, best_objective)
-        lowest = torch.where(active & sane, torch.minimum(lowest, lag), lowest)
+        lowest = torch.where(keep, merit, lowest)
 
         if visits:
             slot = k if k < visits else int(torch.randint(k + 1, ()))

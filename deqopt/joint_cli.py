@@ -117,8 +117,9 @@ def run(words: Sequence[str]) -> None:
         raise DeqoptError(one_line(error)) from error
     except SIGTERMException as error:
         raise SystemExit(143) from error
-    if cli.trainer.is_global_zero and cli.trainer.log_dir:
-        print(f"This run is kept in {cli.trainer.log_dir}")
+    directory = cli.trainer.log_dir  # broadcast, so all processes must ask for it
+    if cli.trainer.is_global_zero and directory:
+        print(f"This run is kept in {directory}")
 
 
 def one_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torchmetrics import MetricCollection
 
 from deqopt.adjoints import Adjoint, Envelope
 from deqopt.batch import finite_samples, pick, size_of
+from deqopt.compiled import CompiledCell
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import NonFiniteError, ProblemError
 from deqopt.optimization import Optimization
@@ -37,7 +39,8 @@ class JointModule(LightningModule):
         adjoint: how gradients reach theta.
         regularizers: penalties added to the loss, such as the Jacobian penalty.
         optimization: optimiser and schedule of theta.
-        compile: compile the task's ``cell`` with torch.compile.
+        compile: compile the task's ``cell`` with torch.compile for the solve; gradients to theta and regularisers
+            run it as it is, because compiled code cannot be differentiated twice.
 
     Raises:
         ProblemError: ``compile`` is asked for and the task has no module named ``cell``.
@@ -64,8 +67,7 @@ class JointModule(LightningModule):
                 for stage in ("train", "val", "test")
             }
         )
-        if compile:
-            self._compile_cell()
+        self._compiled = CompiledCell(self._cell()) if compile else None
         self._describe(compile)
         self._batch_started = 0.0
 
@@ -82,7 +84,8 @@ class JointModule(LightningModule):
         problem = self.task.problem(batch)
         z0, x0 = self.task.start(batch)
         visits = max((one.visits for one in self.regularizers), default=0) if adjoint is not None else 0
-        equilibrium = self.solver.solve(problem, z0, x0, adjoint=adjoint, record=record, visits=visits)
+        with self._compiled.active() if self._compiled else nullcontext():
+            equilibrium = self.solver.solve(problem, z0, x0, record=record, visits=visits)
         lost = int((~equilibrium.usable).sum())
         if lost:
             raise NonFiniteError(
@@ -90,7 +93,7 @@ class JointModule(LightningModule):
                 f"finite, at training step {self.global_step}: the weights have diverged. Lower "
                 "optimization.lr, clip gradients (trainer.gradient_clip_val), or raise the Jacobian penalty"
             )
-        return problem, equilibrium
+        return problem, equilibrium if adjoint is None else adjoint.attach(problem, equilibrium)
 
     def forward(self, batch: Any) -> Equilibrium:
         """The solution for a batch, without gradients to theta."""
@@ -176,14 +179,14 @@ class JointModule(LightningModule):
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         return self.task.callbacks()
 
-    def _compile_cell(self) -> None:
+    def _cell(self) -> nn.Module:
         cell = getattr(self.task, "cell", None)
         if not isinstance(cell, nn.Module):
             raise ProblemError(
                 f"compile needs a module named 'cell' in the task, and {type(self.task).__name__} has none: "
                 "name it so, or leave compile off"
             )
-        cell.compile()
+        return cell
 
     def _describe(self, compile: bool) -> None:
         """Write into the hyper-parameters what a checkpoint needs to make this module again; plain data only."""

@@ -95,7 +95,8 @@ class JointProblem:
             value, f, objective = self.lagrangian(z, x, mu)
             if not value.requires_grad:
                 raise ProblemError(
-                    "neither cell nor objective depends on z or x as far as autograd sees: look for detach() or no_grad in them"
+                    "neither cell nor objective depends on z or x as far as autograd sees: "
+                    "look for detach() or no_grad in them"
                 )
             gradients = torch.autograd.grad(value.sum(), (*z_parts, x), allow_unused=True, materialize_grads=True)
         g_z = gradients[0] if isinstance(z, Tensor) else tuple(gradients[:-1])

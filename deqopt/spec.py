@@ -8,7 +8,7 @@ from enum import Enum
 from os import PathLike, fspath
 from typing import Any
 
-PLAIN = (str, int, float, bool, type(None))
+PLAIN = (str, int, float)
 
 
 class NotPlainError(TypeError):
@@ -23,10 +23,13 @@ def spec(value: Any) -> Any:
     Raises:
         NotPlainError: something in it is neither plain nor made of plain values.
     """
-    if isinstance(value, PLAIN):
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Enum):
         return value.name
+    for kind in PLAIN:
+        if isinstance(value, kind):
+            return kind(value)
     if isinstance(value, PathLike):
         return fspath(value)
     if isinstance(value, Mapping):

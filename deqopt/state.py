@@ -24,6 +24,15 @@ def detach(state: State) -> State:
     return state.detach() if isinstance(state, Tensor) else tuple(part.detach() for part in state)
 
 
+def zero_where(lost: Tensor, state: State) -> State:
+    """The same state with zeros in the samples where ``lost``, (B,): a NaN would spoil gradients even with weight 0."""
+    parts = tuple(
+        torch.where(lost.reshape(-1, *[1] * (part.dim() - 1)), torch.zeros_like(part), part)
+        for part in tensors_of(state)
+    )
+    return parts[0] if isinstance(state, Tensor) else parts
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a state of shapes ``(B, *shape)`` lies in the rows of a matrix ``(B, width)``."""

@@ -34,7 +34,7 @@ class Task(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Task:
         task = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind(task, *args, **kwargs)
+        bound = inspect.signature(cls.__init__).bind_partial(task, *args, **kwargs)
         bound.apply_defaults()
         given = dict(list(bound.arguments.items())[1:])
         task.__dict__["init_args"] = given

@@ -122,7 +122,9 @@ def truth_at(theta: Theta, y: Tensor, x: Tensor) -> Truth:
 
 
 def linear(
-    rows: Rows = ALL, feasible: FeasibleSet | None = None, optimum: Callable[[Theta, Tensor], Tensor] = minimiser
+    rows: Rows = ALL,
+    feasible: FeasibleSet | None = None,
+    optimum: Callable[[Theta, Tensor], Tensor] = minimiser,
 ) -> Case:
     theta, y = theta_of(), targets(rows)
     a, u, b = theta

@@ -34,7 +34,6 @@ SETS: dict[str, Callable[[Any], FeasibleSet]] = {
     "centred_ball_and_box": lambda rows: Intersection((L2Ball(1.6, centres()[rows]), Box(-1.5, 1.5))),
     "two_balls": lambda rows: Intersection((L2Ball(1.0), L2Ball(1.0, torch.full(SHAPE, 0.5)))),
     "three": lambda rows: Intersection((L2Ball(1.0), Box(0.0, 1.0), LinfBall(0.3, torch.full(SHAPE, 0.2)))),
-    "nested": lambda rows: Intersection((Intersection((L2Ball(1.0), Box(-0.3, 1.0))), LinfBall(0.8))),
     "one": lambda rows: Intersection((L2Ball(1.0),)),
 }
 ALL = list(range(SAMPLES))

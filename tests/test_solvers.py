@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from catalogue import (
     ALL,
     CASES,
@@ -24,11 +22,14 @@ from catalogue import (
     theta_of,
     zeros,
 )
+from torch import Tensor
+
 from deqopt import JointProblem, Status
 from deqopt.adjoints import Envelope
 from deqopt.errors import ProblemError
 from deqopt.feasible import Box, L2Ball, LinfBall
-from deqopt.solvers import JointAnderson, JointSolver, Tracking
+from deqopt.fixed_point import Anderson
+from deqopt.solvers import JointAnderson, JointSolver, Tracking, solve_exactly
 from deqopt.state import State
 
 SHORT: dict[str, JointSolver] = {
@@ -135,6 +136,7 @@ def test_a_sample_that_breaks_underway_returns_its_best_finite_point(solver: str
 
     def cell(z: State, x: Tensor) -> State:
         image = case.problem.cell(z, x)
+        assert isinstance(image, Tensor)
         return torch.where(victim & (x.norm(dim=1, keepdim=True) > 0.3), torch.nan, image)
 
     hurt = SHORT[solver].solve(replace(case.problem, cell=cell), case.z0, case.x0, visits=40)
@@ -245,12 +247,7 @@ def test_trace_is_the_record_of_what_is_returned(name: str, solver: str) -> None
     for i in ALL:
         rows = [k for k in range(len(residual)) if residual[k, i] == found.residual[i]]
         assert any(objective[k, i] == found.objective[i] for k in rows), "the returned point is one of the trace"
-    lowest, at = residual.min(0)
-    assert (found.residual <= 1.3 * lowest).all()
-    assert (found.objective <= objective.gather(0, at[None])[0]).all()
-    start = case.problem.evaluate(case.z0, case.x0, tuple(part * 0 for part in case.z0)) if name == "conv" else None
-    if start is not None:
-        assert torch.allclose(objective[0], start.objective)
+    assert torch.allclose(objective[0], case.problem.J(case.z0, case.x0).detach())
 
 
 @pytest.mark.parametrize("solver", SHORT)
@@ -285,7 +282,7 @@ def test_works_without_gradients(adjoint: Envelope | None) -> None:
 
 def test_inference_mode_is_refused_with_advice() -> None:
     case = tanh()
-    with torch.inference_mode(), pytest.raises(ProblemError, match="use torch.no_grad instead"):
+    with torch.inference_mode(), pytest.raises(ProblemError, match=r"use torch\.no_grad instead"):
         SHORT["anderson"].solve(case.problem, case.z0, case.x0)
 
 
@@ -395,6 +392,22 @@ def test_a_cell_that_does_not_contract(gain: float, solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("budget", [24, 48])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_start_at_equilibrium_is_improved(name: str, budget: int, solver: str) -> None:
+    """At the start z and mu are exact for x0, and at no other point of the trajectory: the best is still another."""
+    case = CASES[name]()
+    chosen = replace(SHORT[solver], max_nfe=budget)
+    rough = Tracking(max_nfe=1).solve(case.problem, case.z0, case.x0)
+    inner = Anderson(max_nfe=100, tol=1e-12)
+    start = solve_exactly(case.problem, rough, inner)
+    found = solve_exactly(case.problem, chosen.solve(case.problem, start.z, start.x, mu0=start.mu), inner)
+    best = solve_exactly(case.problem, SOLVERS["tracking"].solve(case.problem, case.z0, case.x0), inner)
+    gained = (start.objective - found.objective) / (start.objective - best.objective)
+    assert gained.mean() > 0.9 and gained.min() > -1e-6
+
+
+@pytest.mark.parametrize("solver", SHORT)
 def test_an_empty_batch_is_solved(solver: str) -> None:
     case = linear(rows=[])
     found = SHORT[solver].solve(case.problem, case.z0, case.x0)
@@ -444,23 +457,43 @@ def test_starts_that_do_not_fit(z0: Any, x0: Any, message: str) -> None:
             lambda z, x: (z, z), good_objective, Z, "cell returned a tuple .* a tensor", id="tuple for tensor"
         ),
         pytest.param(
-            lambda z, x: z[0], good_objective, (Z, Z), "cell returned a tensor .* a tuple", id="tensor for tuple"
+            lambda z, x: z[0],
+            good_objective,
+            (Z, Z),
+            "cell returned a tensor .* a tuple",
+            id="tensor for tuple",
         ),
         pytest.param(lambda z, x: z[:1], lambda z, x: x.sum(1), (Z, Z), "cell must keep the shape", id="a part less"),
         pytest.param(lambda z, x: None, good_objective, Z, "cell returned a NoneType", id="nothing"),
         pytest.param(
-            lambda z, x: None, lambda z, x: x.sum(1), (Z, Z), "cell returned a NoneType", id="nothing for tuple"
+            lambda z, x: None,
+            lambda z, x: x.sum(1),
+            (Z, Z),
+            "cell returned a NoneType",
+            id="nothing for tuple",
         ),
         pytest.param(
-            good_cell, lambda z, x: z.sum(), Z, r"one value a sample, shape \(2,\).*tensor \(\)", id="scalar J"
+            good_cell,
+            lambda z, x: z.sum(),
+            Z,
+            r"one value a sample, shape \(2,\).*tensor \(\)",
+            id="scalar J",
         ),
         pytest.param(good_cell, lambda z, x: z, Z, r"one value a sample, .*\(2, 3\)", id="J not summed"),
         pytest.param(
-            good_cell, lambda z, x: z.sum(1, keepdim=True), Z, r"one value.*\(2, 1\)", id="J keeps a dimension"
+            good_cell,
+            lambda z, x: z.sum(1, keepdim=True),
+            Z,
+            r"one value.*\(2, 1\)",
+            id="J keeps a dimension",
         ),
         pytest.param(good_cell, lambda z, x: 1.0, Z, "one value a sample, .* float", id="J is a number"),
         pytest.param(
-            lambda z, x: z.detach(), lambda z, x: z.detach().sum(1), Z, "depends on z or x", id="cut off from z and x"
+            lambda z, x: z.detach(),
+            lambda z, x: z.detach().sum(1),
+            Z,
+            "depends on z or x",
+            id="cut off from z and x",
         ),
     ],
 )

@@ -8,6 +8,7 @@ from deqopt.adjoints.base import Adjoint
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
+from deqopt.state import tensors_of, zero_where
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,10 @@ class Envelope(Adjoint):
     """
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
-        lagrangian, _, _ = problem.lagrangian(equilibrium.z, equilibrium.x, equilibrium.mu)
+        lost = ~equilibrium.usable
+        z, mu = zero_where(lost, equilibrium.z), zero_where(lost, equilibrium.mu)
+        (x,) = tensors_of(zero_where(lost, equilibrium.x))
+        lagrangian, _, _ = problem.lagrangian(z, x, mu)
         if not lagrangian.requires_grad:
             raise ProblemError(
                 "nothing to differentiate: neither cell nor objective reaches a parameter that requires a gradient; "

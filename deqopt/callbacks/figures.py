@@ -54,7 +54,11 @@ class FigureWriter(Callback):
 
 
 def figure_directory(trainer: Trainer) -> Path | None:
-    """Where the figures of a run are written; None where there is nowhere, or in all processes but the first."""
-    if not trainer.is_global_zero or trainer.log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    """Where the figures of a run are written; None where there is nowhere, or in all processes but the first.
+
+    To be asked in all processes: ``trainer.log_dir`` is broadcast by the first.
+    """
+    directory = trainer.log_dir
+    if not trainer.is_global_zero or directory is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    return Path(trainer.log_dir) / "figures"
+    return Path(directory) / "figures"

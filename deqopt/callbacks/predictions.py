@@ -15,7 +15,13 @@ class PredictionWriter(Callback):
     """Hands every solved batch to ``Task.write_predictions`` with the folder ``predictions`` of the run."""
 
     def __init__(self) -> None:
+        self._directory = Path()
         self._written = 0
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Asked for once, because log_dir is broadcast and processes may have different numbers of batches.
+        self._directory = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
+        self._directory.mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(
         self,
@@ -26,14 +32,9 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        directory = self._directory(trainer)
-        directory.mkdir(parents=True, exist_ok=True)
         with torch.no_grad(), parametrize.cached():
-            files = pl_module.task.write_predictions(outputs["equilibrium"], outputs["batch"], directory)  # type: ignore[operator, union-attr]
+            files = pl_module.task.write_predictions(outputs["equilibrium"], outputs["batch"], self._directory)  # type: ignore[operator, union-attr]
         self._written += len(files)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rank_zero_info(f"{self._written} files written to {self._directory(trainer)}")
-
-    def _directory(self, trainer: Trainer) -> Path:
-        return Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
+        rank_zero_info(f"{self._written} files written to {self._directory}")

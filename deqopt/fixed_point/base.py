@@ -35,10 +35,7 @@ class _Image:
     target: Tensor
     residual: Tensor
     objective: Tensor
-
-    @property
-    def lag(self) -> Tensor:
-        return self.residual
+    merit: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class FixedPointSolver(ABC):
             check_same_layout(image, z0, "f")
             target = layout.pack(image, w.dtype)
             residual = relative_residual(target, w)
-            return _Image(target, residual, torch.zeros_like(residual))
+            return _Image(target, residual, torch.zeros_like(residual), merit=(target - w).norm(dim=1))
 
         def next_point(w: Tensor, image: _Image) -> Tensor:
             return step(w, image.target)

@@ -95,7 +95,7 @@ class ImageHead(nn.Module):
         self, channels: Sequence[int], resolution: int, image_channels: int, size: int, groups: int = 8
     ) -> None:
         super().__init__()
-        if size % resolution:
+        if size < resolution or size % resolution:
             raise ProblemError(f"the image size must be a multiple of the resolution {resolution}, got {size}")
         factor = size // resolution
         width = max(channels[0], image_channels * factor**2)

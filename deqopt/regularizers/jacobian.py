@@ -12,7 +12,7 @@ from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
 from deqopt.regularizers.base import Regularizer
-from deqopt.state import State, tensors_of
+from deqopt.state import State, tensors_of, zero_where
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class JacobianPenalty(Regularizer):
         return torch.stack([self._at(problem, z, x, usable) for z, x in points]).mean()
 
     def _at(self, problem: JointProblem, z: State, x: Tensor, usable: Tensor) -> Tensor:
-        z_parts = tuple(part.detach().requires_grad_() for part in tensors_of(z))
-        f = problem.f(z_parts[0] if isinstance(z, Tensor) else z_parts, x.detach())
+        z_parts = tuple(part.detach().requires_grad_() for part in tensors_of(zero_where(~usable, z)))
+        (x,) = tensors_of(zero_where(~usable, x.detach()))
+        f = problem.f(z_parts[0] if isinstance(z, Tensor) else z_parts, x)
         f_parts = tensors_of(f)
         size = sum(part[0].numel() for part in f_parts)
         total = x.new_zeros(x.shape[0])

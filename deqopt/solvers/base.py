@@ -60,7 +60,7 @@ class JointEvaluation:
     image: Tensor
     g_x: Tensor
     residual: Tensor
-    lag: Tensor
+    merit: Tensor
     objective: Tensor
 
 
@@ -171,7 +171,8 @@ def _feasible_start(layout: JointLayout, x0: Tensor) -> Tensor:
 
 def measure(layout: JointLayout, w: Tensor, evaluation: Evaluation, scale: tuple[Tensor, Tensor]) -> JointEvaluation:
     """An evaluation at ``w = [z | mu | x]`` in rows, with its residual, the largest of those of z, mu and x, and its
-    lag, the larger of those of z and mu.
+    merit, ``J + |g_z| |f - z|``: J at the equilibrium of x is ``J + <mu, f - z>`` to first order, so the merit bounds
+    from above what lies behind a J that was measured off the equilibrium.
 
     Those of z and mu are relative to f and g_z. That of x is the projected gradient, relative to the size that g_x has
     where its two terms do not cancel, ``|d_x J| + gain |mu|`` with ``scale = (|d_x J|, gain)``: so it depends on the
@@ -185,11 +186,12 @@ def measure(layout: JointLayout, w: Tensor, evaluation: Evaluation, scale: tuple
     size = (direct + gain * mu.norm(dim=1)).clamp_min(torch.finfo(layout.dtype).tiny ** 0.5)
     length = (x.norm(dim=1) + MIN_PROBE) / size
     moved = (x - layout.project(x - length[:, None] * g_x)).norm(dim=1)
-    lag = torch.maximum(relative_residual(f, z), relative_residual(g_z, mu))
+    residuals = relative_residual(f, z), relative_residual(g_z, mu), moved / (length * size)
+    objective = evaluation.objective.to(layout.dtype)
     return JointEvaluation(
         image=torch.cat([f, g_z], dim=1),
         g_x=g_x,
-        residual=torch.maximum(lag, moved / (length * size)),
-        lag=lag,
-        objective=evaluation.objective.to(layout.dtype),
+        residual=torch.stack(residuals).amax(0),
+        merit=objective + g_z.norm(dim=1) * (f - z).norm(dim=1),
+        objective=objective,
     )

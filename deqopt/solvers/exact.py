@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -33,13 +34,10 @@ def solve_exactly(
         z_leaf: State = z_parts[0] if isinstance(z, Tensor) else z_parts
         f_parts = tensors_of(problem.f(z_leaf, x))
         objective = problem.J(z_leaf, x)
-        d_z_objective = torch.autograd.grad(objective.sum(), z_parts, allow_unused=True, materialize_grads=True)
+        d_z_objective = _pull_back([objective], z_parts, [torch.ones_like(objective)])
 
     def multiplier_map(mu: State) -> State:
-        cotangents = [part.to(f.dtype) for part, f in zip(tensors_of(mu), f_parts, strict=True)]
-        pulled = torch.autograd.grad(
-            f_parts, z_parts, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        pulled = _pull_back(f_parts, z_parts, tensors_of(mu))
         parts = tuple(direct + through for direct, through in zip(d_z_objective, pulled, strict=True))
         return parts[0] if isinstance(z, Tensor) else parts
 
@@ -54,4 +52,23 @@ def solve_exactly(
         residual=measured.residual,
         trace=None,
         visited=(),
+    )
+
+
+def _pull_back(
+    outputs: Sequence[Tensor], inputs: tuple[Tensor, ...], cotangents: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The vector-Jacobian product, zero where the outputs do not reach the inputs; the graph stays."""
+    reached = [
+        (output, v.to(output.dtype)) for output, v in zip(outputs, cotangents, strict=True) if output.requires_grad
+    ]
+    if not reached:
+        return tuple(torch.zeros_like(part) for part in inputs)
+    return torch.autograd.grad(
+        [output for output, _ in reached],
+        inputs,
+        [v for _, v in reached],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
     )

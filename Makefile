@@ -1,0 +1,30 @@
+# make demo   trains on the embedded digits and says where the pictures are
+# make test   runs the whole test suite
+# make check  formatting, lint, types
+# All of them make .venv and install first, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check clean
+
+demo: $(INSTALLED)
+	$(BIN)/deqopt fit --config configs/demo/celeba.yaml
+	$(BIN)/deqopt test --config configs/demo/celeba.yaml --ckpt_path best
+
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy deqopt tasks
+
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv

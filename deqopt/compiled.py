@@ -1,0 +1,59 @@
+"""A cell that runs compiled while a joint problem is being solved, and as it is everywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+
+
+class CompiledCell:
+    """Compiles ``cell`` for the solve loop, which differentiates in z and x and never in the weights.
+
+    Compiled code cannot be differentiated twice, as the Jacobian penalty must, and would compute the gradients of all
+    weights in every evaluation. So the weights are constants of the compiled cell, made anew in every :meth:`active`
+    block, and whatever leads a gradient to them runs the cell as it is, outside the block.
+    """
+
+    def __init__(self, cell: nn.Module) -> None:
+        self._cell = cell
+        self._names, plain = _plain_copy(cell)
+        self._plain = plain
+        self._run = torch.compile(lambda weights, *call: functional_call(plain, weights, *call))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, the cell runs compiled, with the weights that it has on entry; no gradient reaches them."""
+        weights = {name: self._value(name) for name in self._names}
+        self._plain.train(self._cell.training)
+        self._cell.forward = lambda *args, **kwargs: self._run(weights, args, kwargs)
+        try:
+            yield
+        finally:
+            del self._cell.forward
+
+    def _value(self, name: str) -> Tensor:
+        owner, _, tensor = name.rpartition(".")
+        value: Any = getattr(self._cell.get_submodule(owner), tensor)
+        return value.detach()
+
+
+def _plain_copy(cell: nn.Module) -> tuple[list[str], nn.Module]:
+    """The names of the weights and buffers of a cell whose parametrizations are worked in, and that cell, empty."""
+    plain = deepcopy(cell)
+    for module in plain.modules():
+        if parametrize.is_parametrized(module):
+            weights = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+            # Not parametrize.remove_parametrizations: it takes the weights from the class, which the copy shares.
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, weight in weights.items():
+                module.register_parameter(name, nn.Parameter(weight))
+    names = [name for name, _ in (*plain.named_parameters(), *plain.named_buffers())]
+    return names, plain.to("meta")
