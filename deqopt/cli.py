@@ -3,30 +3,87 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 
 from deqopt.errors import DeqoptError
 from deqopt.registry import Group, listing
 
 LISTINGS = {group.plural: group for group in Group}
+RUNS = ("fit", "validate", "test", "predict")
+
+HELP = """\
+usage: deqopt COMMAND [OPTION ...]
+
+Trains and runs deep equilibrium networks whose input is optimised while it is being inferred.
+
+commands:
+  fit        train on the task's training data
+  validate   measure a trained network on the validation data
+  test       measure a trained network on the test data
+  predict    solve for data of your own, and write what the task makes of it
+  tasks      list the tasks that are installed
+  solvers    list the solvers that are installed
+
+options:
+  -h, --help   show this help; after a command, its options
+  --version    show the version
+
+examples:
+  deqopt fit --task celeba --task.root FACES --trainer.max_epochs 20
+  deqopt fit --config configs/demo/celeba.yaml --solver JointAnderson
+  deqopt fit --task.help celeba
+  deqopt test --ckpt_path last
+  deqopt predict --ckpt_path best --task.root MY_IMAGES
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``deqopt`` with the given arguments, by default those of the process.
 
-    ``deqopt tasks`` and ``deqopt solvers`` list what is installed, without loading torch. Everything else is
-    :class:`deqopt.joint_cli.JointCLI`. Errors whose text is meant for the user end in one line and exit status 2.
+    Only the runs (``fit`` and its kin, see :class:`deqopt.joint_cli.JointCLI`) load torch. Errors whose text is meant
+    for the user end in one line and exit status 2.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if words and words[0] in LISTINGS:
-            if words[1:]:
-                raise DeqoptError(f"'deqopt {words[0]}' takes no arguments, got {' '.join(words[1:])}")
-            print(listing(LISTINGS[words[0]]))
-            return
-        from deqopt.joint_cli import run
-
-        run(words)
+        _command(words)(words[1:])
     except DeqoptError as error:
         print(f"deqopt: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _command(words: Sequence[str]) -> Callable[[Sequence[str]], None]:
+    name = words[0] if words else None
+    if name in RUNS:
+        from deqopt.joint_cli import run
+
+        return lambda rest: run(name, rest)
+    if name in LISTINGS:
+        group = LISTINGS[name]
+        return lambda rest: _print_alone(name, rest, listing(group))
+    if name in ("-h", "--help"):
+        return lambda rest: print(HELP, end="")
+    if name == "--version":
+        from deqopt import __version__
+
+        return lambda rest: _print_alone(name, rest, f"deqopt {__version__}")
+    raise DeqoptError(_no_command(name))
+
+
+def _print_alone(name: str, rest: Sequence[str], text: str) -> None:
+    if rest:
+        raise DeqoptError(f"'deqopt {name}' takes no arguments, got {' '.join(rest)}")
+    print(text)
+
+
+def _no_command(name: str | None) -> str:
+    known = (*RUNS, *LISTINGS)
+    choices = f"the commands are {', '.join(known)}; 'deqopt --help' says more"
+    if name is None:
+        return f"a command is missing: {choices}"
+    if name.startswith("-"):
+        return f"the command comes before its options, as in 'deqopt fit {name}': {choices}"
+    nearest = get_close_matches(name, known, n=1)
+    return f"unknown command {name!r}: {f'did you mean {nearest[0]!r}? ' if nearest else ''}{choices}"

@@ -32,6 +32,8 @@ class JointModule(LightningModule):
     """Trains and runs a task: solves its joint problem on every batch and differentiates the outer loss.
 
     Validation and testing solve z (and mu) exactly for the returned x first, so that what they report is feasible.
+    ``JointModule.load_from_checkpoint(path)`` makes everything again; where an argument of the task or of another part
+    is no plain value (see :class:`Task`), the checkpoint holds the weights alone, and all parts are to be given to it.
 
     Args:
         task: what is solved and learned.

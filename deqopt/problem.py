@@ -22,7 +22,7 @@ from torch import Tensor
 
 from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere, FeasibleSet
-from deqopt.state import State, check_same_layout, tensors_of
+from deqopt.state import State, check_same_layout, detach, leaf, state_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -89,24 +89,15 @@ class JointProblem:
     def evaluate(self, z: State, x: Tensor, mu: State) -> Evaluation:
         """All quantities of the stationary system at ``(z, x, mu)``, detached. Works under ``no_grad``."""
         with torch.enable_grad():
-            z_parts = tuple(part.detach().requires_grad_() for part in tensors_of(z))
-            z = z_parts[0] if isinstance(z, Tensor) else z_parts
-            x = x.detach().requires_grad_()
+            z, x = leaf(z), x.detach().requires_grad_()
             value, f, objective = self.lagrangian(z, x, mu)
             if not value.requires_grad:
                 raise ProblemError(
                     "neither cell nor objective depends on z or x as far as autograd sees: "
                     "look for detach() or no_grad in them"
                 )
-            gradients = torch.autograd.grad(value.sum(), (*z_parts, x), allow_unused=True, materialize_grads=True)
-        g_z = gradients[0] if isinstance(z, Tensor) else tuple(gradients[:-1])
-        f_parts = tuple(part.detach() for part in tensors_of(f))
-        return Evaluation(
-            f=f_parts[0] if isinstance(f, Tensor) else f_parts,
-            objective=objective.detach().to(x.dtype),
-            g_z=g_z,
-            g_x=gradients[-1],
-        )
+            *g_z, g_x = pull_back([value.sum()], (*tensors_of(z), x))
+        return Evaluation(detach(f), objective.detach().to(x.dtype), state_of(g_z, z), g_x)
 
     def input_scale(self, z: State, x: Tensor) -> tuple[Tensor, Tensor]:
         """How strongly x acts at ``(z, x)``: ``|d_x J|``, and the gain ``|(d_x f)^T d_z J| / |d_z J|``, (B,) each.
@@ -114,14 +105,10 @@ class JointProblem:
         Together they tell how large ``g_x`` is where its terms do not cancel: about ``|d_x J| + gain |mu|``.
         """
         with torch.enable_grad():
-            z_parts = tuple(part.detach().requires_grad_() for part in tensors_of(z))
-            z = z_parts[0] if isinstance(z, Tensor) else z_parts
-            x = x.detach().requires_grad_()
-            f, objective = self.f(z, x), self.J(z, x)
-            *d_z, d_x = _gradients([objective.sum()], (*z_parts, x), None)
-            (pulled,) = _gradients(
-                tensors_of(f), (x,), [d.to(part.dtype) for d, part in zip(d_z, tensors_of(f), strict=True)]
-            )
+            z, x = leaf(z), x.detach().requires_grad_()
+            f = tensors_of(self.f(z, x))
+            *d_z, d_x = pull_back([self.J(z, x).sum()], (*tensors_of(z), x))
+            (pulled,) = pull_back(f, (x,), d_z)
         size = torch.stack([part.flatten(1).square().sum(1) for part in d_z]).sum(0).sqrt()
         gain = pulled.flatten(1).norm(dim=1) / size.clamp_min(torch.finfo(size.dtype).tiny)
         return d_x.flatten(1).norm(dim=1), gain
@@ -145,17 +132,21 @@ class JointProblem:
             raise ProblemError(f"z0 and x0 must be on one device: z0 is on {parts[0].device}, x0 on {x.device}")
 
 
-def _gradients(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None
-) -> Sequence[Tensor]:
-    """Vector-Jacobian products, zero where the outputs do not reach an input."""
+def pull_back(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None = None,
+    retain_graph: bool = False,
+) -> tuple[Tensor, ...]:
+    """The vector-Jacobian product, zero where the outputs do not reach an input; cotangents of 1 for scalars if None."""
     reached = [i for i, output in enumerate(outputs) if output.requires_grad]
     if not reached:
-        return [torch.zeros_like(part) for part in inputs]
+        return tuple(torch.zeros_like(part) for part in inputs)
     return torch.autograd.grad(
         [outputs[i] for i in reached],
         inputs,
-        None if cotangents is None else [cotangents[i] for i in reached],
+        None if cotangents is None else [cotangents[i].to(outputs[i].dtype) for i in reached],
+        retain_graph=retain_graph,
         allow_unused=True,
         materialize_grads=True,
     )

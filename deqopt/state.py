@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
@@ -19,18 +20,27 @@ def tensors_of(state: State) -> tuple[Tensor, ...]:
     return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
+def state_of(parts: Iterable[Tensor], like: State) -> State:
+    """The inverse of :func:`tensors_of`: a state of the same structure as ``like``."""
+    parts = tuple(parts)
+    return parts[0] if isinstance(like, Tensor) else parts
+
+
 def detach(state: State) -> State:
     """The same values without their history."""
-    return state.detach() if isinstance(state, Tensor) else tuple(part.detach() for part in state)
+    return state_of((part.detach() for part in tensors_of(state)), state)
+
+
+def leaf(state: State) -> State:
+    """The same values as new leaves, to differentiate with respect to."""
+    return state_of((part.detach().requires_grad_() for part in tensors_of(state)), state)
 
 
 def zero_where(lost: Tensor, state: State) -> State:
     """The same state with zeros in the samples where ``lost``, (B,): a NaN would spoil gradients even with weight 0."""
-    parts = tuple(
-        torch.where(lost.reshape(-1, *[1] * (part.dim() - 1)), torch.zeros_like(part), part)
-        for part in tensors_of(state)
+    return state_of(
+        (part.masked_fill(lost.reshape(-1, *[1] * (part.dim() - 1)), 0) for part in tensors_of(state)), state
     )
-    return parts[0] if isinstance(state, Tensor) else parts
 
 
 @dataclass(frozen=True)

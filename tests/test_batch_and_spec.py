@@ -48,7 +48,7 @@ def test_picking_samples_keeps_the_tree(name: str) -> None:
     if name == "nested":
         assert picked["names"] == "abcd" and picked["none"] is None
     if name == "named tuple":
-        assert torch.equal(picked.label, torch.tensor([0, 3]))
+        assert isinstance(picked, Pair) and torch.equal(picked.label, torch.tensor([0, 3]))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

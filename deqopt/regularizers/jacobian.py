@@ -12,7 +12,7 @@ from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
 from deqopt.regularizers.base import Regularizer
-from deqopt.state import State, tensors_of, zero_where
+from deqopt.state import State, leaf, tensors_of, zero_where
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,15 @@ class JacobianPenalty(Regularizer):
         return torch.stack([self._at(problem, z, x, usable) for z, x in points]).mean()
 
     def _at(self, problem: JointProblem, z: State, x: Tensor, usable: Tensor) -> Tensor:
-        z_parts = tuple(part.detach().requires_grad_() for part in tensors_of(zero_where(~usable, z)))
+        z = leaf(zero_where(~usable, z))
         (x,) = tensors_of(zero_where(~usable, x.detach()))
-        f = problem.f(z_parts[0] if isinstance(z, Tensor) else z_parts, x)
-        f_parts = tensors_of(f)
+        f_parts = tensors_of(problem.f(z, x))
         size = sum(part[0].numel() for part in f_parts)
         total = x.new_zeros(x.shape[0])
         for _ in range(self.probes):
             v = [torch.randn_like(part) for part in f_parts]
             pulled = torch.autograd.grad(
-                f_parts, z_parts, v, create_graph=True, allow_unused=True, materialize_grads=True
+                f_parts, tensors_of(z), v, create_graph=True, allow_unused=True, materialize_grads=True
             )
             total = total + torch.stack([part.float().square().flatten(1).sum(1) for part in pulled]).sum(0)
         return total[usable].sum() / (self.probes * size * max(int(usable.sum()), 1))

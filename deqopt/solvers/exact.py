@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from deqopt.equilibrium import Equilibrium
 from deqopt.fixed_point import Anderson, FixedPointSolver
-from deqopt.problem import JointProblem
+from deqopt.problem import JointProblem, pull_back
 from deqopt.solvers.base import JointLayout, measure
-from deqopt.state import State, tensors_of
+from deqopt.state import State, leaf, state_of, tensors_of
 
 
 def solve_exactly(
@@ -30,16 +28,13 @@ def solve_exactly(
     x = equilibrium.x.detach()
     z = solver.solve(lambda z: problem.f(z, x), equilibrium.z).z
     with torch.enable_grad():
-        z_parts = tuple(part.detach().requires_grad_() for part in tensors_of(z))
-        z_leaf: State = z_parts[0] if isinstance(z, Tensor) else z_parts
+        z_leaf = leaf(z)
         f_parts = tensors_of(problem.f(z_leaf, x))
-        objective = problem.J(z_leaf, x)
-        d_z_objective = _pull_back([objective], z_parts, [torch.ones_like(objective)])
+        direct = pull_back([problem.J(z_leaf, x).sum()], tensors_of(z_leaf))
 
     def multiplier_map(mu: State) -> State:
-        pulled = _pull_back(f_parts, z_parts, tensors_of(mu))
-        parts = tuple(direct + through for direct, through in zip(d_z_objective, pulled, strict=True))
-        return parts[0] if isinstance(z, Tensor) else parts
+        through = pull_back(f_parts, tensors_of(z_leaf), tensors_of(mu), retain_graph=True)
+        return state_of((one + other for one, other in zip(direct, through, strict=True)), z)
 
     mu = solver.solve(multiplier_map, equilibrium.mu).z
     layout = JointLayout.of(z, x, problem.feasible)
@@ -52,23 +47,4 @@ def solve_exactly(
         residual=measured.residual,
         trace=None,
         visited=(),
-    )
-
-
-def _pull_back(
-    outputs: Sequence[Tensor], inputs: tuple[Tensor, ...], cotangents: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """The vector-Jacobian product, zero where the outputs do not reach the inputs; the graph stays."""
-    reached = [
-        (output, v.to(output.dtype)) for output, v in zip(outputs, cotangents, strict=True) if output.requires_grad
-    ]
-    if not reached:
-        return tuple(torch.zeros_like(part) for part in inputs)
-    return torch.autograd.grad(
-        [output for output, _ in reached],
-        inputs,
-        [v for _, v in reached],
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
     )

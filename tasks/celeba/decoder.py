@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from deqopt.nn import ImageHead, LatentInjection, MultiscaleCell, branch_shapes
@@ -35,4 +34,4 @@ class Decoder(nn.Module):
 
     def start(self, x: Tensor) -> Branches:
         """Zeros of the state's shapes for a batch of latents (B, latent)."""
-        return tuple(torch.zeros(x.shape[0], *shape, device=x.device) for shape in self.shapes)
+        return tuple(x.new_zeros(x.shape[0], *shape) for shape in self.shapes)

@@ -82,7 +82,7 @@ class SampleGallery(Callback):
         training = module.training
         module.eval()
         mixture = LatentMixture(self._latents(module, task), self._components)
-        samples = task.decode(mixture.sample(64).to(module.device))
+        samples = task.decode(mixture.sample(64).to(module.device, module.dtype))
         write_figure(
             image_mosaic(samples, "Samples: latents drawn from the Gaussian mixture"),
             directory / "samples.png",
@@ -95,7 +95,9 @@ class SampleGallery(Callback):
 
     def _latents(self, module: JointModule, task: CelebA) -> Tensor:
         batches = self._batches(task.data.source, task.data.splits.train)
-        return torch.cat([module(module.transfer_batch_to_device(batch, module.device, 0)).x for batch in batches])
+        return torch.cat(
+            [module(ImageBatch(image.to(module.device, module.dtype), index)).x for image, index in batches]
+        )
 
     def _distance(self, module: JointModule, task: CelebA, mixture: LatentMixture) -> float:
         metric = FrechetInceptionDistance(feature=feature_extractor(self._features)).to(module.device)
@@ -104,7 +106,7 @@ class SampleGallery(Callback):
             metric.update(_as_bytes(batch.image.to(module.device)), real=True)
             seen += len(batch.image)
         for x in mixture.sample(seen).split(self._batch_size):
-            metric.update(_as_bytes(task.decode(x.to(module.device))), real=False)
+            metric.update(_as_bytes(task.decode(x.to(module.device, module.dtype))), real=False)
         return float(metric.compute())
 
     def _batches(self, source: ImageSource, split: list[int]) -> DataLoader[ImageBatch]:

@@ -94,7 +94,7 @@ class CelebA(Task):
         return self.data
 
     def start(self, batch: ImageBatch) -> tuple[State, Tensor]:
-        x0 = batch.image.new_zeros(batch.image.shape[0], self.latent, dtype=torch.float32)
+        x0 = batch.image.new_zeros(batch.image.shape[0], self.latent)
         return self.decoder.start(x0), x0
 
     def problem(self, batch: ImageBatch) -> JointProblem:
@@ -104,7 +104,7 @@ class CelebA(Task):
         return self.decoder.f(z, x)
 
     def _objective(self, z: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
-        error = (self.decoder.head(z).float() - y).square().flatten(1).sum(1)
+        error = (self.decoder.head(z).to(y.dtype) - y).square().flatten(1).sum(1)
         return error + self.prior * x.square().sum(1)
 
     def loss(self, equilibrium: Equilibrium, batch: ImageBatch) -> Tensor:

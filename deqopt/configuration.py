@@ -1,0 +1,196 @@
+"""Settings from files and from the environment, and how later ones are laid over earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import yaml
+
+from deqopt.errors import DeqoptError, PluginError
+from deqopt.registry import Group, find
+
+RUNS = ("fit", "validate", "test", "predict")
+CHOICES = ("task", "solver", "adjoint")
+SECTIONS = ("trainer", "model", "checkpoint")
+PLUGINS = {"task": Group.TASKS, "solver": Group.SOLVERS}
+ENVIRONMENT = "DEQOPT_"
+CHOICE_KEYS = ("class_path", "init_args", "dict_kwargs")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Settings, and where they stand: ``place`` is for messages, such as ``in demo.yaml``."""
+
+    place: str
+    settings: dict[str, Any]
+
+    def has(self, key: str) -> bool:
+        """Whether ``key``, such as ``task.size`` or ``task.init_args.size``, is set here."""
+        node: Any = self.settings
+        for part in key.split("."):
+            if isinstance(node, dict) and part not in node:
+                node = node.get("init_args")
+            if not isinstance(node, dict) or part not in node:
+                return False
+            node = node[part]
+        return True
+
+
+DEFAULTS = Source("by default", {"solver": {"class_path": "deqopt.solvers.tracking.Tracking"}})
+"""What holds where nothing else says otherwise."""
+
+
+def read_config(name: str, command: str) -> Source:
+    """A YAML file; what stands below ``command``, such as ``fit:``, goes over what stands outside.
+
+    Raises:
+        DeqoptError: no such file, not YAML, or not keys and values where these should be.
+    """
+    path = Path(name).expanduser()
+    if not name or not path.is_file():
+        raise DeqoptError(f"--config: there is no file {name!r}; give a YAML file such as configs/demo/celeba.yaml")
+    try:
+        config = _load(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DeqoptError(f"--config: {path} is not valid YAML: {error}") from error
+    config = {} if config is None else config
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise DeqoptError(f"--config: {path} should hold keys and values, not {_shown(config)}")
+    common = {key: value for key, value in config.items() if key not in RUNS}
+    place = f"in {path}"
+    below = config.get(command) or {}
+    if not isinstance(below, dict):
+        raise DeqoptError(f"{command} {place} should hold keys and values, not {_shown(below)}")
+    return checked(Source(place, merge(common, below)))
+
+
+def environment(variables: Mapping[str, str]) -> list[Source]:
+    """``DEQOPT_TRAINER__MAX_EPOCHS=3`` as ``{"trainer": {"max_epochs": 3}}``, one source a variable.
+
+    Below ``task``, ``solver`` and ``adjoint`` lie the arguments of the chosen class.
+
+    Raises:
+        DeqoptError: a value that is not YAML.
+    """
+    sources = []
+    for name in sorted(variables, key=lambda name: (name.count("__"), name)):
+        if not name.startswith(ENVIRONMENT) or name == ENVIRONMENT:
+            continue
+        place = f"in the environment variable {name}"
+        keys = name.removeprefix(ENVIRONMENT).lower().split("__")
+        if keys[0] in CHOICES:
+            keys[1:1] = ["init_args" if keys[1:] else "class_path"]
+        try:
+            value = _load(variables[name])
+        except ValueError as error:
+            raise DeqoptError(f"the value {place} is not valid YAML: {error}") from error
+        for key in reversed(keys):
+            value = {key: value}
+        sources.append(checked(Source(place, value)))
+    return sources
+
+
+def checked(source: Source) -> Source:
+    """The same with class paths for the names below ``task``, ``solver`` and ``adjoint``, and empty sections left out.
+
+    Raises:
+        DeqoptError: something else where keys and values, or a class, should be; PluginError: see ``class_path``.
+    """
+    settings = {k: v for k, v in source.settings.items() if v is not None or k not in (*CHOICES, *SECTIONS)}
+    for section in SECTIONS:
+        if not isinstance(settings.get(section, {}), (dict, str)):
+            found = _shown(settings[section])
+            raise DeqoptError(f"{section} {source.place} should hold keys and values, not {found}")
+    for choice in CHOICES:
+        if choice in settings:
+            settings[choice] = _chosen(choice, settings[choice], source.place)
+    return Source(source.place, settings)
+
+
+def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """``later`` over ``earlier``, key by key; a class that differs replaces the earlier one with all its arguments."""
+    merged = dict(earlier)
+    for key, value in later.items():
+        before = merged.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        if both and (class_of(before) is None or class_of(value) in (None, class_of(before))):
+            merged[key] = merge(before, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def class_of(value: Any) -> str | None:
+    """The ``class_path`` of a choice."""
+    return value.get("class_path") if isinstance(value, dict) else None
+
+
+def class_path(choice: str, name: str) -> str:
+    """The path of the class that ``name`` (a plugin's name, or a class path) stands for, after importing it.
+
+    Raises:
+        PluginError: an unknown name, with the nearest known one; or a class that cannot be imported, with the reason.
+    """
+    if "." in name:
+        kind = _imported(choice, name)
+    elif choice in PLUGINS:
+        kind = find(PLUGINS[choice], name).load()
+    else:
+        kind = _adjoint(name)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _chosen(choice: str, value: Any, place: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"class_path": class_path(choice, value)}
+    if not isinstance(value, dict):
+        raise DeqoptError(f"{choice} {place} should be a name, or class_path and init_args, not {_shown(value)}")
+    for key in value:
+        if key not in CHOICE_KEYS:
+            nearest = get_close_matches(str(key), CHOICE_KEYS, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "its options belong below init_args"
+            raise DeqoptError(f"unknown key {choice}.{key} {place}: {hint}")
+    name = value.get("class_path")
+    return {**value, "class_path": class_path(choice, name)} if isinstance(name, str) else value
+
+
+def _imported(choice: str, name: str) -> type:
+    try:
+        kind = resolve_name(name)
+    except Exception as error:  # whatever the module raises while it is imported
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(f"{choice} {name!r} cannot be imported: {reason}") from error
+    if not isinstance(kind, type):
+        raise PluginError(f"{choice} {name!r} is no class but an object of type {type(kind).__name__}")
+    return kind
+
+
+def _adjoint(name: str) -> type:
+    adjoints = import_module("deqopt.adjoints")
+    known: Sequence[str] = [one for one in adjoints.__all__ if one != "Adjoint"]
+    if name not in known:
+        raise PluginError(f"unknown adjoint {name!r}. Known adjoints: {', '.join(known)}")
+    kind: type = getattr(adjoints, name)
+    return kind
+
+
+def _load(text: str) -> Any:
+    """YAML, with errors as a ValueError of one line."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{where}{error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _shown(value: Any) -> str:
+    kinds = {list: "a list", dict: "a mapping whose keys are not all text"}
+    return kinds.get(type(value), repr(value))

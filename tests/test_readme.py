@@ -1,0 +1,47 @@
+"""What the README says, done: its code runs as printed, its files exist."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from deqopt.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_library_example_finds_feasible_optima(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    exec(BLOCKS[0], names)  # the README's own text
+    equilibrium, W = names["eq"], names["W"]
+    assert bool(equilibrium.converged.all()), capsys.readouterr().out  # type: ignore[attr-defined]
+    assert float(equilibrium.x.norm(dim=1).max()) <= 2.0 + 1e-6  # type: ignore[attr-defined]
+    assert float(W.grad.norm()) > 0  # type: ignore[attr-defined]
+
+
+def test_the_task_of_your_own_is_short_and_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = BLOCKS[1]
+    assert len(source.splitlines()) <= 60
+    (tmp_path / "sensors.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = re.search(r"PYTHONPATH=\. deqopt (fit --task sensors\.Sensors .*)", README)
+    assert command is not None
+    main([*command[1].split(), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
+    rows = (tmp_path / "runs/sensors/version_0/metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("val/mse")
+    errors = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    assert errors[-1] < 0.3 * errors[0]
+    sys.modules.pop("sensors", None)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|docs|docker|deqopt|tasks)/[\w./]*", README))))
+def test_files_that_the_readme_names_exist(path: str) -> None:
+    assert (ROOT / path).exists()
