@@ -11,18 +11,30 @@ import json
 import os
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from deqopt.checkpoints import NEWEST, newest_checkpoint, settings_of
-from deqopt.configuration import CHOICES, DEFAULTS, Source, checked, class_of, class_path, environment, merge
-from deqopt.configuration import read_config as read_config
+from deqopt.complaints import ON_COMMAND_LINE
+from deqopt.configuration import (
+    CHOICES,
+    DEFAULTS,
+    Source,
+    checked,
+    class_of,
+    class_path,
+    environment,
+    load_yaml,
+    merge,
+    read_config,
+)
 from deqopt.errors import CheckpointError, DeqoptError
 from deqopt.registry import Group, plugins
 
-COMMAND_LINE = "on the command line"
+RUNS_ROOT = "runs"
+"""``trainer.default_root_dir`` where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -63,50 +75,101 @@ class Invocation:
         return found
 
     def place(self, key: str) -> str:
-        """Where a setting such as ``task.size`` was given, in words; empty where nobody gave it."""
-        if any(option.partition("=")[0].rstrip("+") == f"--{key}" for option in self.options):
-            return COMMAND_LINE
-        return next((source.place for source in reversed(self.sources) if source.has(key)), "")
+        """Where a setting such as ``task.size``, or else what it is part of, was given; empty where nobody gave it."""
+        given = {option.partition("=")[0].removeprefix("--").rstrip("+") for option in self.options}
+        while key:
+            if key in given:
+                return ON_COMMAND_LINE
+            if found := next((source.place for source in reversed(self.sources) if source.has(key)), ""):
+                return found
+            key = key.rpartition(".")[0]
+        return ""
 
 
 def read(command: str, words: Sequence[str]) -> Invocation:
-    """Take the arguments after the command apart, and gather all settings that they are to be laid over.
+    """Take the arguments after the command apart, and gather all settings that the options are to be laid over.
 
     In order of precedence: the options, the classes chosen on the command line, configurations (later over earlier),
-    the checkpoint (task, solver, adjoint and model are those that it was trained with), the environment, defaults.
+    the checkpoint (its task, solver, adjoint and model), the environment, defaults.
 
     Raises:
-        DeqoptError: no task, a name, configuration or checkpoint that does not fit; the text says which.
+        DeqoptError: no task; a name, configuration or checkpoint that is not right.
     """
-    given = _taken_apart(command, words)
-    named = Invocation(command, (*environment(os.environ), *given.sources), given.options)
-    path = _checkpoint(named)
-    trained = () if path is None else (_of_checkpoint(path, named.task),)
-    options = given.options if path is None else (*given.options, f"--ckpt_path={path}")
-    invocation = Invocation(command, (DEFAULTS, *environment(os.environ), *trained, *given.sources), options)
-    only_shown = any(word in ("-h", "--help") or ".help" in word for word in options)
-    if invocation.task is None and not only_shown:
+    sources, options = _taken_apart(command, words)
+    variables = environment(os.environ)
+    given = Invocation(command, (*variables, *sources), options)
+    path = _checkpoint(given)
+    if path is not None:
+        trained = Source(f"in {path}", settings_of(path))
+        _check_task(given, trained)
+        sources, options = (checked(trained), *sources), (*options, f"--ckpt_path={path}")
+    invocation = Invocation(command, (DEFAULTS, *variables, *sources), options)
+    if any(_asks_for_help(word) for word in options):
+        return replace(invocation, options=tuple(_with_class(word, invocation) for word in options))
+    if invocation.task is None:
         known = ", ".join(plugins(Group.TASKS)) or "none"
         raise DeqoptError(f"no task is chosen: give --task NAME, one of those installed ({known}) or a class path")
     return invocation
 
 
-def _taken_apart(command: str, words: Sequence[str]) -> Invocation:
-    sources: list[Source] = []
+def _taken_apart(command: str, words: Sequence[str]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
+    """Configurations and choices of classes, lowest precedence first; and the other options."""
+    configs: list[Source] = []
     chosen: dict[str, Any] = {}
     options: list[str] = []
     left = deque(words)
     while left:
         word = left.popleft()
         head, equals, value = word.partition("=")
+        name = head.removeprefix("--")
         if head in ("-c", "--config"):
-            sources.append(read_config(value if equals else _next(head, left), command))
-        elif head.removeprefix("--") in CHOICES:
-            chosen[head.removeprefix("--")] = value if equals else _next(head, left)
-        elif head.removeprefix("--").removesuffix(".help") in CHOICES:
-            name = value if equals else left.popleft() if left and not left[0].startswith("-") else None
-            options.append(_help(head, name, chosen))
+            configs.append(read_config(value if equals else _next(head, left), command))
+        elif head.startswith("--") and name in CHOICES:
+            value = value if equals else _next(head, left)
+            chosen[name] = load_yaml(value) if value.startswith("{") else value
+        elif _asks_for_help(head) and name.removesuffix(".help") in CHOICES:
+            value = value if equals or not left or left[0].startswith("-") else left.popleft()
+            options.append(f"{head}={class_path(name.removesuffix('.help'), value)}" if value else head)
         else:
             options.append(word)
-    choices = {choice: json.loads(value) if value.startswith("{") else value for choice, value in chosen.items()}
-    return Invocation(command, (*sources, checked(Source(COMMAND_LINE, choices))), tuple(options))
+    return (*configs, checked(Source(ON_COMMAND_LINE, chosen))), tuple(options)
+
+
+def _next(option: str, left: deque[str]) -> str:
+    if not left or left[0].startswith("-"):
+        raise DeqoptError(f"{option} needs a value" + (", a YAML file" if option in ("-c", "--config") else ", a name"))
+    return left.popleft()
+
+
+def _asks_for_help(word: str) -> bool:
+    return word in ("-h", "--help") or word.partition("=")[0].endswith(".help")
+
+
+def _with_class(word: str, invocation: Invocation) -> str:
+    """``--task.help`` as help for the task that is chosen."""
+    choice = word.removeprefix("--").removesuffix(".help")
+    if not word.endswith(".help") or choice not in CHOICES:
+        return word
+    chosen = class_of(invocation.settings.get(choice))
+    if chosen is None:
+        raise DeqoptError(f"{word} needs a name, as in {word} NAME")
+    return f"{word}={chosen}"
+
+
+def _checkpoint(given: Invocation) -> Path | None:
+    name = given.value("ckpt_path")
+    if name in (None, "null"):
+        return None
+    if name not in NEWEST:
+        return Path(name)
+    return newest_checkpoint(given.value("trainer.default_root_dir") or RUNS_ROOT, given.task, name)
+
+
+def _check_task(given: Invocation, trained: Source) -> None:
+    expected = trained.settings["task"].get("class_path")
+    if given.task not in (None, expected):
+        checkpoint = trained.place.removeprefix("in ")
+        raise CheckpointError(
+            f"{checkpoint} was trained on the task {expected}, but {given.task} was asked for: "
+            "leave --task out, or give a checkpoint of that task"
+        )

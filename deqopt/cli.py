@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
+from deqopt.configuration import RUNS
 from deqopt.errors import DeqoptError
 from deqopt.registry import Group, listing
 
 LISTINGS = {group.plural: group for group in Group}
-RUNS = ("fit", "validate", "test", "predict")
 
 HELP = """\
 usage: deqopt COMMAND [OPTION ...]

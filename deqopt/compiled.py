@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_map
 
 
 class CompiledCell:
@@ -25,14 +26,15 @@ class CompiledCell:
         self._cell = cell
         self._names, plain = _plain_copy(cell)
         self._plain = plain
-        self._run = torch.compile(lambda weights, *call: functional_call(plain, weights, *call))
+        self._call = torch.compile(lambda weights, *call: functional_call(plain, weights, *call))
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Inside, the cell runs compiled, with the weights that it has on entry; no gradient reaches them."""
         weights = {name: self._value(name) for name in self._names}
         self._plain.train(self._cell.training)
-        self._cell.forward = lambda *args, **kwargs: self._run(weights, args, kwargs)
+        # Contiguous, because other strides would be compiled anew: solvers hand over parts of larger matrices.
+        self._cell.forward = lambda *args, **kwargs: self._call(weights, *tree_map(_contiguous, (args, kwargs)))
         try:
             yield
         finally:
@@ -42,6 +44,10 @@ class CompiledCell:
         owner, _, tensor = name.rpartition(".")
         value: Any = getattr(self._cell.get_submodule(owner), tensor)
         return value.detach()
+
+
+def _contiguous(argument: Any) -> Any:
+    return argument.contiguous() if isinstance(argument, Tensor) else argument
 
 
 def _plain_copy(cell: nn.Module) -> tuple[list[str], nn.Module]:

@@ -23,6 +23,10 @@ ENVIRONMENT = "DEQOPT_"
 CHOICE_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
+class NotYamlError(DeqoptError, ValueError):
+    """Text that is not YAML."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Settings, and where they stand: ``place`` is for messages, such as ``in demo.yaml``."""
@@ -56,9 +60,11 @@ def read_config(name: str, command: str) -> Source:
     if not name or not path.is_file():
         raise DeqoptError(f"--config: there is no file {name!r}; give a YAML file such as configs/demo/celeba.yaml")
     try:
-        config = _load(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DeqoptError(f"--config: {path} is not valid YAML: {error}") from error
+        config = load_yaml(path.read_text(encoding="utf-8"))
+    except (NotYamlError, UnicodeDecodeError) as error:
+        raise DeqoptError(f"--config: {path}: {error}") from error
+    except OSError as error:
+        raise DeqoptError(f"--config: {path} cannot be read: {error.strerror}") from error
     config = {} if config is None else config
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise DeqoptError(f"--config: {path} should hold keys and values, not {_shown(config)}")
@@ -87,9 +93,9 @@ def environment(variables: Mapping[str, str]) -> list[Source]:
         if keys[0] in CHOICES:
             keys[1:1] = ["init_args" if keys[1:] else "class_path"]
         try:
-            value = _load(variables[name])
-        except ValueError as error:
-            raise DeqoptError(f"the value {place} is not valid YAML: {error}") from error
+            value = load_yaml(variables[name])
+        except NotYamlError as error:
+            raise DeqoptError(f"the value {place}: {error}") from error
         for key in reversed(keys):
             value = {key: value}
         sources.append(checked(Source(place, value)))
@@ -111,6 +117,21 @@ def checked(source: Source) -> Source:
         if choice in settings:
             settings[choice] = _chosen(choice, settings[choice], source.place)
     return Source(source.place, settings)
+
+
+def load_yaml(text: str) -> Any:
+    """The value that YAML text stands for.
+
+    Raises:
+        NotYamlError: in one line.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise NotYamlError(f"not valid YAML: {where}{error.problem}") from error
+    except yaml.YAMLError as error:
+        raise NotYamlError(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
@@ -178,17 +199,6 @@ def _adjoint(name: str) -> type:
         raise PluginError(f"unknown adjoint {name!r}. Known adjoints: {', '.join(known)}")
     kind: type = getattr(adjoints, name)
     return kind
-
-
-def _load(text: str) -> Any:
-    """YAML, with errors as a ValueError of one line."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ValueError(f"{where}{error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _shown(value: Any) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deqopt.iteration import Trace
@@ -60,16 +62,20 @@ def convergence(trace: Trace) -> Figure:
     ):
         curves = values.detach().float().cpu().numpy()
         evaluations = np.arange(1, len(curves) + 1)
-        low, middle, high = np.nanquantile(np.where(np.isfinite(curves), curves, np.nan), (0.1, 0.5, 0.9), axis=1)
+        low, middle, high = np.transpose([_quantiles(row[np.isfinite(row)]) for row in curves])
         axes.fill_between(evaluations, low, high, alpha=0.25, label="10% to 90% of the samples")
-        axes.plot(evaluations, middle, label="median")
-        if low[low > 0].size == low.size:
+        axes.plot(evaluations, middle, marker="." if len(curves) == 1 else None, label="median")
+        if not (low <= 0).any():
             axes.set_yscale("log")
         axes.set(xlabel="evaluations", ylabel=name)
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
     figure.suptitle("Objective and residual of the iterates", fontsize=10)
     return figure
+
+
+def _quantiles(values: NDArray[Any]) -> NDArray[Any]:
+    return np.quantile(values, (0.1, 0.5, 0.9)) if values.size else np.full(3, np.nan)
 
 
 def write_figure(figure: Figure, path: Path) -> None:

@@ -1,13 +1,15 @@
-"""The subcommands fit, validate, test and predict, on LightningCLI."""
+"""The commands fit, validate, test and predict, on LightningCLI."""
 
 from __future__ import annotations
 
+import logging
+import re
 import warnings
+from argparse import Action
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, DefaultHelpFormatter
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -15,12 +17,47 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from deqopt.adjoints import Adjoint
-from deqopt.arguments import prepare
+from deqopt.arguments import RUNS_ROOT, Invocation, read
 from deqopt.callbacks import FigureWriter, PredictionWriter, RunCheckpoint
-from deqopt.errors import CheckpointError, DeqoptError
+from deqopt.checkpoints import run_folder
+from deqopt.complaints import Complaints
+from deqopt.configuration import CHOICES
+from deqopt.errors import DeqoptError
 from deqopt.module import JointModule
 from deqopt.solvers import JointSolver
 from deqopt.task import Task
+
+NOISE = (
+    ".*LeafSpec.*",
+    ".*does not have many workers.*",
+    "The dirpath has changed from",
+)
+"""Warnings of Lightning and PyTorch that a user can do nothing about."""
+
+PURPOSES = {
+    "fit": "Trains on the task's training data.",
+    "validate": "Measures a trained network on the validation data.",
+    "test": "Measures a trained network on the test data.",
+    "predict": "Solves for data of your own, and writes what the task makes of it.",
+}
+
+
+TITLES = {
+    "task": "What is solved",
+    "solver": "How it is solved",
+    "adjoint": "How gradients reach the parameters",
+    "model": "How the parameters are trained",
+    "checkpoint": "What is kept of a run",
+    "trainer": "Lightning's trainer",
+}
+"""Headings in the help."""
+
+
+class PlainHelp(DefaultHelpFormatter):
+    """Help without the markup of docstrings."""
+
+    def _expand_help(self, action: Action) -> str:
+        return re.sub(r":\w+:`~?([^`]*)`", r"\1", super()._expand_help(action)).replace("``", "")
 
 
 class JointCLI(LightningCLI):
@@ -30,98 +67,138 @@ class JointCLI(LightningCLI):
     checkpoints, figures, predictions.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
-        subcommand_settings = {"exit_on_error": False}
+    def __init__(self, invocation: Invocation) -> None:
+        self._invocation = invocation
         super().__init__(
             model_class=JointModule,
             trainer_defaults={
                 "inference_mode": False,
-                "default_root_dir": "runs",
+                "default_root_dir": RUNS_ROOT,
                 "callbacks": [FigureWriter(), PredictionWriter()],
             },
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
-                "prog": "deqopt",
-                "description": "Trains and runs deep equilibrium networks whose input is optimised during inference. "
-                "'deqopt tasks' and 'deqopt solvers' list what is installed.",
+                "prog": f"deqopt {invocation.command}",
+                "usage": "%(prog)s --task NAME [--task.OPTION VALUE ...] [--config FILE ...] [OPTION VALUE ...]",
+                "description": PURPOSES[invocation.command],
+                "formatter_class": PlainHelp,
                 "exit_on_error": False,
-                **{name: dict(subcommand_settings) for name in self.subcommands()},
+                "allow_abbrev": False,
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=prepare(words),
+            run=False,
+            args=invocation.words,
         )
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        choices = (("task", Task, True), ("solver", JointSolver, False), ("adjoint", Adjoint, False))
-        for name, kind, required in choices:
-            parser.add_subclass_arguments(kind, name, required=required, instantiate=False)
-            parser.link_arguments(name, f"model.{name}", apply_on="parse")
+    def run(self) -> None:
+        """Run the command."""
+        settings: dict[str, Any] = {"ckpt_path": self.config["ckpt_path"]}
+        if self._invocation.command == "predict":
+            settings["return_predictions"] = False
+        getattr(self.trainer, self._invocation.command)(self.model, datamodule=self.datamodule, **settings)
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parts = (
+            ("task", Task, True, "a name that 'deqopt tasks' lists, or a class path"),
+            ("solver", JointSolver, False, "a name that 'deqopt solvers' lists, or a class path"),
+            ("adjoint", Adjoint, False, "a name, or a class path"),
+        )
+        for name, kind, required, text in parts:
+            text += f"; --{name}.help NAME shows its options"
+            parser.add_subclass_arguments(kind, name, required=required, instantiate=False, metavar="NAME", help=text)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(JointModule, "model")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        run = parser.add_argument_group("The run")
+        run.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="checkpoint to go on from or to use: a path, or the newest last or best",
+        )
+        run.add_argument(
+            "--seed_everything", type=bool | int, default=0, help="seed of all random numbers; true draws one"
+        )
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name in CHOICES:
+            parser.link_arguments(name, f"model.{name}", apply_on="parse")
+        for name, title in TITLES.items():
+            parser.groups[name].title = title
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            options = [word.removeprefix("--") for action in parser._actions for word in action.option_strings]
+            complaints = Complaints(options, self._invocation.place)
+            raise DeqoptError(complaints.explain(str(error))) from error
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         self.datamodule = self.model.task.datamodule()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        settings = self._get(self.config_init, "trainer")
-        self._run_root = Path(settings["default_root_dir"]) / type(self.model.task).__name__.lower()
+        settings = self.config_init["trainer"]
+        folder = run_folder(settings["default_root_dir"], type(self.model.task).__name__)
         if settings["logger"] in (None, True):
-            csv = CSVLogger(self._run_root.parent, name=self._run_root.name)
-            board = TensorBoardLogger(
-                self._run_root.parent, name=self._run_root.name, version=csv.version, default_hp_metric=False
-            )
+            csv = CSVLogger(folder.parent, name=folder.name)
+            board = TensorBoardLogger(folder.parent, name=folder.name, version=csv.version, default_hp_metric=False)
             kwargs["logger"] = [csv, board]
         callbacks: list[Callback] = settings["callbacks"] or []
         if settings["enable_progress_bar"] in (None, True) and not any(
             isinstance(callback, RichProgressBar) for callback in callbacks
         ):
             settings["callbacks"] = [*callbacks, RichProgressBar(leave=True)]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise DeqoptError(f"trainer: {one_line(error)}") from error
 
     def _parse_ckpt_path(self) -> None:
-        """The checkpoint's settings were already read by :func:`deqopt.arguments.prepare`."""
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        arguments = super()._prepare_subcommand_kwargs(subcommand)
-        if "ckpt_path" in arguments:
-            arguments["ckpt_path"] = self._checkpoint(arguments["ckpt_path"])
-        arguments.pop("return_predictions", None)
-        if subcommand == "predict":
-            arguments["return_predictions"] = False
-        return arguments
-
-    def _checkpoint(self, name: str | None) -> str | None:
-        """``last`` and ``best`` mean those of the newest run of this task that has one."""
-        if name not in ("last", "best"):
-            if name is not None and not Path(name).is_file():
-                raise CheckpointError(f"no checkpoint {name}; give a path, or 'last' or 'best' for the newest run")
-            return name
-        found = list(self._run_root.glob(f"version_*/checkpoints/{name}.ckpt"))
-        if not found:
-            raise CheckpointError(f"no run below {self._run_root} has a checkpoint {name}.ckpt; give a path")
-        return str(max(found, key=lambda path: path.stat().st_mtime))
+        """The checkpoint's settings were already read by :func:`deqopt.arguments.read`."""
 
 
-def run(words: Sequence[str]) -> None:
-    """Parse and run; what the parser, Lightning and the operating system complain of becomes a DeqoptError of one line."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    try:
-        cli = JointCLI(words)
-    except (ArgumentError, MisconfigurationException) as error:
-        raise DeqoptError(one_line(error)) from error
-    except SIGTERMException as error:
-        raise SystemExit(143) from error
+def run(command: str, words: Sequence[str]) -> None:
+    """Parse and run one of the commands; whatever the user can put right is raised as a DeqoptError of one line."""
+    with warnings.catch_warnings():
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+        try:
+            cli = JointCLI(read(command, words))
+            cli.run()
+        except SIGTERMException as error:
+            raise SystemExit(143) from error
+        except Exception as error:
+            text = _for_people(error)
+            if text is None:
+                raise
+            raise DeqoptError(text) from error
     directory = cli.trainer.log_dir  # broadcast, so all processes must ask for it
     if cli.trainer.is_global_zero and directory:
         print(f"This run is kept in {directory}")
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The text of an error in one line."""
     return " ".join(str(error).split())
+
+
+def _for_people(error: BaseException) -> str | None:
+    """What to tell the user; None where the error is a bug and its traceback is wanted."""
+    if isinstance(error, (DeqoptError, MisconfigurationException)):
+        return one_line(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the operating system'}: {error.strerror}"
+    if "loading state_dict" in str(error):
+        return f"the checkpoint does not fit these settings, give those that it was trained with: {one_line(error)}"
+    return None if error.__cause__ is None else _for_people(error.__cause__)
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()

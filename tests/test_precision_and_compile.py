@@ -168,8 +168,12 @@ def check_compiled_equals_plain(directory: Path, task: Task) -> int:
 @pytest.mark.usefixtures("light_compiler")
 @pytest.mark.parametrize("name", ["tiny", "normed", "celeba"])
 def test_compiled_training_equals_plain_training(tmp_path: Path, request: pytest.FixtureRequest, name: str) -> None:
-    """One graph for the first size of batch, one for all others, however many evaluations and weight updates."""
-    assert 1 <= check_compiled_equals_plain(tmp_path, request.getfixturevalue(name)) <= 2
+    """One graph for the first size of batch and one for all others, however many evaluations and weight updates.
+
+    Convolutions make a difference between few and many images, so there it is one more.
+    """
+    limit = 3 if name == "celeba" else 2
+    assert 1 <= check_compiled_equals_plain(tmp_path, request.getfixturevalue(name)) <= limit
 
 
 @pytest.mark.slow

@@ -37,4 +37,5 @@ class PredictionWriter(Callback):
         self._written += len(files)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rank_zero_info(f"{self._written} files written to {self._directory}")
+        written = trainer.strategy.reduce(torch.tensor(self._written, device=pl_module.device), reduce_op="sum")
+        rank_zero_info(f"{int(written)} files written to {self._directory}")

@@ -82,7 +82,7 @@ class SampleGallery(Callback):
         training = module.training
         module.eval()
         mixture = LatentMixture(self._latents(module, task), self._components)
-        samples = task.decode(mixture.sample(64).to(module.device, module.dtype))
+        samples = task.decode(mixture.sample(64).to(next(task.parameters())))
         write_figure(
             image_mosaic(samples, "Samples: latents drawn from the Gaussian mixture"),
             directory / "samples.png",
@@ -95,9 +95,8 @@ class SampleGallery(Callback):
 
     def _latents(self, module: JointModule, task: CelebA) -> Tensor:
         batches = self._batches(task.data.source, task.data.splits.train)
-        return torch.cat(
-            [module(ImageBatch(image.to(module.device, module.dtype), index)).x for image, index in batches]
-        )
+        weight = next(task.parameters())
+        return torch.cat([module(ImageBatch(image.to(weight), index)).x for image, index in batches])
 
     def _distance(self, module: JointModule, task: CelebA, mixture: LatentMixture) -> float:
         metric = FrechetInceptionDistance(feature=feature_extractor(self._features)).to(module.device)
@@ -106,7 +105,7 @@ class SampleGallery(Callback):
             metric.update(_as_bytes(batch.image.to(module.device)), real=True)
             seen += len(batch.image)
         for x in mixture.sample(seen).split(self._batch_size):
-            metric.update(_as_bytes(task.decode(x.to(module.device, module.dtype))), real=False)
+            metric.update(_as_bytes(task.decode(x.to(next(task.parameters())))), real=False)
         return float(metric.compute())
 
     def _batches(self, source: ImageSource, split: list[int]) -> DataLoader[ImageBatch]:

@@ -77,7 +77,8 @@ class CelebA(Task):
         self.latent, self.prior, self.image_shape = latent, prior, (image_channels, size, size)
         self.decoder = Decoder(latent, widths, resolution or size // 2, image_channels, size)
         self._components, self._fid_features = components, fid_features
-        self._open = partial(open_images, root, size=size, channels=image_channels, download=download, groups=groups)
+        opened = partial(open_images, root, size=size, channels=image_channels, download=download)
+        self._open, self._open_to_predict = partial(opened, groups=groups), opened
         self._loading = {"batch_size": batch_size, "workers": workers, "seed": split_seed}
 
     @property
@@ -88,7 +89,7 @@ class CelebA(Task):
     @cached_property
     def data(self) -> ImageDataModule:
         """The images; made once, so that predictions can be named after their files."""
-        return ImageDataModule(self._open, **self._loading)
+        return ImageDataModule(self._open, predict_source=self._open_to_predict, **self._loading)
 
     def datamodule(self) -> ImageDataModule:
         return self.data

@@ -1,0 +1,104 @@
+"""What the parser complains of, in one short line: which setting, where it was given, what would be right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from difflib import get_close_matches
+from inspect import signature
+from pkgutil import resolve_name
+
+ON_COMMAND_LINE = "on the command line"
+
+UNKNOWN_WORDS = re.compile(r"unrecognized arguments: (?P<word>\S+)")
+UNKNOWN_KEY = re.compile(r"^(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'")
+LINKED = re.compile(r"^argument (?P<source>\S+) --> (?P<target>\S+):")
+NO_VALUE = re.compile(r"^argument (?P<option>\S+): expected one argument")
+OF_KEY = re.compile(r'^Parser key "(?P<key>[^"]+)": (?P<problem>.*)$')
+OF_CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)': (?P<problem>.*)$")
+NO_SUBCLASS = re.compile(r"Import path (?P<path>\S+) does not correspond to a subclass of (?P<base>\w+)")
+EXPECTED = re.compile(r"Expected an? (?P<type>.+?)(?=\.? - |\. ?$| Given value|$)")
+VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*?)(?= - | Given value|$)")
+
+
+@dataclass(frozen=True)
+class Complaints:
+    """Explains messages of jsonargparse.
+
+    Args:
+        options: all options of the command, without dashes, for the nearest to an unknown one.
+        place: where a setting such as ``task.size`` was given; empty where that is not known.
+    """
+
+    options: Collection[str]
+    place: Callable[[str], str]
+
+    def explain(self, message: str) -> str:
+        """The essence of a message, which may have any number of lines."""
+        message = " ".join(message.split())
+        if found := UNKNOWN_WORDS.match(message):
+            word = found["word"].partition("=")[0]
+            return self._unknown(word.lstrip("-")) if word.startswith("-") else f"unexpected argument {word!r}"
+        if found := UNKNOWN_KEY.match(message):
+            return self._unknown(".".join(filter(None, (found["group"], found["name"]))))
+        if found := LINKED.match(message):
+            return f"--{found['target']} cannot be set: give --{found['source']}"
+        if found := NO_VALUE.match(message):
+            return f"{found['option']} or one of its options needs a value"
+        if found := OF_KEY.match(message):
+            return self._about(found["key"], found["problem"])
+        return message
+
+    def _about(self, key: str, problem: str) -> str:
+        if found := OF_CLASS.search(problem):
+            inner = found["problem"]
+            unknown = UNKNOWN_KEY.match(inner) or UNKNOWN_WORDS.match(inner)
+            if unknown:
+                name = re.split(r"[.=]", unknown[unknown.lastgroup or 0].lstrip("-"))[0]
+                return self._unknown(f"{key}.{name}", found["path"])
+            if nested := OF_KEY.match(inner):
+                return self._about(f"{key}.{nested['key']}", nested["problem"])
+        if found := NO_SUBCLASS.search(problem):
+            return f"{self._named(key)}: {found['path']} is no {found['base']}"
+        value = VALUE.search(problem)
+        types = [_readable(one["type"]) for one in EXPECTED.finditer(problem[: value.start() if value else None])]
+        types = [one for one in dict.fromkeys(types) if one]
+        if not types or value is None:
+            return f"{self._named(key)}: {problem.partition(' - ')[0]}"
+        expected = " or ".join(filter(None, (", ".join(types[:-1]), types[-1])))
+        hint = f"; --{key}+ VALUE adds one" if f"{key}+" in self.options else ""
+        return f"{self._named(key)}: expected {expected}, got {value['value']!r}{hint}"
+
+    def _unknown(self, key: str, class_path: str | None = None) -> str:
+        """An unknown option of the command, or of the class whose arguments lie below the rest of ``key``."""
+        group, _, name = key.rpartition(".")
+        names = [] if class_path is None else _parameters(class_path)
+        if class_path is None:
+            nearest = get_close_matches(key, self.options, n=1, cutoff=0.75)
+            otherwise = "--help lists all"
+        else:
+            nearest = [f"{group}.{one}" for one in get_close_matches(name, names, n=1)]
+            otherwise = f"{class_path.rpartition('.')[2]} has {', '.join(names) or 'none'}"
+        hint = f"did you mean {self._spelled(key, nearest[0])}?" if nearest else otherwise
+        return f"unknown option {self._named(key)}: {hint}"
+
+    def _named(self, key: str) -> str:
+        place = self.place(key)
+        return f"{self._spelled(key, key)}{'' if place in ('', ON_COMMAND_LINE) else f' {place}'}"
+
+    def _spelled(self, key: str, shown: str) -> str:
+        return f"--{shown}" if self.place(key) == ON_COMMAND_LINE else shown
+
+
+def _readable(kind: str) -> str:
+    """A type of Python as the user would call it; empty for what explains nothing."""
+    if listed := re.search(r"Literal\[(.*)\]$|member of <enum '\w+'>: \{(.*)\}", kind):
+        return (listed[1] or listed[2]).replace(",", ", ").replace(",  ", ", ")
+    if "import path" in kind or kind.startswith("path but"):
+        return ""
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("NoneType", "null").replace("Sequence", "list")
+
+
+def _parameters(class_path: str) -> list[str]:
+    return [name for name in signature(resolve_name(class_path)).parameters if name != "self"]
