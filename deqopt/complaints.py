@@ -55,8 +55,8 @@ class Complaints:
             inner = found["problem"]
             unknown = UNKNOWN_KEY.match(inner) or UNKNOWN_WORDS.match(inner)
             if unknown:
-                name = re.split(r"[.=]", unknown[unknown.lastgroup or 0].lstrip("-"))[0]
-                return self._unknown(f"{key}.{name}", found["path"])
+                name = unknown[unknown.lastgroup or 0].lstrip("-").partition("=")[0]
+                return self._unknown_argument(key, name, found["path"])
             if nested := OF_KEY.match(inner):
                 return self._about(f"{key}.{nested['key']}", nested["problem"])
         if found := NO_SUBCLASS.search(problem):
@@ -70,17 +70,17 @@ class Complaints:
         hint = f"; --{key}+ VALUE adds one" if f"{key}+" in self.options else ""
         return f"{self._named(key)}: expected {expected}, got {value['value']!r}{hint}"
 
-    def _unknown(self, key: str, class_path: str | None = None) -> str:
-        """An unknown option of the command, or of the class whose arguments lie below the rest of ``key``."""
-        group, _, name = key.rpartition(".")
-        names = [] if class_path is None else _parameters(class_path)
-        if class_path is None:
-            nearest = get_close_matches(key, self.options, n=1, cutoff=0.75)
-            otherwise = "--help lists all"
-        else:
-            nearest = [f"{group}.{one}" for one in get_close_matches(name, names, n=1)]
-            otherwise = f"{class_path.rpartition('.')[2]} has {', '.join(names) or 'none'}"
-        hint = f"did you mean {self._spelled(key, nearest[0])}?" if nearest else otherwise
+    def _unknown(self, key: str) -> str:
+        nearest = get_close_matches(key, self.options, n=1, cutoff=0.75)
+        hint = f"did you mean {self._spelled(key, nearest[0])}?" if nearest else "--help lists all"
+        return f"unknown option {self._named(key)}: {hint}"
+
+    def _unknown_argument(self, group: str, name: str, class_path: str) -> str:
+        key = f"{group}.{name}"
+        known = [one for one in signature(resolve_name(class_path)).parameters if one != "self"]
+        nearest = get_close_matches(name, known, n=1)
+        has = f"{class_path.rpartition('.')[2]} has {', '.join(known) or 'none'}"
+        hint = f"did you mean {self._spelled(key, f'{group}.{nearest[0]}')}?" if nearest else has
         return f"unknown option {self._named(key)}: {hint}"
 
     def _named(self, key: str) -> str:
@@ -98,7 +98,3 @@ def _readable(kind: str) -> str:
     if "import path" in kind or kind.startswith("path but"):
         return ""
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("NoneType", "null").replace("Sequence", "list")
-
-
-def _parameters(class_path: str) -> list[str]:
-    return [name for name in signature(resolve_name(class_path)).parameters if name != "self"]

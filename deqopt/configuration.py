@@ -70,7 +70,7 @@ def read_config(name: str, command: str) -> Source:
         raise DeqoptError(f"--config: {path} should hold keys and values, not {_shown(config)}")
     common = {key: value for key, value in config.items() if key not in RUNS}
     place = f"in {path}"
-    below = config.get(command) or {}
+    below = config[command] if config.get(command) is not None else {}
     if not isinstance(below, dict):
         raise DeqoptError(f"{command} {place} should hold keys and values, not {_shown(below)}")
     return checked(Source(place, merge(common, below)))
@@ -139,8 +139,7 @@ def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     merged = dict(earlier)
     for key, value in later.items():
         before = merged.get(key)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        if both and (class_of(before) is None or class_of(value) in (None, class_of(before))):
+        if isinstance(before, dict) and isinstance(value, dict) and _same_class(before, value):
             merged[key] = merge(before, value)
         else:
             merged[key] = value
@@ -165,6 +164,10 @@ def class_path(choice: str, name: str) -> str:
     else:
         kind = _adjoint(name)
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _same_class(before: dict[str, Any], later: dict[str, Any]) -> bool:
+    return class_of(before) is None or class_of(later) in (None, class_of(before))
 
 
 def _chosen(choice: str, value: Any, place: str) -> dict[str, Any]:
@@ -202,5 +205,5 @@ def _adjoint(name: str) -> type:
 
 
 def _shown(value: Any) -> str:
-    kinds = {list: "a list", dict: "a mapping whose keys are not all text"}
+    kinds: dict[type, str] = {list: "a list", dict: "a mapping whose keys are not all text"}
     return kinds.get(type(value), repr(value))

@@ -24,6 +24,8 @@ class Equilibrium:
         residual: (B,) relative residual of the stationary system: the largest of those of z, mu and x.
         status: (B,) values of :class:`deqopt.Status`.
         nfe: (B,) evaluations spent on that sample.
+        scale: (B,) each, ``|d_x J|`` and the gain of x at the start (:meth:`JointProblem.input_scale`), by which the
+            residual of x was measured.
         trace: objective and residual after every evaluation, where asked for with ``record=True``.
         visited: iterates (z, x) of the trajectory drawn at random, where asked for with ``visits``.
     """
@@ -35,6 +37,7 @@ class Equilibrium:
     residual: Tensor
     status: Tensor
     nfe: Tensor
+    scale: tuple[Tensor, Tensor] | None = None
     trace: Trace | None = None
     visited: tuple[tuple[State, Tensor], ...] = ()
 

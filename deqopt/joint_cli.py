@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError, DefaultHelpFormatter
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from deqopt.adjoints import Adjoint
 from deqopt.arguments import RUNS_ROOT, Invocation, read
@@ -60,6 +61,14 @@ class PlainHelp(DefaultHelpFormatter):
         return re.sub(r":\w+:`~?([^`]*)`", r"\1", super()._expand_help(action)).replace("``", "")
 
 
+class JointParser(LightningArgumentParser):
+    """A parser that raises its errors, takes no abbreviated options and shows plain help."""
+
+    def __init__(self, **settings: Any) -> None:
+        own = {"formatter_class": PlainHelp, "exit_on_error": False, "allow_abbrev": False}
+        super().__init__(**{**own, **settings})
+
+
 class JointCLI(LightningCLI):
     """LightningCLI for one JointModule: ``--task``, ``--solver`` and ``--adjoint`` choose its parts by name.
 
@@ -82,10 +91,8 @@ class JointCLI(LightningCLI):
                 "prog": f"deqopt {invocation.command}",
                 "usage": "%(prog)s --task NAME [--task.OPTION VALUE ...] [--config FILE ...] [OPTION VALUE ...]",
                 "description": PURPOSES[invocation.command],
-                "formatter_class": PlainHelp,
-                "exit_on_error": False,
-                "allow_abbrev": False,
             },
+            parser_class=JointParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             run=False,
@@ -127,13 +134,14 @@ class JointCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in CHOICES:
             parser.link_arguments(name, f"model.{name}", apply_on="parse")
+        groups = parser.groups or {}
         for name, title in TITLES.items():
-            parser.groups[name].title = title
+            groups[name].title = title
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
             self.config = parser.parse_args(args)
-        except ArgumentError as error:
+        except (ArgumentError, TypeError) as error:  # TypeError: help on a class of another kind
             options = [word.removeprefix("--") for action in parser._actions for word in action.option_strings]
             complaints = Complaints(options, self._invocation.place)
             raise DeqoptError(complaints.explain(str(error))) from error

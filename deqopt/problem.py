@@ -138,7 +138,7 @@ def pull_back(
     cotangents: Sequence[Tensor] | None = None,
     retain_graph: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The vector-Jacobian product, zero where the outputs do not reach an input; cotangents of 1 for scalars if None."""
+    """The vector-Jacobian product, zero where no output reaches an input. Scalar outputs need no cotangents."""
     reached = [i for i, output in enumerate(outputs) if output.requires_grad]
     if not reached:
         return tuple(torch.zeros_like(part) for part in inputs)

@@ -13,16 +13,13 @@ import importlib
 import importlib.util
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
 
 from deqopt.errors import PluginError
 
-_SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _MALFORMED = "its target has to be written 'module:Class'"
 
 
@@ -164,52 +161,6 @@ def listing(group: Group) -> str:
     rows = [(p.name, p.summary, p.distribution) for p in everything]
     name_width, summary_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     return "\n".join(f"{n:<{name_width}}  {s:<{summary_width}}  {d}" for n, s, d in rows)
-
-
-def expand_names(arguments: Sequence[str], option: str, group: Group) -> list[str]:
-    """Command-line arguments with the plugin names given to ``option`` replaced by class paths.
-
-    With ``option`` ``--task`` these are understood: ``--task X``, ``--task=X``, ``--task.help X`` and
-    ``--task.help=X``. Values with a dot (class paths, files) or a brace (inline configurations) are left as they
-    are. Raises PluginError where a name is unknown or ambiguous.
-    """
-    spellings = (option, f"{option}.help")
-    expanded: list[str] = []
-    value_expected = False
-    for argument in arguments:
-        head, equals, value = argument.partition("=")
-        if value_expected and not argument.startswith("-"):
-            expanded.append(_class_path(argument, group))
-        elif equals and head in spellings:
-            expanded.append(f"{head}={_class_path(value, group)}")
-        else:
-            expanded.append(argument)
-        value_expected = argument in spellings
-    return expanded
-
-
-def expand_config(config: dict[str, Any], key: str, group: Group) -> dict[str, Any]:
-    """A parsed YAML configuration with the plugin names under ``key`` replaced by class paths.
-
-    ``key``, such as ``task``, is looked for at the top and below ``fit``, ``validate``, ``test`` and
-    ``predict``; its value may be the name itself or a dict with the name as ``class_path``. The input is left as it is.
-    Raises PluginError where a name is unknown or ambiguous.
-    """
-    expanded = dict(config)
-    match config.get(key):
-        case str(name):
-            expanded[key] = _class_path(name, group)
-        case {"class_path": str(name), **others}:
-            expanded[key] = {"class_path": _class_path(name, group), **others}
-    for subcommand in _SUBCOMMANDS:
-        if isinstance(section := config.get(subcommand), dict):
-            expanded[subcommand] = expand_config(section, key, group)
-    return expanded
-
-
-def _class_path(value: str, group: Group) -> str:
-    is_name = "." not in value and not value.startswith("{")
-    return find(group, value).class_path if is_name else value
 
 
 def _none_installed(group: Group) -> str:

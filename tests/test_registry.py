@@ -5,11 +5,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -331,96 +329,6 @@ def test_a_name_where_nothing_is_installed_is_told_how_plugins_are_registered(si
     message = message_of(lambda: find(group, "celeba"))
     assert message.startswith(f"unknown {group.singular} 'celeba': no {group.plural} are installed")
     assert group.value in message and "did you mean" not in message
-
-
-# --- names on the command line and in YAML ------------------------------------------------------------------
-
-VALUES = {
-    "celeba": "fake.tasks.CelebA",
-    "Tracking": "fake.Outer.Tracking",
-    "fake.tasks.CelebA": "fake.tasks.CelebA",
-    "unknown.package.Class": "unknown.package.Class",
-    "task.yaml": "task.yaml",
-    '{"class_path": "celeba"}': '{"class_path": "celeba"}',
-}
-COMMAND_FORMS: dict[str, Callable[[str, str], list[str]]] = {
-    "apart": lambda option, value: [option, value],
-    "joined": lambda option, value: [f"{option}={value}"],
-    "help apart": lambda option, value: [f"{option}.help", value],
-    "help joined": lambda option, value: [f"{option}.help={value}"],
-}
-SURROUNDINGS = {
-    "alone": ([], []),
-    "between": (["fit", "--config", "celeba"], ["--task.root", "celeba", "--tasks=celeba", "celeba"]),
-}
-
-
-@pytest.fixture
-def two_names(site: Site, group: Group) -> Group:
-    site.install("dist", {"celeba": "fake.tasks:CelebA", "Tracking": "fake:Outer.Tracking"}, group=group)
-    return group
-
-
-@pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("form", COMMAND_FORMS)
-@pytest.mark.parametrize("around", SURROUNDINGS)
-def test_names_on_the_command_line_become_class_paths(two_names: Group, value: str, form: str, around: str) -> None:
-    before, after = SURROUNDINGS[around]
-    write = COMMAND_FORMS[form]
-    arguments = [*before, *write("--task", value), *after]
-    given = list(arguments)
-    assert expand_names(arguments, "--task", two_names) == [*before, *write("--task", VALUES[value]), *after]
-    assert arguments == given
-    assert expand_names(arguments, "--solver", two_names) == given
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["--task"], ["--task.help"], ["--task.help", "--seed", "2"], ["--task", "--print_config"]],
-    ids=" ".join,
-)
-def test_an_option_without_value_is_left_to_the_parser(two_names: Group, arguments: list[str]) -> None:
-    assert expand_names(arguments, "--task", two_names) == arguments
-
-
-def test_repeated_options_are_all_expanded(two_names: Group) -> None:
-    given = ["--task", "celeba", "--task=Tracking", "--task.help", "--task", "celeba"]
-    one, other = "fake.tasks.CelebA", "fake.Outer.Tracking"
-    expected = ["--task", one, f"--task={other}", "--task.help", "--task", one]
-    assert expand_names(given, "--task", two_names) == expected
-
-
-CONFIG_FORMS: dict[str, Callable[[str], Any]] = {
-    "name": lambda value: value,
-    "class_path": lambda value: {"class_path": value},
-    "with arguments": lambda value: {"init_args": {"name": "celeba"}, "class_path": value},
-}
-PLACES: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "top": lambda value: {"task": value},
-    "fit": lambda value: {"fit": {"task": value, "seed": 1}},
-    "validate": lambda value: {"validate": {"task": value}, "fit": {}},
-    "test": lambda value: {"test": {"task": value}},
-    "predict": lambda value: {"predict": {"task": value}},
-    "several": lambda value: {"task": value, "fit": {"task": value}, "test": None},
-}
-
-
-@pytest.mark.parametrize("value", list(VALUES)[:4])
-@pytest.mark.parametrize("form", CONFIG_FORMS)
-@pytest.mark.parametrize("place", PLACES)
-def test_names_in_a_configuration_become_class_paths(two_names: Group, value: str, form: str, place: str) -> None:
-    around = {"seed_everything": 1, "solver": "celeba", "trainer": {"task": "celeba"}}
-    config = {**around, **PLACES[place](CONFIG_FORMS[form](value))}
-    given = deepcopy(config)
-    expected = {**around, **PLACES[place](CONFIG_FORMS[form](VALUES[value]))}
-    assert expand_config(config, "task", two_names) == expected
-    assert config == given
-
-
-@pytest.mark.parametrize("value", [None, 3, ["celeba"], {}, {"init_args": {}}, {"class_path": None}], ids=repr)
-def test_other_values_in_a_configuration_are_left_to_the_parser(two_names: Group, value: object) -> None:
-    for config in ({"task": value}, {"fit": {"task": value}}, {"fit": value}, {"seed": value}):
-        assert expand_config(config, "task", two_names) == config
 
 
 # --- speed --------------------------------------------------------------------------------------------------

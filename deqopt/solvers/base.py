@@ -154,7 +154,7 @@ class JointSolver(ABC):
         z, mu, x = layout.unpack(outcome.w)
         visited = tuple((point[0], point[2]) for point in map(layout.unpack, outcome.visited))
         equilibrium = Equilibrium(
-            z, x, mu, outcome.objective, outcome.residual, outcome.status, outcome.nfe, outcome.trace, visited
+            z, x, mu, outcome.objective, outcome.residual, outcome.status, outcome.nfe, scale, outcome.trace, visited
         )
         if adjoint is None or not torch.is_grad_enabled():
             return equilibrium

@@ -38,7 +38,8 @@ def solve_exactly(
 
     mu = solver.solve(multiplier_map, equilibrium.mu).z
     layout = JointLayout.of(z, x, problem.feasible)
-    measured = measure(layout, layout.pack(z, mu, x), problem.evaluate(z, x, mu), problem.input_scale(z, x))
+    scale = equilibrium.scale or problem.input_scale(z, x)
+    measured = measure(layout, layout.pack(z, mu, x), problem.evaluate(z, x, mu), scale)
     return replace(
         equilibrium,
         z=z,

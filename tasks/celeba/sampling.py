@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from deqopt.callbacks.figures import figure_directory
-from deqopt.data import ImageBatch, ImageSource
+from deqopt.data import ImageBatch, ImageSample, ImageSource
 from deqopt.errors import ProblemError
 from deqopt.figures import image_mosaic, write_figure
 from deqopt.module import JointModule
@@ -108,7 +108,7 @@ class SampleGallery(Callback):
             metric.update(_as_bytes(task.decode(x.to(next(task.parameters())))), real=False)
         return float(metric.compute())
 
-    def _batches(self, source: ImageSource, split: list[int]) -> DataLoader[ImageBatch]:
+    def _batches(self, source: ImageSource, split: list[int]) -> DataLoader[ImageSample]:
         images = Subset(source, split[: self._images])
         return DataLoader(images, self._batch_size, collate_fn=lambda samples: ImageBatch(*default_collate(samples)))
 

@@ -19,7 +19,7 @@ from deqopt.data import ImageBatch, ImageDataModule, open_images, save_image
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
 from deqopt.fixed_point import Anderson
-from deqopt.state import State
+from deqopt.state import State, tensors_of
 
 from .decoder import Decoder
 from .sampling import SampleGallery
@@ -75,7 +75,7 @@ class CelebA(Task):
                 f"got {latent}, {components} and {prior}"
             )
         self.latent, self.prior, self.image_shape = latent, prior, (image_channels, size, size)
-        self.decoder = Decoder(latent, widths, resolution or size // 2, image_channels, size)
+        self.decoder = Decoder(latent, widths, size // 2 if resolution is None else resolution, image_channels, size)
         self._components, self._fid_features = components, fid_features
         opened = partial(open_images, root, size=size, channels=image_channels, download=download)
         self._open, self._open_to_predict = partial(opened, groups=groups), opened
@@ -123,7 +123,7 @@ class CelebA(Task):
 
     def decode(self, x: Tensor) -> Tensor:
         """Images (B, channels, size, size) in (-1, 1) of latents (B, latent), each at its exact equilibrium."""
-        z = Anderson(max_nfe=100, tol=1e-5).solve(lambda z: self.decoder.f(z, x), self.decoder.start(x)).z
+        z = Anderson(max_nfe=100, tol=1e-5).solve(lambda z: self.decoder.f(tensors_of(z), x), self.decoder.start(x)).z
         with torch.no_grad():
             return self.decoder.head(z)
 
