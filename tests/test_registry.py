@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deqopt.errors import PluginError
-from deqopt.registry import Group, Plugin, expand_config, expand_names, find, listing, plugins
+from deqopt.registry import Group, Plugin, find, listing, plugins
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,8 @@ def test_a_distribution_without_metadata_still_offers_its_plugins(site: Site) ->
     [
         lambda group: find(group, "mine"),
         lambda group: plugins(group)["mine"].load(),
-        lambda group: expand_names(["--it", "mine"], "--it", group),
-        lambda group: expand_config({"it": "mine"}, "it", group),
     ],
-    ids=["find", "load", "expand_names", "expand_config"],
+    ids=["find", "load"],
 )
 def test_an_ambiguous_name_cannot_be_used_but_by_its_class_path(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: Group, use: Callable[[Group], object]
@@ -153,7 +151,6 @@ def test_an_ambiguous_name_cannot_be_used_but_by_its_class_path(
     assert message.startswith(f"{group.singular} 'mine' is ambiguous")
     assert "one 1.0 (fake_one.Task) and two 2.0 (fake_two.Task): give the class path" in message
     assert find(group, "other").load().__name__ == "Other"
-    assert expand_names(["--it", "fake_two.Task"], "--it", group) == ["--it", "fake_two.Task"]
 
 
 # --- listing ------------------------------------------------------------------------------------------------
@@ -194,8 +191,6 @@ def test_nothing_is_imported_before_a_plugin_is_chosen_and_then_only_that_one(si
     site.write("fake_flat.py", "class Task: ...")
     assert "Found." in listing(Group.TASKS)
     find(Group.TASKS, "deep")
-    expand_names(["--task", "deep"], "--task", Group.TASKS)
-    expand_config({"task": "deep"}, "task", Group.TASKS)
     assert not [name for name in sys.modules if name.startswith("fake")]
     loaded = find(Group.TASKS, "flat").load()
     assert loaded is sys.modules["fake_flat"].Task
@@ -321,8 +316,6 @@ def test_an_unknown_name_is_told_the_nearest_and_all_known(site: Site, group: Gr
     site.install("dist", {"cifar": "fake:Cifar", "Tracking": "fake:Tracking", "celeba": "fake:CelebA"}, group=group)
     expected = UNKNOWN[name].format(kind=group.singular)
     assert message_of(lambda: find(group, name)) == expected
-    assert message_of(lambda: expand_names([f"--it={name}"], "--it", group)) == expected
-    assert message_of(lambda: expand_config({"fit": {"it": {"class_path": name}}}, "it", group)) == expected
 
 
 def test_a_name_where_nothing_is_installed_is_told_how_plugins_are_registered(site: Site, group: Group) -> None:
