@@ -23,10 +23,9 @@ def newest_checkpoint(root: str | Path, class_path: str | None, name: str) -> Pa
     Raises:
         CheckpointError: there is none.
     """
-    folder = Path(root) / "*" if class_path is None else run_folder(root, class_path)
-    found = list(Path().glob(f"{folder}/version_*/checkpoints/{name}.ckpt"))
+    below = Path(root) if class_path is None else run_folder(root, class_path)
+    found = list(below.glob(f"{'*/' if class_path is None else ''}version_*/checkpoints/{name}.ckpt"))
     if not found:
-        below = Path(root) if class_path is None else folder
         raise CheckpointError(
             f"--ckpt_path {name}: no run below {below} has a checkpoint {name}.ckpt; give the path of one, "
             "or trainer.default_root_dir, the folder that holds the runs"
@@ -46,7 +45,8 @@ def settings_of(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the bytes happen to trigger
         raise CheckpointError(f"{path} cannot be read as a checkpoint; it is damaged or of another program") from error
-    settings = content.get("hyper_parameters") if isinstance(content, dict) else None
+    written = isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys()
+    settings = content.get("hyper_parameters") if written else None
     if not isinstance(settings, dict) or not isinstance(settings.get("task"), dict):
         raise CheckpointError(f"{path} was not written by deqopt: it does not say which task it belongs to")
     config = {choice: settings[choice] for choice in ("task", "solver", "adjoint") if choice in settings}

@@ -20,6 +20,7 @@ OF_CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)': (?P<pro
 NO_SUBCLASS = re.compile(r"Import path (?P<path>\S+) does not correspond to a subclass of (?P<base>\w+)")
 EXPECTED = re.compile(r"Expected an? (?P<type>.+?)(?=\.? - |\. ?$| Given value|$)")
 VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*?)(?= - | Given value|$)")
+NESTED = re.compile(r"NestedArg\(key='(?P<name>[^']+)'")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class Complaints:
         if not types or value is None:
             return f"{self._named(key)}: {problem.partition(' - ')[0]}"
         expected = " or ".join(filter(None, (", ".join(types[:-1]), types[-1])))
+        if found := NESTED.match(value["value"]):
+            below = self._named(f"{key}.{found['name']}")
+            return f"unknown option {below}: {key} is one value, {expected}"
         hint = f"; --{key}+ VALUE adds one" if f"{key}+" in self.options else ""
         return f"{self._named(key)}: expected {expected}, got {value['value']!r}{hint}"
 

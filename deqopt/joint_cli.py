@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from deqopt.adjoints import Adjoint
@@ -101,10 +102,12 @@ class JointCLI(LightningCLI):
 
     def run(self) -> None:
         """Run the command."""
-        settings: dict[str, Any] = {"ckpt_path": self.config["ckpt_path"]}
-        if self._invocation.command == "predict":
+        command, settings = self._invocation.command, {"ckpt_path": self.config["ckpt_path"]}
+        if command != "fit" and settings["ckpt_path"] is None:
+            rank_zero_warn(f"{command} without --ckpt_path: the network is new, nothing was learned")
+        if command == "predict":
             settings["return_predictions"] = False
-        getattr(self.trainer, self._invocation.command)(self.model, datamodule=self.datamodule, **settings)
+        getattr(self.trainer, command)(self.model, datamodule=self.datamodule, **settings)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parts = (
@@ -204,7 +207,8 @@ def _for_people(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the operating system'}: {error.strerror}"
     if "loading state_dict" in str(error):
-        return f"the checkpoint does not fit these settings, give those that it was trained with: {one_line(error)}"
+        first = re.split(r'(?<=[)\]"])[.,] ', one_line(error).partition(": ")[2])[0]
+        return f"the checkpoint does not fit these settings, give those that it was trained with: {first}"
     return None if error.__cause__ is None else _for_people(error.__cause__)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +17,12 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_library_example_finds_feasible_optima(capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(BLOCKS[0], names)  # the README's own text
     equilibrium, W = names["eq"], names["W"]
-    assert bool(equilibrium.converged.all()), capsys.readouterr().out  # type: ignore[attr-defined]
-    assert float(equilibrium.x.norm(dim=1).max()) <= 2.0 + 1e-6  # type: ignore[attr-defined]
-    assert float(W.grad.norm()) > 0  # type: ignore[attr-defined]
+    assert bool(equilibrium.converged.all()), capsys.readouterr().out
+    assert float(equilibrium.x.norm(dim=1).max()) <= 2.0 + 1e-6
+    assert float(W.grad.norm()) > 0
 
 
 def test_the_task_of_your_own_is_short_and_trains(
@@ -32,9 +33,9 @@ def test_the_task_of_your_own_is_short_and_trains(
     (tmp_path / "sensors.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    command = re.search(r"PYTHONPATH=\. deqopt (fit --task sensors\.Sensors .*)", README)
+    command = re.search(r"PYTHONPATH=\. deqopt (fit --task sensors\.Sensors (?:.*\\\n)*.*)", README)
     assert command is not None
-    main([*command[1].split(), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
+    main([*command[1].replace("\\\n", " ").split(), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
     rows = (tmp_path / "runs/sensors/version_0/metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("val/mse")
     errors = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
@@ -45,3 +46,14 @@ def test_the_task_of_your_own_is_short_and_trains(
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|docs|docker|deqopt|tasks)/[\w./]*", README))))
 def test_files_that_the_readme_names_exist(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+def test_the_page_on_extending_runs_from_top_to_bottom() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)), names)
+    equilibrium = names["eq"]
+    assert bool(equilibrium.converged.all())
+    assert float((equilibrium.x.sum(1) - 1).abs().max()) < 1e-5
+    assert float(equilibrium.x.min()) >= 0
+    assert float(names["StateSize"]().penalty(names["problem"], equilibrium)) > 0

@@ -35,6 +35,8 @@ class LatentMixture:
     """
 
     def __init__(self, latents: Tensor, components: int, seed: int = 0) -> None:
+        if len(latents) == 1:
+            latents = latents.repeat(2, 1)  # the least that GaussianMixture takes
         count, dimension = latents.shape
         carried = int(np.clip(count // (2 * dimension), 1, components))
         scale = float(latents.var())
@@ -66,14 +68,20 @@ class SampleGallery(Callback):
     ) -> None:
         self._components, self._features = components, features
         self._images, self._batch_size = images, batch_size
+        self._fid: FrechetInceptionDistance | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Complains of the features before the test, not after it."""
+        if stage == "test" and self._features is not None:
+            self._fid = frechet_distance(self._features)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run(trainer, pl_module, measure=False)
+        self._run(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run(trainer, pl_module, measure=self._features is not None)
+        self._run(trainer, pl_module)
 
-    def _run(self, trainer: Trainer, module: LightningModule, measure: bool) -> None:
+    def _run(self, trainer: Trainer, module: LightningModule) -> None:
         directory = figure_directory(trainer)
         if directory is None:
             return
@@ -87,9 +95,10 @@ class SampleGallery(Callback):
             image_mosaic(samples, "Samples: latents drawn from the Gaussian mixture"),
             directory / "samples.png",
         )
-        if measure and trainer.logger is not None:
-            fid = self._distance(module, task, mixture)
-            trainer.logger.log_metrics({"test/fid": fid}, step=trainer.global_step)
+        if self._fid is not None:
+            fid = self._distance(self._fid.to(module.device), task, mixture)
+            for logger in trainer.loggers:
+                logger.log_metrics({"test/fid": fid}, step=trainer.global_step)
             rank_zero_info(f"test/fid {fid:.2f}")
         module.train(training)
 
@@ -98,12 +107,14 @@ class SampleGallery(Callback):
         weight = next(task.parameters())
         return torch.cat([module(ImageBatch(image.to(weight), index)).x for image, index in batches])
 
-    def _distance(self, module: JointModule, task: CelebA, mixture: LatentMixture) -> float:
-        metric = FrechetInceptionDistance(feature=feature_extractor(self._features)).to(module.device)
+    def _distance(self, metric: FrechetInceptionDistance, task: CelebA, mixture: LatentMixture) -> float:
+        split = task.data.splits.test
+        if len(split) < 2:
+            raise ProblemError(f"fid_features: an FID needs two test images or more, {task.data.source.where} gives 1")
         seen = 0
-        for batch in self._batches(task.data.source, task.data.splits.test):
-            metric.update(_as_bytes(batch.image.to(module.device)), real=True)
-            seen += len(batch.image)
+        for image, _ in self._batches(task.data.source, split):
+            metric.update(_as_bytes(image.to(metric.device)), real=True)
+            seen += len(image)
         for x in mixture.sample(seen).split(self._batch_size):
             metric.update(_as_bytes(task.decode(x.to(next(task.parameters())))), real=False)
         return float(metric.compute())
@@ -113,20 +124,29 @@ class SampleGallery(Callback):
         return DataLoader(images, self._batch_size, collate_fn=lambda samples: ImageBatch(*default_collate(samples)))
 
 
-def feature_extractor(features: int | str | None) -> int | nn.Module:
-    """What FrechetInceptionDistance accepts: a number of Inception features, or the module that was named.
+def frechet_distance(features: int | str) -> FrechetInceptionDistance:
+    """The FID by a number of Inception features, or by the ``nn.Module`` that is named.
 
     Raises:
-        ProblemError: the name cannot be imported or is no ``nn.Module`` that is made without arguments.
+        ProblemError: Inception is not there; or the name cannot be imported or is no ``nn.Module`` that is made
+            without arguments.
     """
-    if isinstance(features, int):
-        return features
     try:
-        extractor = resolve_name(str(features))()
+        return FrechetInceptionDistance(feature=features if isinstance(features, int) else _named_module(features))
+    except ModuleNotFoundError as error:
+        raise ProblemError(f"fid_features: {features} needs the extra fid: pip install 'deqopt[fid]'") from error
+    except (OSError, ValueError) as error:  # the weights cannot be downloaded; another number
+        reason = " ".join(str(error).split())
+        raise ProblemError(f"fid_features: {features} gives no Inception features: {reason}") from error
+
+
+def _named_module(name: str) -> nn.Module:
+    try:
+        extractor = resolve_name(name)()
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ProblemError(f"fid_features: cannot make {features!r}: {error}") from error
+        raise ProblemError(f"fid_features: cannot make {name!r}: {error}") from error
     if not isinstance(extractor, nn.Module):
-        raise ProblemError(f"fid_features: {features!r} must name an nn.Module, not {type(extractor).__name__}")
+        raise ProblemError(f"fid_features: {name!r} must name an nn.Module, not {type(extractor).__name__}")
     return extractor.eval()
 
 

@@ -1,0 +1,109 @@
+"""The command line called inside this process, on a task small enough for it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deqopt.cli import main
+
+SMALL_TASK: dict[str, Any] = {
+    "class_path": "celeba",
+    "init_args": {"size": 8, "image_channels": 1, "batch_size": 32, "latent": 4, "widths": [4, 4], "resolution": 4},
+}
+SMALL_TRAINER: dict[str, Any] = {
+    "max_epochs": 2,
+    "limit_train_batches": 3,
+    "limit_val_batches": 1,
+    "limit_test_batches": 1,
+    "num_sanity_val_steps": 0,
+    "accelerator": "cpu",
+    "devices": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+}
+SMALL: dict[str, Any] = {
+    "task": SMALL_TASK,
+    "solver": {"class_path": "Tracking", "init_args": {"max_nfe": 8, "step_size": 2.0}},
+    "trainer": SMALL_TRAINER,
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended: exit status, standard output, standard error."""
+
+    status: int
+    output: str
+    error: str
+
+    @property
+    def run(self) -> Path:
+        """The folder that the command says it leaves."""
+        found = re.search(r"This run is kept in (.+)", self.output)
+        assert found, self
+        return Path(found[1])
+
+
+def deqopt(*words: object) -> Answer:
+    """``deqopt WORD ...``; what is not an error for the user comes through as an exception."""
+    output, error, status = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(output), redirect_stderr(error):
+        try:
+            main([str(word) for word in words])
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return Answer(status, output.getvalue(), error.getvalue())
+
+
+def succeeded(*words: object) -> Answer:
+    answer = deqopt(*words)
+    assert answer.status == 0, answer
+    return answer
+
+
+def complaint(*words: object) -> str:
+    """The one line with which a command refuses."""
+    answer = deqopt(*words)
+    assert answer.status == 2, answer
+    lines = answer.error.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("deqopt: error: "), answer
+    return lines[0].removeprefix("deqopt: error: ")
+
+
+def resolved(*words: object) -> dict[str, Any]:
+    """The configuration that a command would run with."""
+    config: dict[str, Any] = yaml.safe_load(succeeded(*words, "--print_config").output)
+    return config
+
+
+def written(path: Path, settings: Any) -> Path:
+    """A configuration file; text is written as it is."""
+    path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
+    return path
+
+
+def column(run: Path, name: str) -> list[float]:
+    """A figure of ``metrics.csv`` wherever it was logged, in order."""
+    with (run / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def variables(settings: dict[str, Any], names: Sequence[str] = ()) -> dict[str, str]:
+    """Settings as the environment variables that stand for them."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= variables(value, (*names, key))
+        else:
+            found["DEQOPT_" + "__".join((*names, key)).upper()] = str(value)
+    return found
