@@ -96,7 +96,7 @@ def read(command: str, words: Sequence[str]) -> Invocation:
         DeqoptError: no task; a name, configuration or checkpoint that is not right.
     """
     sources, options = _taken_apart(command, words)
-    variables = environment(os.environ)
+    variables = environment(os.environ, command)
     given = Invocation(command, (*variables, *sources), options)
     path = _checkpoint(given)
     if path is not None:
@@ -161,7 +161,7 @@ def _checkpoint(given: Invocation) -> Path | None:
     if name in (None, "null"):
         return None
     if name not in NEWEST:
-        return Path(name)
+        return Path(str(name)).expanduser()
     return newest_checkpoint(given.value("trainer.default_root_dir") or RUNS_ROOT, given.task, name)
 
 

@@ -20,6 +20,7 @@ CHOICES = ("task", "solver", "adjoint")
 SECTIONS = ("trainer", "model", "checkpoint")
 PLUGINS = {"task": Group.TASKS, "solver": Group.SOLVERS}
 ENVIRONMENT = "DEQOPT_"
+CONFIG_VARIABLE = f"{ENVIRONMENT}CONFIG"
 CHOICE_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -50,24 +51,26 @@ DEFAULTS = Source("by default", {"solver": {"class_path": "deqopt.solvers.tracki
 """What holds where nothing else says otherwise."""
 
 
-def read_config(name: str, command: str) -> Source:
+def read_config(name: str, command: str, option: str = "--config") -> Source:
     """A YAML file; what stands below ``command``, such as ``fit:``, goes over what stands outside.
+
+    ``option`` is what named the file, for messages.
 
     Raises:
         DeqoptError: no such file, not YAML, or not keys and values where these should be.
     """
     path = Path(name).expanduser()
     if not name or not path.is_file():
-        raise DeqoptError(f"--config: there is no file {name!r}; give a YAML file such as configs/demo/celeba.yaml")
+        raise DeqoptError(f"{option}: there is no file {name!r}; give a YAML file such as configs/demo/celeba.yaml")
     try:
         config = load_yaml(path.read_text(encoding="utf-8"))
     except (NotYamlError, UnicodeDecodeError) as error:
-        raise DeqoptError(f"--config: {path}: {error}") from error
+        raise DeqoptError(f"{option}: {path}: {error}") from error
     except OSError as error:
-        raise DeqoptError(f"--config: {path} cannot be read: {error.strerror}") from error
+        raise DeqoptError(f"{option}: {path} cannot be read: {error.strerror}") from error
     config = {} if config is None else config
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
-        raise DeqoptError(f"--config: {path} should hold keys and values, not {_shown(config)}")
+        raise DeqoptError(f"{option}: {path} should hold keys and values, not {_shown(config)}")
     common = {key: value for key, value in config.items() if key not in RUNS}
     place = f"in {path}"
     below = config[command] if config.get(command) is not None else {}
@@ -76,17 +79,20 @@ def read_config(name: str, command: str) -> Source:
     return checked(Source(place, merge(common, below)))
 
 
-def environment(variables: Mapping[str, str]) -> list[Source]:
+def environment(variables: Mapping[str, str], command: str) -> list[Source]:
     """``DEQOPT_TRAINER__MAX_EPOCHS=3`` as ``{"trainer": {"max_epochs": 3}}``, one source a variable.
 
-    Below ``task``, ``solver`` and ``adjoint`` lie the arguments of the chosen class.
+    Below ``task``, ``solver`` and ``adjoint`` lie the arguments of the chosen class. ``DEQOPT_CONFIG`` names a file,
+    which the other variables go over.
 
     Raises:
         DeqoptError: a value that is not YAML.
     """
     sources = []
+    if CONFIG_VARIABLE in variables:
+        sources.append(read_config(variables[CONFIG_VARIABLE], command, CONFIG_VARIABLE))
     for name in sorted(variables, key=lambda name: (name.count("__"), name)):
-        if not name.startswith(ENVIRONMENT) or name == ENVIRONMENT:
+        if not name.startswith(ENVIRONMENT) or name in (ENVIRONMENT, CONFIG_VARIABLE):
             continue
         place = f"in the environment variable {name}"
         keys = name.removeprefix(ENVIRONMENT).lower().split("__")

@@ -86,7 +86,6 @@ class JointCLI(LightningCLI):
                 "default_root_dir": RUNS_ROOT,
                 "callbacks": [FigureWriter(), PredictionWriter()],
             },
-            seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": f"deqopt {invocation.command}",
@@ -205,7 +204,7 @@ def _for_people(error: BaseException) -> str | None:
     if isinstance(error, (DeqoptError, MisconfigurationException)):
         return one_line(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'the operating system'}: {error.strerror}"
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
     if "loading state_dict" in str(error):
         first = re.split(r'(?<=[)\]"])[.,] ', one_line(error).partition(": ")[2])[0]
         return f"the checkpoint does not fit these settings, give those that it was trained with: {first}"

@@ -264,16 +264,17 @@ def test_test_reports_the_fid(tmp_path: Path) -> None:
 BAD_FEATURES: dict[str, tuple[int | str, str]] = {
     "no module": ("no_such.Features", r"cannot make 'no_such\.Features': No module named 'no_such'"),
     "no name": (f"{__name__}.Nothing", r"cannot make '.*Nothing': .*has no attribute 'Nothing'"),
-    "no nn.Module": (f"{__name__}.NoModule", r"must name an nn\.Module, not NoModule"),
+    "no nn.Module": (f"{__name__}.NoModule", r"'.*NoModule' must name an nn\.Module, not NoModule"),
     "arguments": (f"{__name__}.Needy", r"cannot make '.*Needy': .*missing 1 required positional argument: 'size'"),
     "number": (65, r"65 gives no Inception features: .*one of \(64, 192, 768, 2048\)"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_FEATURES)
-def test_features_that_are_none(case: str) -> None:
+def test_features_that_are_none(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features, pattern = BAD_FEATURES[case]
-    with pytest.raises(ProblemError, match=rf"^fid_features: .*{pattern}"):
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", True)
+    with pytest.raises(ProblemError, match=rf"^fid_features: {pattern}"):
         frechet_distance(features)
 
 
@@ -281,6 +282,13 @@ def test_without_inception_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
     with pytest.raises(ProblemError, match=r"2048 needs the extra fid: pip install 'deqopt\[fid\]'$"):
         frechet_distance(2048)
+
+
+def test_bad_features_end_the_test_before_it_begins() -> None:
+    succeeded("fit", *RUN, "--trainer.max_epochs=1")
+    words = ("test", "--ckpt_path=last", "--trainer.enable_progress_bar=false", "--task.fid_features=no_such.Features")
+    assert complaint(*words) == "fid_features: cannot make 'no_such.Features': No module named 'no_such'"
+    assert not list(Path("runs").glob("*/*/figures/test_*"))
 
 
 def test_an_fid_of_one_image_is_refused(tmp_path: Path) -> None:

@@ -221,6 +221,16 @@ def test_environment_variables_stand_for_whole_configurations(tmp_path: Path, mo
     assert resolved("fit")["task"]["init_args"]["widths"] == [4, 8]
 
 
+def test_an_environment_variable_may_name_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "a.yaml", {"trainer": {"max_epochs": 3, "max_steps": 4, "min_epochs": 1}})
+    monkeypatch.setenv("DEQOPT_CONFIG", str(path))
+    monkeypatch.setenv("DEQOPT_TRAINER__MAX_STEPS", "5")
+    trainer = resolved("fit", "--task=celeba", "--trainer.min_epochs=2")["trainer"]
+    assert (trainer["max_epochs"], trainer["max_steps"], trainer["min_epochs"]) == (3, 5, 2)
+    monkeypatch.setenv("DEQOPT_CONFIG", "no.yaml")
+    assert complaint("fit", "--task=celeba").startswith("DEQOPT_CONFIG: there is no file 'no.yaml'")
+
+
 @pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001"])
 def test_numbers_with_exponents_are_numbers_everywhere(
     number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -98,15 +98,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "widths": ((*FIT, "--task.widths=[]"), r"must be a list of positive numbers, one a branch, got \[\]$"),
     "channels": ((*FIT, "--task.image_channels=2"), r"2 channels: it should be 1 or 3$"),
     "split seed": ((*FIT, "--task.split_seed=-1"), r"with seed -1: it should be 0 to 4294967295$"),
-    "FID": (
-        ("test", *FIT[1:], "--task.fid_features=no_such.Features"),
-        r"fid_features: cannot make 'no_such\.Features': No module named 'no_such'",
-    ),
 }
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-@pytest.mark.filterwarnings("ignore:test without --ckpt_path:UserWarning")
 def test_options(case: str, tmp_path: Path) -> None:
     words, pattern = OPTIONS[case]
     before = set(tmp_path.iterdir())

@@ -131,8 +131,9 @@ def frechet_distance(features: int | str) -> FrechetInceptionDistance:
         ProblemError: Inception is not there; or the name cannot be imported or is no ``nn.Module`` that is made
             without arguments.
     """
+    extractor = features if isinstance(features, int) else _named_module(features)
     try:
-        return FrechetInceptionDistance(feature=features if isinstance(features, int) else _named_module(features))
+        return FrechetInceptionDistance(feature=extractor)
     except ModuleNotFoundError as error:
         raise ProblemError(f"fid_features: {features} needs the extra fid: pip install 'deqopt[fid]'") from error
     except (OSError, ValueError) as error:  # the weights cannot be downloaded; another number

@@ -21,6 +21,7 @@ from deqopt.figures import image_rows
 from deqopt.fixed_point import Anderson
 from deqopt.state import State, tensors_of
 
+from .baseline import MeanImageBaseline
 from .decoder import Decoder
 from .sampling import SampleGallery
 
@@ -136,7 +137,7 @@ class CelebA(Task):
         return {"reconstructions": image_rows(rows, "Images and their reconstructions at the feasible point", psnr)}
 
     def callbacks(self) -> list[Callback]:
-        return [SampleGallery(components=self._components, features=self._fid_features)]
+        return [MeanImageBaseline(), SampleGallery(components=self._components, features=self._fid_features)]
 
     def write_predictions(self, equilibrium: Equilibrium, batch: ImageBatch, directory: Path) -> list[Path]:
         """``NAME.png``, the reconstruction, and ``NAME.npy``, the latent (latent,), for every image NAME."""
