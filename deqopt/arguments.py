@@ -160,6 +160,8 @@ def _checkpoint(given: Invocation) -> Path | None:
     name = given.value("ckpt_path")
     if name in (None, "null"):
         return None
+    if name == "":
+        raise CheckpointError("ckpt_path is empty; give the path of one, or 'last' or 'best' for the newest run")
     if name not in NEWEST:
         return Path(str(name)).expanduser()
     return newest_checkpoint(given.value("trainer.default_root_dir") or RUNS_ROOT, given.task, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 import warnings
 from argparse import Action
 from collections.abc import Sequence
@@ -127,9 +128,7 @@ class JointCLI(LightningCLI):
             type=str | None,
             help="checkpoint to go on from or to use: a path, or the newest last or best",
         )
-        run.add_argument(
-            "--seed_everything", type=bool | int, default=0, help="seed of all random numbers; true draws one"
-        )
+        run.add_argument("--seed_everything", type=int, default=0, help="seed of all random numbers, 0 to 4294967295")
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
 
@@ -154,7 +153,7 @@ class JointCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init["trainer"]
-        folder = run_folder(settings["default_root_dir"], type(self.model.task).__name__)
+        folder = run_folder(settings["default_root_dir"] or RUNS_ROOT, type(self.model.task).__name__)
         if settings["logger"] in (None, True):
             csv = CSVLogger(folder.parent, name=folder.name)
             board = TensorBoardLogger(folder.parent, name=folder.name, version=csv.version, default_hp_metric=False)
@@ -164,10 +163,9 @@ class JointCLI(LightningCLI):
             isinstance(callback, RichProgressBar) for callback in callbacks
         ):
             settings["callbacks"] = [*callbacks, RichProgressBar(leave=True)]
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            raise DeqoptError(f"trainer: {one_line(error)}") from error
+        if settings["enable_checkpointing"] is False:
+            self.parser.callback_keys.remove("checkpoint")
+        return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """The checkpoint's settings were already read by :func:`deqopt.arguments.read`."""
@@ -201,7 +199,7 @@ def one_line(error: BaseException) -> str:
 
 def _for_people(error: BaseException) -> str | None:
     """What to tell the user; None where the error is a bug and its traceback is wanted."""
-    if isinstance(error, (DeqoptError, MisconfigurationException)):
+    if isinstance(error, (DeqoptError, MisconfigurationException)) or _is_refused_by_lightning(error):
         return one_line(error)
     if isinstance(error, OSError) and error.strerror:
         return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
@@ -209,6 +207,12 @@ def _for_people(error: BaseException) -> str | None:
         first = re.split(r'(?<=[)\]"])[.,] ', one_line(error).partition(": ")[2])[0]
         return f"the checkpoint does not fit these settings, give those that it was trained with: {first}"
     return None if error.__cause__ is None else _for_people(error.__cause__)
+
+
+def _is_refused_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself found a value wrong, such as an option of the trainer."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ValueError) and frames[-1].f_globals["__name__"].startswith("lightning.")
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

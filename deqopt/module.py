@@ -119,7 +119,8 @@ class JointModule(LightningModule):
                 self._log("train", regularizer.name, penalty, batch)
             self._log_solve("train", equilibrium, batch)
             self._log("train", "loss", objective_loss, batch)
-            if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every and (self.global_step + 1) % every == 0:
                 self._update_metrics("train", equilibrium, batch)
         return loss
 

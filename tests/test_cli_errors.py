@@ -82,8 +82,18 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         (*FIT, "--model.regularizers=JacobianPenalty"),
         r"--model\.regularizers: expected list or null, got 'JacobianPenalty'; --model\.regularizers\+ VALUE adds one$",
     ),
-    "unknown accelerator": ((*FIT, "--trainer.accelerator=abacus"), r"^trainer: .*'abacus'.*cpu"),
-    "no devices": ((*FIT, "--trainer.devices=0"), r"^trainer: .*devices.* not a valid input using cpu"),
+    "unknown accelerator": (
+        (*FIT, "--trainer.accelerator=abacus"),
+        r"invalid accelerator name: `accelerator='abacus'`.*cpu",
+    ),
+    "no devices": ((*FIT, "--trainer.devices=0"), r"devices='0'.* not a valid input using cpu"),
+    "epochs": (
+        (*FIT, "--trainer.max_epochs=-5"),
+        r"`max_epochs` must be a non-negative integer or -1\. You passed in -5",
+    ),
+    "strategy": ((*FIT, "--trainer.strategy=abacus"), r"invalid strategy name: `strategy='abacus'`"),
+    "seed": ((*FIT, "--seed_everything=-1"), r"^-1 is not in bounds, .* from 0 to 4294967295$"),
+    "no seed": ((*FIT, "--seed_everything=x"), r"^--seed_everything: expected int, got 'x'$"),
     "budget": ((*FIT, "--solver.max_nfe=0"), r"^max_nfe must be at least 1, got 0$"),
     "learning rate": ((*FIT, "--model.optimization.lr=-1"), r"lr must be larger than 0 .* got -1\.0"),
     "penalty": (
@@ -394,6 +404,11 @@ def test_weights_that_diverge_end_the_run_with_advice() -> None:
     words = ("fit", "--task=tiny_task.Tiny", "--config=small.yaml", *TINY, "--model.optimization.lr=1e38")
     message = complaint(*words, "--model.optimization.algorithm=SGD", "--trainer.max_epochs=5")
     assert re.search(r"the weights have diverged\. Lower optimization\.lr, clip gradients", message), message
+
+
+def test_what_lightning_refuses_once_it_has_the_data_is_one_line() -> None:
+    message = complaint(*FIT, "--trainer.val_check_interval=1000")
+    assert "`val_check_interval` (1000) must be less than or equal to the number of the training batches (3)" in message
 
 
 @pytest.mark.parametrize(

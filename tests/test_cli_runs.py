@@ -170,6 +170,22 @@ def test_a_fast_run_writes_nothing(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before and "This run is kept" not in answer.output
 
 
+@pytest.mark.parametrize(
+    ("words", "left_out"),
+    [
+        (["--trainer.enable_checkpointing=false"], "checkpoints"),
+        (["--trainer.log_every_n_steps=0"], None),
+        (["--trainer.default_root_dir=null"], None),
+    ],
+    ids=str,
+)
+def test_parts_of_a_run_can_be_left_out(words: list[str], left_out: str | None) -> None:
+    run = succeeded("fit", "--config=small.yaml", "--trainer.max_epochs=1", *words).run
+    expected = {"checkpoints", "figures", "config.yaml", "hparams.yaml", "metrics.csv"} - {left_out}
+    assert {path.name for path in run.iterdir() if "tfevents" not in path.name} == expected
+    assert run.parent.name == "celeba" and bool(column(run, "train/loss")) == ("steps" not in words[0])
+
+
 def test_a_checkpoint_of_another_size_is_refused_in_one_line(trained: Path) -> None:
     message = complaint("test", "--ckpt_path", trained / "checkpoints" / "last.ckpt", "--task.latent=5")
     assert message.startswith("the checkpoint does not fit these settings, give those that it was trained with: size ")
