@@ -343,7 +343,7 @@ def celeba_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, 
         ("fit", "train", ("psnr", "ssim", "jacobian", "samples_per_second")),
         ("fit", "val", ("psnr", "ssim")),
         ("validate", "val", ("psnr", "ssim")),
-        ("test", "test", ("psnr", "ssim")),
+        ("test", "test", ("psnr", "psnr_mean_image", "ssim")),
     ],
 )
 def test_every_stage_logs_its_figures(

@@ -35,7 +35,15 @@ def test_the_task_of_your_own_is_short_and_trains(
     monkeypatch.syspath_prepend(tmp_path)
     command = re.search(r"PYTHONPATH=\. deqopt (fit --task sensors\.Sensors (?:.*\\\n)*.*)", README)
     assert command is not None
-    main([*command[1].replace("\\\n", " ").split(), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
+    main(
+        [
+            *command[1].replace("\\\n", " ").split(),
+            "--trainer.accelerator",
+            "cpu",
+            "--trainer.enable_progress_bar",
+            "false",
+        ]
+    )
     rows = (tmp_path / "runs/sensors/version_0/metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("val/mse")
     errors = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
