@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
-from deqopt.configuration import RUNS
+from deqopt.command_line.configuration import RUNS
 from deqopt.errors import DeqoptError
 from deqopt.registry import Group, listing
 
@@ -41,8 +41,8 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``deqopt`` with the given arguments, by default those of the process.
 
-    Only the runs (``fit`` and its kin, see :class:`deqopt.joint_cli.JointCLI`) load torch. Errors whose text is meant
-    for the user end in one line and exit status 2.
+    Only the runs (``fit`` and its kin, see :class:`deqopt.command_line.joint_cli.JointCLI`) load torch. Errors whose
+    text is meant for the user end in one line and exit status 2.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _command(words: Sequence[str]) -> Callable[[Sequence[str]], None]:
     name = words[0] if words else None
     if name in RUNS:
-        from deqopt.joint_cli import run
+        from deqopt.command_line.joint_cli import run
 
         return lambda rest: run(name, rest)
     if name in LISTINGS:

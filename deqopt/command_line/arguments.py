@@ -16,9 +16,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from deqopt.checkpoints import NEWEST, newest_checkpoint, settings_of
-from deqopt.complaints import ON_COMMAND_LINE
-from deqopt.configuration import (
+from deqopt.command_line.checkpoints import NEWEST, newest_checkpoint, settings_of
+from deqopt.command_line.complaints import ON_COMMAND_LINE
+from deqopt.command_line.configuration import (
     CHOICES,
     DEFAULTS,
     Source,

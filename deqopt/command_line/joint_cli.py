@@ -20,11 +20,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from deqopt.adjoints import Adjoint
-from deqopt.arguments import RUNS_ROOT, Invocation, read
 from deqopt.callbacks import FigureWriter, PredictionWriter, RunCheckpoint
-from deqopt.checkpoints import run_folder
-from deqopt.complaints import Complaints
-from deqopt.configuration import CHOICES
+from deqopt.command_line.arguments import RUNS_ROOT, Invocation, read
+from deqopt.command_line.checkpoints import run_folder
+from deqopt.command_line.complaints import Complaints
+from deqopt.command_line.configuration import CHOICES
 from deqopt.errors import DeqoptError
 from deqopt.module import JointModule
 from deqopt.solvers import JointSolver
@@ -168,7 +168,7 @@ class JointCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
-        """The checkpoint's settings were already read by :func:`deqopt.arguments.read`."""
+        """The checkpoint's settings were already read by :func:`deqopt.command_line.arguments.read`."""
 
 
 def run(command: str, words: Sequence[str]) -> None:
