@@ -54,8 +54,8 @@ class Box(FeasibleSet):
 
 
 @dataclass(frozen=True)
-class L2Ball(FeasibleSet):
-    """``|x - center|_2 <= radius`` a sample.
+class Ball(FeasibleSet):
+    """All points within ``radius`` of ``center`` in some norm.
 
     Args:
         radius: not negative.
@@ -69,39 +69,34 @@ class L2Ball(FeasibleSet):
     center: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_radius(self, self.radius)
-
-    def project(self, x: Tensor) -> Tensor:
-        center = None if self.center is None else _like(self.center, x)
-        offset = x if center is None else x - center
-        norm = offset.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.dim() - 1))
-        shrink = torch.where(norm > self.radius, self.radius / norm.clamp_min(torch.finfo(x.dtype).tiny), 1.0)
-        return offset * shrink if center is None else center + offset * shrink
-
-
-@dataclass(frozen=True)
-class LinfBall(FeasibleSet):
-    """``|x - center|_inf <= radius``: no entry further than ``radius`` from the centre.
-
-    Args:
-        radius: not negative.
-        center: broadcasts to x; the origin if None.
-
-    Raises:
-        ProblemError: a negative radius.
-    """
-
-    radius: float
-    center: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        _check_radius(self, self.radius)
+        if not self.radius >= 0:
+            raise ProblemError(f"{type(self).__name__}: radius must be 0 or larger, got {self.radius}")
 
     def project(self, x: Tensor) -> Tensor:
         if self.center is None:
-            return x.clamp(-self.radius, self.radius)
+            return self.shorten(x)
         center = _like(self.center, x)
-        return center + (x - center).clamp(-self.radius, self.radius)
+        return center + self.shorten(x - center)
+
+    @abstractmethod
+    def shorten(self, offset: Tensor) -> Tensor:
+        """The nearest offset from the centre that is not longer than the radius."""
+
+
+class L2Ball(Ball):
+    """``|x - center|_2 <= radius`` a sample."""
+
+    def shorten(self, offset: Tensor) -> Tensor:
+        norm = offset.flatten(1).norm(dim=1).reshape(-1, *[1] * (offset.dim() - 1))
+        shrink = self.radius / norm.clamp_min(torch.finfo(offset.dtype).tiny)
+        return offset * torch.where(norm > self.radius, shrink, 1.0)
+
+
+class LinfBall(Ball):
+    """``|x - center|_inf <= radius``: no entry further than ``radius`` from the centre."""
+
+    def shorten(self, offset: Tensor) -> Tensor:
+        return offset.clamp(-self.radius, self.radius)
 
 
 @dataclass(frozen=True)
@@ -157,11 +152,6 @@ class Intersection(FeasibleSet):
         moved = (point - before).flatten(1).norm(dim=1)
         tol = max(self.tol, 4 * torch.finfo(point.dtype).eps)
         return not bool((moved > tol * (1 + point.flatten(1).norm(dim=1))).any())
-
-
-def _check_radius(one: FeasibleSet, radius: float) -> None:
-    if not radius >= 0:
-        raise ProblemError(f"{type(one).__name__}: radius must be 0 or larger, got {radius}")
 
 
 def _like(value: float | Tensor, x: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,13 +17,10 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from deqopt.callbacks.figures import figure_directory
-from deqopt.data import ImageBatch, ImageSample, ImageSource
+from deqopt.data import ImageBatch, ImageDataModule, ImageSample
 from deqopt.errors import ProblemError
 from deqopt.figures import image_mosaic, write_figure
 from deqopt.module import JointModule
-
-if TYPE_CHECKING:
-    from .task import CelebA
 
 
 class LatentMixture:
@@ -57,6 +54,8 @@ class SampleGallery(Callback):
     Runs in the first process only.
 
     Args:
+        data: the images.
+        decode: latents (B, latent) to images (B, channels, size, size).
         components: of the mixture.
         features: see ``fid_features`` of the task.
         images: the most training images whose latents are used, and the most test images that FID compares.
@@ -64,8 +63,15 @@ class SampleGallery(Callback):
     """
 
     def __init__(
-        self, components: int, features: int | str | None = None, images: int = 2048, batch_size: int = 64
+        self,
+        data: ImageDataModule,
+        decode: Callable[[Tensor], Tensor],
+        components: int,
+        features: int | str | None = None,
+        images: int = 2048,
+        batch_size: int = 64,
     ) -> None:
+        self._data, self._decode = data, decode
         self._components, self._features = components, features
         self._images, self._batch_size = images, batch_size
         self._fid: FrechetInceptionDistance | None = None
@@ -86,41 +92,40 @@ class SampleGallery(Callback):
         if directory is None:
             return
         assert isinstance(module, JointModule)
-        task: CelebA = module.task  # type: ignore[assignment]
         training = module.training
         module.eval()
-        mixture = LatentMixture(self._latents(module, task), self._components)
-        samples = task.decode(mixture.sample(64).to(next(task.parameters())))
+        weight = next(module.parameters())
+        mixture = LatentMixture(self._latents(module, weight), self._components)
+        samples = self._decode(mixture.sample(64).to(weight))
         write_figure(
             image_mosaic(samples, "Samples: latents drawn from the Gaussian mixture"),
             directory / "samples.png",
         )
         if self._fid is not None:
-            fid = self._distance(self._fid.to(module.device), task, mixture)
+            fid = self._distance(self._fid.to(module.device), mixture, weight)
             for logger in trainer.loggers:
                 logger.log_metrics({"test/fid": fid}, step=trainer.global_step)
             rank_zero_info(f"test/fid {fid:.2f}")
         module.train(training)
 
-    def _latents(self, module: JointModule, task: CelebA) -> Tensor:
-        batches = self._batches(task.data.source, task.data.splits.train)
-        weight = next(task.parameters())
+    def _latents(self, module: JointModule, weight: Tensor) -> Tensor:
+        batches = self._batches(self._data.splits.train)
         return torch.cat([module(ImageBatch(image.to(weight), index)).x for image, index in batches])
 
-    def _distance(self, metric: FrechetInceptionDistance, task: CelebA, mixture: LatentMixture) -> float:
-        split = task.data.splits.test
+    def _distance(self, metric: FrechetInceptionDistance, mixture: LatentMixture, weight: Tensor) -> float:
+        split = self._data.splits.test
         if len(split) < 2:
-            raise ProblemError(f"fid_features: an FID needs two test images or more, {task.data.source.where} gives 1")
+            raise ProblemError(f"fid_features: an FID needs two test images or more, {self._data.source.where} gives 1")
         seen = 0
-        for image, _ in self._batches(task.data.source, split):
+        for image, _ in self._batches(split):
             metric.update(_as_bytes(image.to(metric.device)), real=True)
             seen += len(image)
         for x in mixture.sample(seen).split(self._batch_size):
-            metric.update(_as_bytes(task.decode(x.to(next(task.parameters())))), real=False)
+            metric.update(_as_bytes(self._decode(x.to(weight))), real=False)
         return float(metric.compute())
 
-    def _batches(self, source: ImageSource, split: list[int]) -> DataLoader[ImageSample]:
-        images = Subset(source, split[: self._images])
+    def _batches(self, split: list[int]) -> DataLoader[ImageSample]:
+        images = Subset(self._data.source, split[: self._images])
         return DataLoader(images, self._batch_size, collate_fn=lambda samples: ImageBatch(*default_collate(samples)))
 
 

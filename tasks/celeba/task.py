@@ -137,7 +137,10 @@ class CelebA(Task):
         return {"reconstructions": image_rows(rows, "Images and their reconstructions at the feasible point", psnr)}
 
     def callbacks(self) -> list[Callback]:
-        return [MeanImageBaseline(), SampleGallery(components=self._components, features=self._fid_features)]
+        return [
+            MeanImageBaseline(self.data),
+            SampleGallery(self.data, self.decode, components=self._components, features=self._fid_features),
+        ]
 
     def write_predictions(self, equilibrium: Equilibrium, batch: ImageBatch, directory: Path) -> list[Path]:
         """``NAME.png``, the reconstruction, and ``NAME.npy``, the latent (latent,), for every image NAME."""
