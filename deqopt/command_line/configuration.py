@@ -47,7 +47,13 @@ class Source:
         return True
 
 
-DEFAULTS = Source("by default", {"solver": {"class_path": "deqopt.solvers.tracking.Tracking"}})
+DEFAULTS = Source(
+    "by default",
+    {
+        "solver": {"class_path": "deqopt.solvers.tracking.Tracking"},
+        "adjoint": {"class_path": "deqopt.adjoints.envelope.Envelope"},
+    },
+)
 """What holds where nothing else says otherwise."""
 
 

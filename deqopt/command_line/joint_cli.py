@@ -8,6 +8,7 @@ import traceback
 import warnings
 from argparse import Action
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, DefaultHelpFormatter
@@ -190,6 +191,9 @@ def run(command: str, words: Sequence[str]) -> None:
     directory = cli.trainer.log_dir  # broadcast, so all processes must ask for it
     if cli.trainer.is_global_zero and directory:
         print(f"This run is kept in {directory}")
+        pictures = sorted(Path(directory).glob("figures/*.png"))
+        if pictures:
+            print("Its pictures: " + " ".join(map(str, pictures)))
 
 
 def one_line(error: BaseException) -> str:
