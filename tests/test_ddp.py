@@ -80,7 +80,7 @@ def test_command_line_on_two_processes_leaves_one_run(tmp_path: Path) -> None:
         "--task.widths": "[4]",
         "--task.batch_size": 8,
         "--solver": "Tracking",
-        "--solver.max_nfe": 4,
+        "--solver.max_nfe": 8,
         "--trainer.accelerator": "cpu",
         "--trainer.devices": 2,
         "--trainer.strategy": "ddp",

@@ -130,6 +130,7 @@ def test_multipliers_that_do_not_fit(mu0: Any) -> None:
         (JointAnderson, {"ridge": -1e-8}, "ridge must be 0 or larger"),
         (Tracking, {"inner": 0}, "inner must be at least 1"),
         (Tracking, {"settle": -1}, "settle at least 0"),
+        (Tracking, {"max_nfe": 5}, r"never move x: .* inner \+ settle = 5, got 5"),
     ],
 )
 def test_settings_that_cannot_be_meant(kind: type[JointSolver], setting: dict[str, Any], message: str) -> None:

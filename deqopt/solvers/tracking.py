@@ -39,10 +39,15 @@ class Tracking(JointSolver):
             raise ProblemError(f"step_size must be larger than 0, got {self.step_size}")
         if self.inner < 1 or self.settle < 0:
             raise ProblemError(f"inner must be at least 1 and settle at least 0, got {self.inner} and {self.settle}")
+        if self.max_nfe <= self.inner + self.settle:
+            raise ProblemError(
+                f"Tracking would never move x: max_nfe must be larger than inner + settle = {self.inner + self.settle}, "
+                f"got {self.max_nfe}"
+            )
 
     def stepper(self, layout: JointLayout, w: Tensor) -> Step:
         start = 2 * layout.z.width
-        moving = max(self.max_nfe - self.settle, 1)
+        moving = self.max_nfe - self.settle
         evaluations = 0
 
         def step(w: Tensor, evaluation: JointEvaluation) -> Tensor:
