@@ -41,8 +41,8 @@ class Tracking(JointSolver):
             raise ProblemError(f"inner must be at least 1 and settle at least 0, got {self.inner} and {self.settle}")
         if self.max_nfe <= self.inner + self.settle:
             raise ProblemError(
-                f"Tracking would never move x: max_nfe must be larger than inner + settle = {self.inner + self.settle}, "
-                f"got {self.max_nfe}"
+                "Tracking would never move x: max_nfe must be larger than "
+                f"inner + settle = {self.inner + self.settle}, got {self.max_nfe}"
             )
 
     def stepper(self, layout: JointLayout, w: Tensor) -> Step:
