@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from deqopt.equilibrium import Equilibrium
+from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
 from deqopt.state import State
 
@@ -62,7 +63,7 @@ class Task(nn.Module, ABC):
 
     def outcome(self, equilibrium: Equilibrium, batch: Any) -> tuple[Tensor, Tensor]:
         """Prediction and target for :meth:`metrics`, batch first. Needed where there are metrics."""
-        raise NotImplementedError(f"{type(self).__name__} has metrics, so it must define outcome()")
+        raise ProblemError(f"{type(self).__name__} has metrics, so it must define outcome()")
 
     def figures(self, equilibrium: Equilibrium, batch: Any) -> Mapping[str, Figure]:
         """Pictures of a solved batch by file name (without suffix). By default none."""
@@ -74,4 +75,4 @@ class Task(nn.Module, ABC):
 
     def write_predictions(self, equilibrium: Equilibrium, batch: Any, directory: Path) -> list[Path]:
         """Write what ``deqopt predict`` leaves behind for a batch; returns the files written."""
-        raise NotImplementedError(f"{type(self).__name__} does not define write_predictions(), which predict needs")
+        raise ProblemError(f"{type(self).__name__} does not define write_predictions(), which predict needs")

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_task import Batch, Targets, Tiny
 from torch.utils.data import DataLoader
 
+from deqopt import Task
 from deqopt.errors import ProblemError
 from deqopt.feasible import L2Ball, LinfBall
 
@@ -439,3 +440,10 @@ class Buggy(Tiny):
 def test_a_negative_radius_in_code_is_refused_in_one_line(ball: Callable[[float], object], radius: float) -> None:
     with pytest.raises(ProblemError, match=rf"^{ball.__name__}: radius must be 0 or larger, got {radius}$"):  # type: ignore[attr-defined]
         ball(radius)
+
+
+@pytest.mark.parametrize("lacking", ["outcome", "write_predictions"])
+def test_a_task_that_lacks_what_is_asked_of_it_says_what_to_define(lacking: str) -> None:
+    task = Tiny()
+    with pytest.raises(ProblemError, match=rf"Tiny .*{lacking}\(\)"):
+        getattr(Task, lacking)(task, *[None] * (3 if lacking == "write_predictions" else 2))
