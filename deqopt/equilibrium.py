@@ -23,7 +23,8 @@ class Equilibrium:
         objective: (B,) J at the returned point. With an adjoint it carries the gradient to theta.
         residual: (B,) relative residual of the stationary system: the largest of those of z, mu and x.
         status: (B,) values of :class:`deqopt.Status`.
-        nfe: (B,) evaluations spent on that sample.
+        nfe: (B,) evaluations spent on that sample, without the one forward and two vector-Jacobian products a solve
+            that measure ``scale``.
         scale: (B,) each, ``|d_x J|`` and the gain of x at the start (:meth:`JointProblem.input_scale`), by which the
             residual of x was measured.
         trace: objective and residual after every evaluation, where asked for with ``record=True``.
