@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ class FeasibleSet(ABC):
         """(B,) Euclidean distance of every sample from the set: 0 inside."""
         return (x - self.project(x)).flatten(1).norm(dim=1)
 
+    def pick(self, keep: Tensor, dim: int) -> FeasibleSet | None:
+        """The set for the samples where ``keep``, (B,), is true, of inputs with ``dim`` dimensions.
+
+        None, the default, says that it cannot be had: then samples that have converged stay in the batch.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Everywhere(FeasibleSet):
@@ -29,6 +37,9 @@ class Everywhere(FeasibleSet):
 
     def project(self, x: Tensor) -> Tensor:
         return x
+
+    def pick(self, keep: Tensor, dim: int) -> FeasibleSet:
+        return self
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,9 @@ class Box(FeasibleSet):
 
     def project(self, x: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(x, _like(self.low, x)), _like(self.high, x))
+
+    def pick(self, keep: Tensor, dim: int) -> FeasibleSet:
+        return Box(_picked(self.low, keep, dim), _picked(self.high, keep, dim))
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,9 @@ class Ball(FeasibleSet):
             return self.shorten(x)
         center = _like(self.center, x)
         return center + self.shorten(x - center)
+
+    def pick(self, keep: Tensor, dim: int) -> FeasibleSet:
+        return self if self.center is None else replace(self, center=_picked(self.center, keep, dim))
 
     @abstractmethod
     def shorten(self, offset: Tensor) -> Tensor:
@@ -136,6 +153,10 @@ class Intersection(FeasibleSet):
                 break
         return self._alternate(point)
 
+    def pick(self, keep: Tensor, dim: int) -> FeasibleSet | None:
+        sets = tuple(one for one in (part.pick(keep, dim) for part in self.sets) if one is not None)
+        return replace(self, sets=sets) if len(sets) == len(self.sets) else None
+
     def _alternate(self, point: Tensor) -> Tensor:
         for _ in range(self.sweeps):
             before = point
@@ -156,3 +177,9 @@ class Intersection(FeasibleSet):
 
 def _like(value: float | Tensor, x: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)
+
+
+def _picked(value: Any, keep: Tensor, dim: int) -> Any:
+    """The samples of a tensor that has one entry a sample; what all samples share stays."""
+    own = isinstance(value, Tensor) and value.dim() == dim and value.shape[0] == keep.shape[0]
+    return value[keep] if own else value

@@ -1,20 +1,22 @@
-"""The one loop: budget, per-sample stopping, best iterate, non-finite values, trace. Every solver is only a step.
+"""The one loop: budget, per-sample stopping, best iterate, restarts, compaction, trace. Every solver is only a step.
 
 A point is a matrix ``w`` of shape (B, width), one row a sample. The loop evaluates it, decides for every row whether
-it is finished, and asks the step for the next one. A finished row is frozen: nothing moves it any more.
+it is finished, and asks the step for the next one. A finished row is frozen: nothing moves it any more. Once enough
+are, they are left out of the batch, where the system can be had for some of its rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, replace
+from enum import Enum, IntEnum
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from deqopt.errors import ProblemError
+from deqopt.memory import Memory
 
 
 class Status(IntEnum):
@@ -29,7 +31,7 @@ class Status(IntEnum):
     )
     DIVERGED = (
         2,
-        "the iterates grew without bound; the best one before is returned: use a smaller step size, "
+        "the iterates grew without bound or became NaN; the best one is returned: use a smaller step size, "
         "or train with a Jacobian penalty so that the cell is contractive",
     )
     NON_FINITE = 3, "the start itself is NaN or infinite: check the data of this sample and the weights"
@@ -44,6 +46,59 @@ class Status(IntEnum):
     def of(cls, value: Tensor | int) -> Status:
         """The status that an entry of ``eq.status`` stands for."""
         return next(member for member in cls if member == int(value))
+
+
+class Norm(Enum):
+    """In which norm residuals are measured."""
+
+    L2 = 2
+    LINF = float("inf")
+
+    def of(self, rows: Tensor) -> Tensor:
+        """(B,) norms of the rows of (B, width)."""
+        return torch.linalg.vector_norm(rows, ord=self.value, dim=1)
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What every solver lets the user say about the loop.
+
+    Args:
+        max_nfe: budget in evaluations, a sample.
+        tol: a sample has converged once the relative residual of each of its blocks is at most this.
+        atol: or once the absolute one is; 0 for the relative tolerance alone.
+        norm: in which residuals are measured.
+        restarts: how often a sample whose iterates became NaN or grew without bound starts again from its best point,
+            with half the step, before it counts as diverged.
+
+    Raises:
+        ProblemError: a setting that cannot be meant.
+    """
+
+    max_nfe: int = 100
+    tol: float = 1e-4
+    atol: float = 0.0
+    norm: Norm = Norm.L2
+    restarts: int = 2
+
+    def __post_init__(self) -> None:
+        if self.max_nfe < 1:
+            raise ProblemError(f"max_nfe must be at least 1, got {self.max_nfe}")
+        if not self.tol >= 0:
+            raise ProblemError(f"tol must be 0 or larger, got {self.tol}")
+        if not self.atol >= 0:
+            raise ProblemError(f"atol must be 0 or larger, got {self.atol}")
+        if self.atol and not self.tol:
+            raise ProblemError(
+                f"atol needs a tol larger than 0, for a residual is reported as relative: got {self.tol}"
+            )
+        if self.restarts < 0:
+            raise ProblemError(f"restarts must be 0 or larger, got {self.restarts}")
+
+    def relative(self, residual: Tensor, size: Tensor) -> Tensor:
+        """``residual / max(size, atol / tol)``: at most ``tol`` where one of the two tolerances is met."""
+        floor = self.atol / self.tol if self.atol else torch.finfo(size.dtype).tiny ** 0.5
+        return residual / size.clamp_min(floor)
 
 
 class Measured(Protocol):
@@ -62,7 +117,17 @@ class Measured(Protocol):
         """What is reported of the point."""
 
 
-E = TypeVar("E", bound=Measured)
+E = TypeVar("E", bound=Measured, covariant=True)
+
+
+class System(Protocol[E]):
+    """What is iterated."""
+
+    def evaluate(self, w: Tensor) -> E:
+        """One evaluation at the rows of ``w``; must not couple them."""
+
+    def pick(self, keep: Tensor) -> Any:
+        """The same system for the rows where ``keep``, (B,), is true; None if it cannot be had without the others."""
 
 
 @dataclass(frozen=True)
@@ -86,86 +151,157 @@ class Outcome:
     visited: Tensor
 
 
-# An iterate this many times larger than the start (plus one) has left every sensible region.
-BLOW_UP = 1e8
+# An iterate this many times larger than the first two (plus one) has left every sensible region.
+BLOW_UP = 1e6
+# The batch is compacted when at most this share of its rows is still moving.
+COMPACT_BELOW = 0.75
+# On an accelerator, asking whether rows are finished waits for the device: it is done every so many evaluations.
+LOOK_EVERY = 4
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How far the rows are that are still in the batch; the batch comes first everywhere."""
+
+    w: Tensor
+    best: Tensor
+    residual: Tensor
+    objective: Tensor
+    lowest: Tensor
+    status: Tensor
+    nfe: Tensor
+    restarts: Tensor
+    active: Tensor
+    limit: Tensor
+
+    @classmethod
+    def at(cls, w: Tensor, restarts: int) -> _Rows:
+        infinite = w.new_full((len(w),), torch.inf)
+        count = torch.zeros(len(w), dtype=torch.long, device=w.device)
+        return cls(
+            w=w,
+            best=w,
+            residual=infinite,
+            objective=infinite,
+            lowest=infinite,
+            status=count + int(Status.OUT_OF_BUDGET),
+            nfe=count,
+            restarts=count + restarts,
+            active=count == 0,
+            limit=infinite,
+        )
+
+    def pick(self, keep: Tensor) -> _Rows:
+        return _Rows(**{name: value[keep] for name, value in vars(self).items()})
+
+    def put(self, where: Tensor, others: _Rows) -> _Rows:
+        """These rows with ``others`` at the indices ``where``."""
+        return _Rows(**{name: value.index_copy(0, where, getattr(others, name)) for name, value in vars(self).items()})
 
 
 def iterate(
-    evaluate: Callable[[Tensor], E],
-    step: Callable[[Tensor, E], Tensor],
+    system: System[E],
+    step: Callable[[Any, Tensor, Any, Any], Tensor],
+    memory: Memory,
     w: Tensor,
+    settings: LoopSettings,
     *,
-    max_nfe: int,
-    tol: float,
     record: bool = False,
     visits: int = 0,
 ) -> Outcome:
-    """Repeat ``w = step(w, evaluate(w))`` until every row has converged, diverged or spent its budget.
+    """Repeat ``w = step(system, w, system.evaluate(w), memory)`` until every row has converged, diverged or spent its
+    budget.
 
     Of every row the best iterate is kept: the one of the lowest merit, and a converged one before all others.
 
     Args:
-        evaluate: (B, width) to a measured evaluation; one call is one evaluation (NFE).
         step: the solver: point and evaluation to the next point. Must not couple rows.
+        memory: what the step remembers; told when rows leave or start again.
         w: the start, (B, width).
-        max_nfe: the budget in evaluations.
-        tol: a row has converged once its residual is at most this.
         record: keep a :class:`Trace`.
-        visits: how many of the points that were evaluated to keep, drawn at random (reservoir sampling); a diverged
-            row is kept at its best point.
+        visits: how many of the points that were evaluated to keep, drawn at random (reservoir sampling); a row that
+            has left the batch is kept at its best point.
     """
-    batch = w.shape[0]
-    limit = BLOW_UP * (1 + w.norm(dim=1))
-    best = w.clone()
-    best_residual = torch.full((batch,), torch.inf, device=w.device, dtype=w.dtype)
-    best_objective = best_residual.clone()
-    lowest = best_residual.clone()
-    status = torch.full((batch,), int(Status.OUT_OF_BUDGET), device=w.device)
-    active = torch.ones(batch, dtype=torch.bool, device=w.device)
-    nfe = torch.zeros(batch, dtype=torch.long, device=w.device)
+    everyone = rows = _Rows.at(w, settings.restarts)
+    places = torch.arange(len(w), device=w.device)
     history: list[tuple[Tensor, Tensor]] = []
     reservoir: list[Tensor] = []
 
-    for k in range(max_nfe):
-        evaluation = evaluate(w)
-        residual, merit, objective = evaluation.residual, evaluation.merit, evaluation.objective
-        nfe += active
+    for k in range(settings.max_nfe):
+        evaluation = system.evaluate(rows.w)
+        rows, again, sane = _judged(rows, evaluation, memory, settings)
+        compacted = len(places) < len(everyone.w)
         if record:
-            history.append((objective, residual))
-        sane = residual.isfinite() & merit.isfinite() & objective.isfinite() & (w.norm(dim=1) <= limit)
-        converged = active & sane & (residual <= tol)
-        keep = active & sane & (merit < lowest) | converged
-        best = torch.where(keep[:, None], w, best)
-        best_residual = torch.where(keep, residual, best_residual)
-        best_objective = torch.where(keep, objective, best_objective)
-        lowest = torch.where(keep, merit, lowest)
-
+            now = (evaluation.objective, evaluation.residual)
+            history.append(_spread(now, places, history[-1]) if compacted else now)
         if visits:
             slot = k if k < visits else int(torch.randint(k + 1, ()))
             if slot < visits:
-                reservoir[slot : slot + 1] = [torch.where(sane[:, None], w, best)]
-        lost = active & ~sane
-        status[converged] = int(Status.CONVERGED)
-        status[lost] = int(Status.NON_FINITE if k == 0 else Status.DIVERGED)
-        active = active & ~converged & ~lost
-        if k + 1 == max_nfe or not bool(active.any()):
+                point = torch.where(sane[:, None], rows.w, rows.best).detach()
+                reservoir[slot : slot + 1] = [everyone.best.detach().index_copy(0, places, point)]
+        if k + 1 == settings.max_nfe:
             break
-        w = torch.where(active[:, None], step(w, evaluation), w)
+        if not w.is_cuda or k % LOOK_EVERY == 0:
+            active = int(rows.active.sum())
+            if not active:
+                break
+            smaller = system.pick(rows.active) if active <= COMPACT_BELOW * len(places) else None
+            if smaller is not None:
+                keep, system = rows.active, smaller
+                everyone = everyone.put(places, rows)
+                evaluation, again, places, rows = _picked(evaluation, keep), again[keep], places[keep], rows.pick(keep)
+                memory.pick(keep)
+        after = step(system, rows.w, evaluation, memory)
+        if k == 0:
+            rows = replace(rows, limit=BLOW_UP * (1 + rows.w.norm(dim=1) + after.norm(dim=1)).detach())
+        rows = _moved(rows, after, again, memory)
 
+    everyone = everyone.put(places, rows) if len(places) < len(everyone.w) else rows
     trace = Trace(*(torch.stack(column) for column in zip(*history, strict=True))) if record else None
     visited = torch.stack(reservoir) if reservoir else w.new_empty(0, *w.shape)
-    return Outcome(best, best_objective, best_residual, status, nfe, trace, visited)
+    return Outcome(everyone.best, everyone.objective, everyone.residual, everyone.status, everyone.nfe, trace, visited)
 
 
-def relative_residual(target: Tensor, w: Tensor) -> Tensor:
-    """``|T(w) - w| / |T(w)|`` a row, (B,), with a floor on the denominator for targets that vanish."""
-    floor = torch.finfo(w.dtype).eps * w.shape[1] ** 0.5
-    return (target - w).norm(dim=1) / target.norm(dim=1).clamp_min(floor)
+def _judged(rows: _Rows, evaluation: Measured, memory: Memory, settings: LoopSettings) -> tuple[_Rows, Tensor, Tensor]:
+    """The rows after an evaluation; which of them start again from their best; which had finite values."""
+    residual, merit, objective = evaluation.residual.detach(), evaluation.merit.detach(), evaluation.objective
+    finite = residual.isfinite() & merit.isfinite() & objective.isfinite()
+    sane = finite & (rows.w.detach().norm(dim=1) <= rows.limit)
+    converged = rows.active & sane & (residual <= settings.tol)
+    keep = rows.active & sane & (merit < rows.lowest) | converged
+    lost = rows.active & ~sane
+    seen = rows.lowest.isfinite()
+    nfe = rows.nfe + rows.active.long()
+    again = lost & seen & (rows.restarts > 0)
+    status = rows.status.masked_fill(converged, int(Status.CONVERGED))
+    status = status.masked_fill(lost & seen, int(Status.DIVERGED))
+    status = status.masked_fill(lost & ~seen, int(Status.NON_FINITE))
+    judged = replace(
+        rows,
+        best=torch.where(keep[:, None], rows.w, rows.best),
+        residual=torch.where(keep, residual, rows.residual),
+        objective=torch.where(keep, objective, rows.objective),
+        lowest=torch.where(keep, merit, rows.lowest),
+        status=status,
+        nfe=nfe,
+        restarts=rows.restarts - again.long(),
+        active=rows.active & ~converged & (sane | again) & (nfe + memory.cost <= settings.max_nfe),
+    )
+    return judged, again, sane
 
 
-def check_budget(max_nfe: int, tol: float) -> None:
-    """Raise ProblemError for a budget or a tolerance that cannot be meant."""
-    if max_nfe < 1:
-        raise ProblemError(f"max_nfe must be at least 1, got {max_nfe}")
-    if not tol >= 0:
-        raise ProblemError(f"tol must be 0 or larger, got {tol}")
+def _moved(rows: _Rows, after: Tensor, again: Tensor, memory: Memory) -> _Rows:
+    """The active rows at their next point; those that start again at their best one, with an empty memory."""
+    nfe = rows.nfe if memory.spent is None else rows.nfe + torch.where(rows.active & ~again, memory.spent, 0)
+    if again.is_cuda or bool(again.any()):
+        memory.restart(again)
+        after = torch.where(again[:, None], rows.best, after)
+    return replace(rows, w=torch.where(rows.active[:, None], after, rows.w), nfe=nfe)
+
+
+def _picked(evaluation: Any, keep: Tensor) -> Any:
+    return replace(evaluation, **{name: value[keep] for name, value in vars(evaluation).items()})
+
+
+def _spread(now: tuple[Tensor, Tensor], places: Tensor, before: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return before[0].index_copy(0, places, now[0]), before[1].index_copy(0, places, now[1])

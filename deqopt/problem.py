@@ -14,12 +14,13 @@ Lagrangian ``L(z, x, mu) = J(z, x) + <mu, f(z, x) - z>``, all per sample; it is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deqopt.batch import pick
 from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere, FeasibleSet
 from deqopt.state import State, check_same_layout, detach, leaf, state_of, tensors_of
@@ -112,6 +113,16 @@ class JointProblem:
         size = torch.stack([part.flatten(1).square().sum(1) for part in d_z]).sum(0).sqrt()
         gain = pulled.flatten(1).norm(dim=1) / size.clamp_min(torch.finfo(size.dtype).tiny)
         return d_x.flatten(1).norm(dim=1), gain
+
+    def pick(self, keep: Tensor, dim: int) -> JointProblem | None:
+        """The problem of the samples where ``keep``, (B,), is true, for an x with ``dim`` dimensions.
+
+        None where it cannot be had: without ``data`` the closures may hold a whole batch.
+        """
+        feasible = self.feasible.pick(keep, dim)
+        if self.data is None or feasible is None:
+            return None
+        return replace(self, feasible=feasible, data=pick(self.data, keep))
 
     def check(self, z: State, x: Tensor) -> None:
         """Raise ProblemError, naming the argument, where the start does not fit: types, batch sizes, devices."""

@@ -1,7 +1,7 @@
 """Plain fixed points ``z = f(z)``, usable without anything else of deqopt."""
 
-from deqopt.fixed_point.anderson import Anderson, AndersonMixing
+from deqopt.fixed_point.anderson import Anderson, AndersonMixing, MixingType
 from deqopt.fixed_point.base import FixedPoint, FixedPointSolver
 from deqopt.fixed_point.damped import Damped
 
-__all__ = ["Anderson", "AndersonMixing", "Damped", "FixedPoint", "FixedPointSolver"]
+__all__ = ["Anderson", "AndersonMixing", "Damped", "FixedPoint", "FixedPointSolver", "MixingType"]

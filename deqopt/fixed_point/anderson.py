@@ -1,74 +1,135 @@
-"""Anderson mixing (Anderson 1965; type II in the sense of Fang and Saad 2009), for a batch of independent rows."""
+"""Anderson mixing (Anderson 1965; types I and II in the sense of Fang and Saad 2009) of a batch of independent rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from deqopt.errors import ProblemError
 from deqopt.fixed_point.base import FixedPointSolver
+from deqopt.fixed_point.mixing import Mixing, check_mixing
+from deqopt.memory import Memory, write
 
 
-class AndersonMixing:
+class MixingType(Enum):
+    """Which secant condition the mixture meets (Fang and Saad 2009)."""
+
+    I = "I"  # noqa: E741
+    """``S^T (r - Y gamma) = 0``: the Jacobian is approximated, as by Broyden's good update."""
+    II = "II"
+    """``Y^T (r - Y gamma) = 0``: the inverse Jacobian is approximated; the residual is minimised."""
+
+
+class AndersonMixing(Mixing):
     """The memory of Anderson mixing.
 
-    With residuals ``r_i = T(w_i) - w_i`` of the last ``memory`` points, it solves
+    With residuals ``r_k = T(w_k) - w_k`` of the last ``memory`` points, Y their differences and S those of the points,
+    it solves
 
-        alpha = argmin sum_b |sum_i alpha_i r_i^b|^2 / s_b^2 + ridge |alpha|^2    subject to  sum alpha = 1
+        Y^T D (r - Y gamma) = 0   (type II)       S^T D (r - Y gamma) = 0   (type I)
 
-    and proposes ``sum_i alpha_i (w_i + damping r_i)``. The blocks b (z, mu, x) are weighted by their present scale s_b.
-    Gram matrices are kept a block and only their newest row is computed, so that one step reads the memory
-    twice: once for that row, once for the mixture.
+    and proposes ``w + damping r - (S + damping Y) gamma``. D weights the blocks (z, mu, x) by ``1 / |T^b(w)|^2``. Both
+    systems are solved for columns of unit length with Tikhonov regularisation, so that an empty column counts for
+    nothing. Products are kept a block; a step computes only the newest and reads Y and the proposals' differences once
+    each (type I reads S besides).
 
     Args:
-        memory: how many points are mixed.
-        ridge: relative to the mean of the Gram matrix's diagonal.
+        like: the rows to be mixed.
+        memory: how many points are mixed, one more than differences are remembered; with 1 it is the damped step.
+        ridge: of the regularisation, relative to the columns.
         widths: of the blocks; they cover the row.
     """
 
-    def __init__(self, like: Tensor, memory: int, ridge: float, widths: Sequence[int]) -> None:
+    def __init__(
+        self, like: Tensor, memory: int, ridge: float, widths: Sequence[int], kind: MixingType = MixingType.II
+    ) -> None:
+        super().__init__(like)
         batch, width = like.shape
-        self._ridge = ridge
-        self._widths = list(widths)
-        self._residuals = like.new_zeros(batch, memory, width)
-        self._proposals = like.new_zeros(batch, memory, width)
-        self._grams = like.new_zeros(batch, len(self._widths), memory, memory, dtype=torch.float64)
-        self._count = 0
+        self._kind, self._ridge, self._widths, self._slots, self._mixed = kind, ridge, list(widths), memory - 1, 0
+        self._changes = like.new_zeros(batch, self._slots, width)
+        self._proposals = like.new_zeros(batch, self._slots, width)
+        self._moves = like.new_zeros(batch, self._slots, width) if kind is MixingType.I else self._changes[:, :0]
+        self._products = like.new_zeros(batch, len(self._widths), self._slots, self._slots, dtype=torch.float64)
+        self._move_lengths = like.new_zeros(batch, len(self._widths), self._slots, dtype=torch.float64)
+        self._change_lengths = torch.zeros_like(self._move_lengths)
+        self._point, self._residual, self._proposal = (torch.zeros_like(like) for _ in range(3))
+        self._seen = torch.zeros_like(like[:, :1])
 
     def mix(self, w: Tensor, target: Tensor, damping: Tensor | float) -> Tensor:
-        """Remember ``T(w) = target`` and return the mixed proposal, (B, width)."""
-        memory = self._residuals.shape[1]
-        slot, filled = self._count % memory, min(self._count + 1, memory)
-        self._count += 1
+        """Remember ``T(w) = target`` and return the mixed proposal, (B, width). ``damping`` broadcasts to the rows."""
         residual = target - w
-        self._residuals[:, slot] = residual
-        self._proposals[:, slot] = torch.addcmul(w, residual, torch.as_tensor(damping, dtype=w.dtype, device=w.device))
-        scales = []
-        start = 0
-        for b, width in enumerate(self._widths):
-            block = residual[:, start : start + width]
-            row = torch.bmm(self._residuals[:, :filled, start : start + width], block.unsqueeze(2)).squeeze(2)
-            self._grams[:, b, slot, :filled] = self._grams[:, b, :filled, slot] = row.double()
-            scales.append(target[:, start : start + width].square().sum(1).double())
-            start += width
-        weights = 1 / torch.stack(scales, 1).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
-        gram = (weights[:, :, None, None] * self._grams[:, :, :filled, :filled]).sum(1)
-        alpha = self._coefficients(gram, slot).to(w.dtype)
-        return torch.bmm(alpha.unsqueeze(1), self._proposals[:, :filled]).squeeze(1)
+        proposal = torch.addcmul(w, residual, (damping * self.rate).to(w.dtype))
+        if not self._slots:
+            return proposal
+        slot = self._mixed % self._slots
+        self._mixed += 1
+        filled = min(self._mixed, self._slots)
+        change = (residual - self._residual) * self._seen
+        move = (w - self._point) * self._seen
+        self._changes = write(self._changes, slot, change)
+        self._proposals = write(self._proposals, slot, (proposal - self._proposal) * self._seen)
+        if self._kind is MixingType.I:
+            self._moves = write(self._moves, slot, move)
+        self._point, self._residual, self._proposal = w, residual, proposal
+        self._seen = torch.ones_like(self._seen)
+        right = self._multiply(slot, filled, move, change, residual)
+        gamma = self._coefficients(filled, right, self._weights(target)).to(w.dtype)
+        mixed = torch.baddbmm(proposal.unsqueeze(1), gamma.unsqueeze(1), self._proposals[:, :filled], alpha=-1)
+        return mixed.squeeze(1)
 
-    def _coefficients(self, gram: Tensor, newest: int) -> Tensor:
-        filled = gram.shape[1]
-        diagonal = gram.diagonal(dim1=1, dim2=2)
-        ridge = self._ridge * diagonal.mean(1) + torch.finfo(gram.dtype).tiny ** 0.5
-        eye = torch.eye(filled, dtype=gram.dtype, device=gram.device)
-        solution, info = torch.linalg.solve_ex(gram + ridge[:, None, None] * eye, torch.ones_like(diagonal))
-        total = solution.sum(1, keepdim=True)
-        alpha = solution / total
-        usable = (info == 0) & alpha.isfinite().all(1)
-        return torch.where(usable[:, None], alpha, eye[newest].expand_as(alpha))
+    def _weights(self, target: Tensor) -> Tensor:
+        """D, a number a block: (B, blocks)."""
+        sizes = [block.square().sum(1).double() for block in target.split(self._widths, dim=1)]
+        return 1 / torch.stack(sizes, 1).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
+
+    def _multiply(self, slot: int, filled: int, move: Tensor, change: Tensor, residual: Tensor) -> Tensor:
+        """Enter the products of the newest difference; returns those of the residual, (B, blocks, filled)."""
+        first = self._kind is MixingType.I
+        left = self._moves if first else self._changes
+        columns, rows, rights, start = [], [], [], 0
+        for width in self._widths:
+            block = slice(start, start + width)
+            pair = torch.stack([change[:, block], residual[:, block]], 2)
+            column, right = torch.bmm(left[:, :filled, block], pair).unbind(2)
+            columns.append(column)
+            rights.append(right)
+            if first:
+                rows.append(torch.bmm(self._changes[:, :filled, block], move[:, block].unsqueeze(2)).squeeze(2))
+            start += width
+        column = torch.stack(columns, 1).double()
+        if column.requires_grad:
+            self._products = self._products.clone()
+        self._products[:, :, :filled, slot] = column
+        self._products[:, :, slot, :filled] = torch.stack(rows, 1).double() if first else column
+        for lengths, difference in ((self._change_lengths, change), (self._move_lengths, move if first else change)):
+            for b, part in enumerate(difference.detach().split(self._widths, dim=1)):
+                lengths[:, b, slot] = part.square().sum(1)
+        return torch.stack(rights, 1).double()
+
+    def _coefficients(self, filled: int, right: Tensor, weights: Tensor) -> Tensor:
+        """gamma, (B, filled); zero where the system has no finite solution."""
+        matrix = torch.einsum("bk,bkij->bij", weights, self._products[:, :, :filled, :filled])
+        right = torch.einsum("bk,bki->bi", weights, right)
+        unit = [
+            (weights.detach().unsqueeze(2) * lengths[:, :, :filled]).sum(1).sqrt()
+            for lengths in (self._move_lengths, self._change_lengths)
+        ]
+        rows, columns = (torch.where(one > 0, 1 / one, 0.0) for one in unit)
+        matrix, right = rows.unsqueeze(2) * matrix * columns.unsqueeze(1), rows * right
+        eye = torch.eye(filled, dtype=matrix.dtype, device=matrix.device)
+        if self._kind is MixingType.I:
+            matrix, right = matrix.mT @ matrix, (matrix.mT @ right.unsqueeze(2)).squeeze(2)
+        solution, info = torch.linalg.solve_ex(matrix + max(self._ridge, _SMALLEST_RIDGE) * eye, right)
+        usable = (info == 0) & solution.isfinite().all(1)
+        return torch.where(usable[:, None], columns * solution, 0.0)
+
+
+# An empty column must not make the system singular.
+_SMALLEST_RIDGE = 1e-14
 
 
 @dataclass(frozen=True)
@@ -78,27 +139,24 @@ class Anderson(FixedPointSolver):
     Args:
         memory: how many points are mixed.
         damping: in (0, 1]: the share of the new residual in the mixture.
-        ridge: regularises the mixture, relative to the residuals' mean square.
+        ridge: regularises the mixture, relative to differences of unit length.
+        kind: type I or II.
     """
 
     memory: int = 6
     damping: float = 1.0
     ridge: float = 1e-8
+    kind: MixingType = MixingType.II
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_mixing(self.memory, self.damping, self.ridge)
+        check_mixing(self.memory, self.damping)
+        if not self.ridge >= 0:
+            raise ProblemError(f"ridge must be 0 or larger, got {self.ridge}")
 
-    def stepper(self, w: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        mixing = AndersonMixing(w, self.memory, self.ridge, [w.shape[1]])
-        return lambda w, target: mixing.mix(w, target, self.damping)
+    def begin(self, w: Tensor) -> AndersonMixing:
+        return AndersonMixing(w, self.memory, self.ridge, [w.shape[1]], self.kind)
 
-
-def check_mixing(memory: int, damping: float, ridge: float) -> None:
-    """Raise ProblemError for settings of the mixing that cannot be meant."""
-    if memory < 1:
-        raise ProblemError(f"memory must be at least 1, got {memory}")
-    if not 0 < damping <= 1:
-        raise ProblemError(f"damping must be in (0, 1], got {damping}")
-    if not ridge >= 0:
-        raise ProblemError(f"ridge must be 0 or larger, got {ridge}")
+    def step(self, w: Tensor, target: Tensor, memory: Memory) -> Tensor:
+        assert isinstance(memory, Mixing)
+        return memory.mix(w, target, self.damping)

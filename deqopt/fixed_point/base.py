@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deqopt.iteration import Outcome, check_budget, iterate, relative_residual
+from deqopt.batch import pick
+from deqopt.iteration import LoopSettings, iterate
+from deqopt.memory import Memory
 from deqopt.state import Layout, State, check_same_layout, work_dtype
 
 
@@ -31,7 +34,9 @@ class FixedPoint:
 
 
 @dataclass(frozen=True)
-class _Image:
+class Image:
+    """``f(z)`` in rows, and the measures that the loop asks for."""
+
     target: Tensor
     residual: Tensor
     objective: Tensor
@@ -39,45 +44,61 @@ class _Image:
 
 
 @dataclass(frozen=True)
-class FixedPointSolver(ABC):
-    """Settings that all fixed-point solvers have.
+class FixedPointSystem:
+    """``z = f(z, data)`` in rows."""
 
-    Args:
-        max_nfe: budget in evaluations of f.
-        tol: relative residual at which a sample has converged.
-    """
+    f: Callable[..., State]
+    layout: Layout
+    settings: LoopSettings
+    data: Any
+
+    def evaluate(self, w: Tensor) -> Image:
+        z = self.layout.unpack(w)
+        image = self.f(z) if self.data is None else self.f(z, self.data)
+        check_same_layout(image, z, "f")
+        target = self.layout.pack(image, w.dtype)
+        distance = self.settings.norm.of(target - w)
+        residual = self.settings.relative(distance, self.settings.norm.of(target))
+        return Image(target, residual, torch.zeros_like(residual), merit=distance)
+
+    def pick(self, keep: Tensor) -> FixedPointSystem | None:
+        if self.data is None:
+            return None
+        return FixedPointSystem(self.f, self.layout, self.settings, pick(self.data, keep))
+
+
+@dataclass(frozen=True)
+class FixedPointSolver(LoopSettings, ABC):
+    """Settings that all fixed-point solvers have: those of :class:`deqopt.iteration.LoopSettings`."""
 
     max_nfe: int = 50
     tol: float = 1e-5
 
-    def __post_init__(self) -> None:
-        check_budget(self.max_nfe, self.tol)
+    def begin(self, w: Tensor) -> Memory:
+        """The empty memory of a solve from the rows ``w``."""
+        return Memory(w)
 
     @abstractmethod
-    def stepper(self, w: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """The step ``(w, f(w)) -> next w`` for rows like ``w``, with the memory that it needs."""
+    def step(self, w: Tensor, target: Tensor, memory: Memory) -> Tensor:
+        """The next point from ``w`` and ``f(w) = target``. Must not couple rows."""
 
-    def solve(self, f: Callable[[State], State], z0: State) -> FixedPoint:
+    def solve(self, f: Callable[..., State], z0: State, data: Any = None) -> FixedPoint:
         """Solve ``z = f(z)`` from ``z0`` for every sample alone. No gradient flows: see :mod:`deqopt.adjoints`.
 
         Args:
             f: keeps the shapes of z; must not couple samples.
             z0: (B, *state) or a tuple of such.
+            data: per-sample data, a tree of tensors with the batch first. With it ``f(z, data)`` is called, and samples
+                that have converged are left out of the batch; without it they are only frozen.
         """
         layout = Layout.of(z0)
         w0 = layout.pack(z0, work_dtype(z0)).detach()
-        step = self.stepper(w0)
-
-        def evaluate(w: Tensor) -> _Image:
-            image = f(layout.unpack(w))
-            check_same_layout(image, z0, "f")
-            target = layout.pack(image, w.dtype)
-            residual = relative_residual(target, w)
-            return _Image(target, residual, torch.zeros_like(residual), merit=(target - w).norm(dim=1))
-
-        def next_point(w: Tensor, image: _Image) -> Tensor:
-            return step(w, image.target)
-
         with torch.no_grad():
-            outcome: Outcome = iterate(evaluate, next_point, w0, max_nfe=self.max_nfe, tol=self.tol)
+            outcome = iterate(
+                FixedPointSystem(f, layout, self, data),
+                lambda _, w, image, memory: self.step(w, image.target, memory),
+                self.begin(w0),
+                w0,
+                self,
+            )
         return FixedPoint(layout.unpack(outcome.w), outcome.residual, outcome.status, outcome.nfe)

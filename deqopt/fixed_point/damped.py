@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from deqopt.errors import ProblemError
 from deqopt.fixed_point.base import FixedPointSolver
+from deqopt.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,5 @@ class Damped(FixedPointSolver):
         if not 0 < self.damping <= 1:
             raise ProblemError(f"damping must be in (0, 1], got {self.damping}")
 
-    def stepper(self, w: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda w, target: w + self.damping * (target - w)
+    def step(self, w: Tensor, target: Tensor, memory: Memory) -> Tensor:
+        return w + self.damping * memory.rate * (target - w)

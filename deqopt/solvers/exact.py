@@ -9,7 +9,7 @@ import torch
 from deqopt.equilibrium import Equilibrium
 from deqopt.fixed_point import Anderson, FixedPointSolver
 from deqopt.problem import JointProblem, pull_back
-from deqopt.solvers.base import JointLayout, measure
+from deqopt.solvers.system import JointSystem
 from deqopt.state import State, leaf, state_of, tensors_of
 
 
@@ -37,9 +37,8 @@ def solve_exactly(
         return state_of((one + other for one, other in zip(direct, through, strict=True)), z)
 
     mu = solver.solve(multiplier_map, equilibrium.mu).z
-    layout = JointLayout.of(z, x, problem.feasible)
-    scale = equilibrium.scale or problem.input_scale(z, x)
-    measured = measure(layout, layout.pack(z, mu, x), problem.evaluate(z, x, mu), scale)
+    system = JointSystem.of(problem, z, x, solver, scale=equilibrium.scale or problem.input_scale(z, x))
+    measured = system.measure(system.pack(z, mu, x), problem.evaluate(z, x, mu))
     return replace(
         equilibrium,
         z=z,

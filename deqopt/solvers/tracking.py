@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from deqopt.errors import ProblemError
-from deqopt.solvers.base import JointEvaluation, JointLayout, JointSolver, Step
+from deqopt.memory import Memory
+from deqopt.solvers.base import JointSolver
+from deqopt.solvers.system import JointEvaluation, JointSystem
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,23 @@ class Tracking(JointSolver):
                 f"inner + settle = {self.inner + self.settle}, got {self.max_nfe}"
             )
 
-    def stepper(self, layout: JointLayout, w: Tensor) -> Step:
-        start = 2 * layout.z.width
+    def begin(self, system: JointSystem, w: Tensor) -> _Progress:
+        return _Progress(w)
+
+    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        assert isinstance(memory, _Progress)
+        memory.evaluations += 1
         moving = self.max_nfe - self.settle
-        evaluations = 0
+        x = system.inputs(w)
+        if memory.evaluations % self.inner == 0 and memory.evaluations < moving:
+            length = self.step_size * (1 - memory.evaluations / moving) * memory.rate
+            norm = evaluation.g_x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
+            x = system.project(x - length * evaluation.g_x / norm)
+        states = w[:, : -x.shape[1]]
+        return torch.cat([states + memory.rate * (evaluation.image - states), x], dim=1)
 
-        def step(w: Tensor, evaluation: JointEvaluation) -> Tensor:
-            nonlocal evaluations
-            evaluations += 1
-            x = w[:, start:]
-            if evaluations % self.inner == 0 and evaluations < moving:
-                length = self.step_size * (1 - evaluations / moving)
-                norm = evaluation.g_x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
-                x = layout.project(x - length * evaluation.g_x / norm)
-            return torch.cat([evaluation.image, x], dim=1)
 
-        return step
+class _Progress(Memory):
+    def __init__(self, w: Tensor) -> None:
+        super().__init__(w)
+        self.evaluations = 0

@@ -1,0 +1,58 @@
+"""What a solver remembers of every sample between two steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Memory:
+    """The mutable state of a solve, a row a sample.
+
+    A subclass keeps tensors with the batch first, and memories, as attributes. **Zero means empty**: that is how they
+    start, and what is left of a row that starts again. So the loop can drop finished rows and restart lost ones without
+    knowing the solver.
+
+    Attributes:
+        rate: (B, 1) the share of the nominal step that a row takes: 1, and half of it after every restart.
+        spent: (B,) evaluations that the last step itself spent on a row, beyond the one that follows it; None for none.
+        cost: the most evaluations that a step and the evaluation after it may take.
+    """
+
+    cost: int = 1
+
+    def __init__(self, w: Tensor) -> None:
+        self.rate = torch.ones_like(w[:, :1])
+        self.spent: Tensor | None = None
+
+    def pick(self, keep: Tensor) -> None:
+        """Go on with the rows where ``keep``, (B,), is true."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value[keep])
+            elif isinstance(value, Memory):
+                value.pick(keep)
+
+    def restart(self, lost: Tensor) -> None:
+        """Forget the rows where ``lost``, (B,), and halve their rate."""
+        rate = torch.where(lost[:, None], self.rate / 2, self.rate)
+        self.forget(lost)
+        self.rate = rate
+
+    def forget(self, lost: Tensor) -> None:
+        """Empty the rows where ``lost``, (B,)."""
+        for name, value in vars(self).items():
+            if name == "rate":
+                continue
+            if isinstance(value, Tensor):
+                setattr(self, name, value.masked_fill(lost.reshape(-1, *[1] * (value.dim() - 1)), 0))
+            elif isinstance(value, Memory):
+                value.restart(lost)
+
+
+def write(buffer: Tensor, slot: int, rows: Tensor) -> Tensor:
+    """``buffer`` (B, memory, ...) with ``rows`` (B, ...) in ``slot``: in place, unless autograd must know both."""
+    if buffer.requires_grad or rows.requires_grad:
+        buffer = buffer.clone()
+    buffer[:, slot] = rows
+    return buffer
