@@ -278,7 +278,7 @@ def _judged(rows: _Rows, evaluation: Measured, memory: Memory, settings: LoopSet
     status = status.masked_fill(lost & ~seen, int(Status.NON_FINITE))
     judged = replace(
         rows,
-        best=torch.where(keep[:, None], rows.w, rows.best),
+        best=_where(keep, rows.w, rows.best),
         residual=torch.where(keep, residual, rows.residual),
         objective=torch.where(keep, objective, rows.objective),
         lowest=torch.where(keep, merit, rows.lowest),
@@ -296,7 +296,14 @@ def _moved(rows: _Rows, after: Tensor, again: Tensor, memory: Memory) -> _Rows:
     if again.is_cuda or bool(again.any()):
         memory.restart(again)
         after = torch.where(again[:, None], rows.best, after)
-    return replace(rows, w=torch.where(rows.active[:, None], after, rows.w), nfe=nfe)
+    return replace(rows, w=_where(rows.active, after, rows.w), nfe=nfe)
+
+
+def _where(chosen: Tensor, some: Tensor, others: Tensor) -> Tensor:
+    """The rows of ``some`` where ``chosen``, (B,), of ``others`` elsewhere; no copy where asking costs nothing."""
+    if not chosen.is_cuda and bool(chosen.all()):
+        return some
+    return torch.where(chosen[:, None], some, others)
 
 
 def _picked(evaluation: Any, keep: Tensor) -> Any:

@@ -25,6 +25,11 @@ class Memory:
         self.rate = torch.ones_like(w[:, :1])
         self.spent: Tensor | None = None
 
+    def damped(self, w: Tensor, target: Tensor, damping: Tensor | float = 1.0) -> Tensor:
+        """``w + rate damping (target - w)``; ``damping`` broadcasts to the rows."""
+        share = (damping * self.rate).to(w.dtype)
+        return target if not share.is_cuda and bool((share == 1).all()) else torch.lerp(w, target, share)
+
     def pick(self, keep: Tensor) -> None:
         """Go on with the rows where ``keep``, (B,), is true."""
         for name, value in vars(self).items():
@@ -55,4 +60,14 @@ def write(buffer: Tensor, slot: int, rows: Tensor) -> Tensor:
     if buffer.requires_grad or rows.requires_grad:
         buffer = buffer.clone()
     buffer[:, slot] = rows
+    return buffer
+
+
+def write_difference(buffer: Tensor, slot: int, now: Tensor, before: Tensor, known: Tensor) -> Tensor:
+    """``buffer`` with ``now - before`` in ``slot``, zero in rows where ``before`` is not ``known``, (B, 1)."""
+    if buffer.requires_grad or now.requires_grad or before.requires_grad:
+        return write(buffer, slot, (now - before) * known)
+    torch.sub(now, before, out=buffer[:, slot])
+    if not bool(known.all()):
+        buffer[:, slot] *= known
     return buffer

@@ -65,8 +65,12 @@ class Layout:
 
     def pack(self, state: State, dtype: torch.dtype) -> Tensor:
         """One row a sample, ``(B, width)``, in ``dtype``."""
-        rows = [part.reshape(part.shape[0], part.shape[1:].numel()).to(dtype) for part in tensors_of(state)]
+        rows = self.rows(state, dtype)
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def rows(self, state: State, dtype: torch.dtype) -> list[Tensor]:
+        """What :meth:`pack` puts side by side: (B, width) of each tensor."""
+        return [part.reshape(part.shape[0], part.shape[1:].numel()).to(dtype) for part in tensors_of(state)]
 
     def unpack(self, rows: Tensor) -> State:
         """The inverse of :meth:`pack`: views into ``rows``."""

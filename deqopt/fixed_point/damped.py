@@ -27,4 +27,4 @@ class Damped(FixedPointSolver):
             raise ProblemError(f"damping must be in (0, 1], got {self.damping}")
 
     def step(self, w: Tensor, target: Tensor, memory: Memory) -> Tensor:
-        return w + self.damping * memory.rate * (target - w)
+        return memory.damped(w, target, self.damping)

@@ -82,7 +82,9 @@ class JointSystem:
         return [self.z.width, self.z.width, self.x.width]
 
     def pack(self, z: State, mu: State, x: Tensor) -> Tensor:
-        return torch.cat([self.z.pack(z, self.dtype), self.z.pack(mu, self.dtype), self.x.pack(x, self.dtype)], dim=1)
+        return torch.cat(
+            [*self.z.rows(z, self.dtype), *self.z.rows(mu, self.dtype), *self.x.rows(x, self.dtype)], dim=1
+        )
 
     def unpack(self, w: Tensor) -> tuple[State, State, Tensor]:
         z, mu, x = w.split(self.widths, dim=1)
@@ -111,7 +113,7 @@ class JointSystem:
         """
         assert self.scale is not None
         width, norm = self.z.width, self.settings.norm
-        image = torch.cat([self.z.pack(evaluation.f, self.dtype), self.z.pack(evaluation.g_z, self.dtype)], dim=1)
+        image = torch.cat([*self.z.rows(evaluation.f, self.dtype), *self.z.rows(evaluation.g_z, self.dtype)], dim=1)
         g_x = self.x.pack(evaluation.g_x, self.dtype)
         x, off = self.inputs(w), image - w[:, : 2 * width]
         floor = torch.finfo(self.dtype).eps * width**0.5

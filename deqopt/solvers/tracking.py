@@ -59,8 +59,7 @@ class Tracking(JointSolver):
             length = self.step_size * (1 - memory.evaluations / moving) * memory.rate
             norm = evaluation.g_x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
             x = system.project(x - length * evaluation.g_x / norm)
-        states = w[:, : -x.shape[1]]
-        return torch.cat([states + memory.rate * (evaluation.image - states), x], dim=1)
+        return torch.cat([memory.damped(w[:, : -x.shape[1]], evaluation.image), x], dim=1)
 
 
 class _Progress(Memory):
