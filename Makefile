@@ -1,13 +1,15 @@
 # make demo   trains on the embedded digits and says where the pictures are
 # make test   runs the whole test suite
 # make check  formatting, lint, types
+# make bench  measures the solvers against each other and against torchdeq, into benchmarks/out
 # All of them make .venv and install first, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+BENCH := .venv/.bench
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/deqopt fit --config configs/demo/celeba.yaml
@@ -20,6 +22,13 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy deqopt tasks
+
+bench: $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+$(BENCH): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $@
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -12,6 +12,21 @@ from deqopt.iteration import Status, Trace
 from deqopt.state import State
 
 
+@dataclass
+class BackwardReport:
+    """How the last backward pass through a solution went: empty until there was one.
+
+    Attributes:
+        residual: (B,) relative residual of the linear system behind the gradient; see the adjoint.
+        status: (B,) values of :class:`deqopt.Status`.
+        nfe: (B,) products with the transposed Jacobian of the stationary system that it took.
+    """
+
+    residual: Tensor | None = None
+    status: Tensor | None = None
+    nfe: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Equilibrium:
     """A stationary point of the joint problem, up to ``residual``, for every sample of a batch.
@@ -29,6 +44,7 @@ class Equilibrium:
             residual of x was measured.
         trace: objective and residual after every evaluation, where asked for with ``record=True``.
         visited: iterates (z, x) of the trajectory drawn at random, where asked for with ``visits``.
+        backward: how the backward pass went, where the adjoint solves a linear system in it.
     """
 
     z: State
@@ -41,6 +57,7 @@ class Equilibrium:
     scale: tuple[Tensor, Tensor] | None = None
     trace: Trace | None = None
     visited: tuple[tuple[State, Tensor], ...] = ()
+    backward: BackwardReport | None = None
 
     @property
     def converged(self) -> Tensor:
@@ -53,7 +70,7 @@ class Equilibrium:
         return self.status != Status.NON_FINITE
 
     def to(self, device: torch.device | str) -> Equilibrium:
-        """The same on another device."""
+        """The same on another device. ``backward`` stays shared, to be filled by a backward pass to come."""
 
         def moved(part: Any) -> Any:
             if isinstance(part, Tensor):

@@ -25,5 +25,9 @@ class NonFiniteError(DeqoptError, ArithmeticError):
     """Every sample of a batch is NaN or infinite, in the data, in the weights, or in the solve."""
 
 
+class BackwardError(DeqoptError, ArithmeticError):
+    """The linear system behind a gradient was not solved to its tolerance, and the adjoint was told to raise."""
+
+
 class CheckpointError(DeqoptError):
     """A checkpoint that is missing, unreadable or belongs to another task."""

@@ -18,8 +18,9 @@ from torchmetrics import MetricCollection
 from deqopt.adjoints import Adjoint, Envelope
 from deqopt.batch import finite_samples, pick, size_of
 from deqopt.compiled import CompiledCell
-from deqopt.equilibrium import Equilibrium
+from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.errors import NonFiniteError, ProblemError
+from deqopt.iteration import Status
 from deqopt.optimization import Optimization
 from deqopt.problem import JointProblem
 from deqopt.regularizers import Regularizer
@@ -45,7 +46,8 @@ class JointModule(LightningModule):
             run it as it is, because compiled code cannot be differentiated twice.
 
     Raises:
-        ProblemError: ``compile`` is asked for and the task has no module named ``cell``.
+        ProblemError: ``compile`` is asked for and the task has no module named ``cell``, or the adjoint differentiates
+            the solve.
     """
 
     def __init__(
@@ -69,9 +71,15 @@ class JointModule(LightningModule):
                 for stage in ("train", "val", "test")
             }
         )
+        if compile and self.adjoint.through_the_solve:
+            raise ProblemError(
+                f"{type(self.adjoint).__name__} differentiates the solve, and compiled code cannot be differentiated "
+                "twice: leave compile off, or use another adjoint"
+            )
         self._compiled = CompiledCell(self._cell()) if compile else None
         self._describe(compile)
         self._batch_started = 0.0
+        self._backward: BackwardReport | None = None
 
     # -- the solve ------------------------------------------------------------------------------------------------
 
@@ -86,8 +94,9 @@ class JointModule(LightningModule):
         problem = self.task.problem(batch)
         z0, x0 = self.task.start(batch)
         visits = max((one.visits for one in self.regularizers), default=0) if adjoint is not None else 0
+        through = adjoint if adjoint is not None and adjoint.through_the_solve else None
         with self._compiled.active() if self._compiled else nullcontext():
-            equilibrium = self.solver.solve(problem, z0, x0, record=record, visits=visits)
+            equilibrium = self.solver.solve(problem, z0, x0, adjoint=through, record=record, visits=visits)
         lost = int((~equilibrium.usable).sum())
         if lost:
             raise NonFiniteError(
@@ -95,7 +104,9 @@ class JointModule(LightningModule):
                 f"finite, at training step {self.global_step}: the weights have diverged. Lower "
                 "optimization.lr, clip gradients (trainer.gradient_clip_val), or raise the Jacobian penalty"
             )
-        return problem, equilibrium if adjoint is None else adjoint.attach(problem, equilibrium)
+        if adjoint is None or adjoint is through:
+            return problem, equilibrium
+        return problem, adjoint.attach(problem, equilibrium)
 
     def forward(self, batch: Any) -> Equilibrium:
         """The solution for a batch, without gradients to theta."""
@@ -111,6 +122,7 @@ class JointModule(LightningModule):
         batch = self._finite(batch)
         with parametrize.cached():
             problem, equilibrium = self.solve(batch, self.adjoint)
+            self._backward = equilibrium.backward
             objective_loss = self.task.loss(equilibrium, batch).mean()
             loss = objective_loss
             for regularizer in self.regularizers:
@@ -123,6 +135,20 @@ class JointModule(LightningModule):
             if every and (self.global_step + 1) % every == 0:
                 self._update_metrics("train", equilibrium, batch)
         return loss
+
+    def on_after_backward(self) -> None:
+        """Logs how the linear system behind the gradient was solved, where the adjoint solves one."""
+        report = self._backward
+        if report is None or report.residual is None or report.nfe is None or report.status is None:
+            return
+        usable = report.status != Status.NON_FINITE
+        figures = {
+            "backward_residual": report.residual[usable],
+            "backward_nfe": report.nfe[usable],
+            "backward_converged": report.status[usable] == Status.CONVERGED,
+        }
+        for name, values in figures.items():
+            self.log(f"train/{name}", values.float().mean(), batch_size=len(report.status))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         elapsed = time.perf_counter() - self._batch_started

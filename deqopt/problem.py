@@ -92,13 +92,16 @@ class JointProblem:
         with torch.enable_grad():
             z, x = leaf(z), x.detach().requires_grad_()
             value, f, objective = self.lagrangian(z, x, mu)
-            if not value.requires_grad:
-                raise ProblemError(
-                    "neither cell nor objective depends on z or x as far as autograd sees: "
-                    "look for detach() or no_grad in them"
-                )
-            *g_z, g_x = pull_back([value.sum()], (*tensors_of(z), x))
-        return Evaluation(detach(f), objective.detach().to(x.dtype), state_of(g_z, z), g_x)
+            g_z, g_x = _gradients(value, z, x)
+        return Evaluation(detach(f), objective.detach().to(x.dtype), g_z, g_x)
+
+    def evaluate_with_graph(self, z: State, x: Tensor, mu: State) -> Evaluation:
+        """The same, differentiable once more: in z, x, mu and all that cell and objective reach."""
+        with torch.enable_grad():
+            z, x = _fork(z), tensors_of(_fork(x))[0]
+            value, f, objective = self.lagrangian(z, x, mu)
+            g_z, g_x = _gradients(value, z, x, create_graph=True)
+        return Evaluation(f, objective.to(x.dtype), g_z, g_x)
 
     def input_scale(self, z: State, x: Tensor) -> tuple[Tensor, Tensor]:
         """How strongly x acts at ``(z, x)``: ``|d_x J|``, and the gain ``|(d_x f)^T d_z J| / |d_z J|``, (B,) each.
@@ -148,6 +151,7 @@ def pull_back(
     inputs: Sequence[Tensor],
     cotangents: Sequence[Tensor] | None = None,
     retain_graph: bool = False,
+    create_graph: bool = False,
 ) -> tuple[Tensor, ...]:
     """The vector-Jacobian product, zero where no output reaches an input. Scalar outputs need no cotangents."""
     reached = [i for i, output in enumerate(outputs) if output.requires_grad]
@@ -157,9 +161,28 @@ def pull_back(
         [outputs[i] for i in reached],
         inputs,
         None if cotangents is None else [cotangents[i].to(outputs[i].dtype) for i in reached],
-        retain_graph=retain_graph,
+        retain_graph=retain_graph or create_graph,
+        create_graph=create_graph,
         allow_unused=True,
         materialize_grads=True,
+    )
+
+
+def _gradients(value: Tensor, z: State, x: Tensor, create_graph: bool = False) -> tuple[State, Tensor]:
+    """The gradients of the Lagrangian in z and x."""
+    if not value.requires_grad:
+        raise ProblemError(
+            "neither cell nor objective depends on z or x as far as autograd sees: look for detach() or no_grad in them"
+        )
+    *g_z, g_x = pull_back([value.sum()], (*tensors_of(z), x), create_graph=create_graph)
+    return state_of(g_z, z), g_x
+
+
+def _fork(state: State) -> State:
+    """The same values as tensors that nothing else was made of, so that a derivative in one holds the others fixed."""
+    return state_of(
+        (part.view_as(part) if part.requires_grad else part.detach().requires_grad_() for part in tensors_of(state)),
+        state,
     )
 
 

@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from deqopt import JointProblem
-from deqopt.adjoints import Adjoint, Envelope
+from deqopt.adjoints import Adjoint, Envelope, Implicit, JacobianFree, Phantom, Unrolled
 from deqopt.errors import ProblemError
 from deqopt.feasible import Box, Everywhere, FeasibleSet, L2Ball
 from deqopt.fixed_point import Anderson
 from deqopt.solvers import JointAnderson, solve_exactly
+from deqopt.state import tensors_of
 
+ALL_ADJOINTS = [Envelope(), Implicit(), JacobianFree(), Phantom(), Unrolled(), Unrolled(checkpoint=True)]
 EXACT = JointAnderson(max_nfe=500, tol=1e-10, memory=12)
 
 
@@ -78,16 +80,22 @@ def test_envelope_against_finite_differences(feasible: FeasibleSet) -> None:
             assert torch.allclose((above - below) / (2 * eps), (gradient * direction).sum(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("adjoint", ALL_ADJOINTS, ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_attaching_changes_no_value(name: str) -> None:
+def test_attaching_changes_no_value(name: str, adjoint: Adjoint) -> None:
     case = CASES[name]()
-    solver = replace(SOLVERS["anderson"], max_nfe=20)
+    solver = replace(SOLVERS["tracking"], max_nfe=20)
     plain = solver.solve(case.problem, case.z0, case.x0)
-    attached = solver.solve(case.problem, case.z0, case.x0, adjoint=Envelope())
+    attached = solver.solve(case.problem, case.z0, case.x0, adjoint=adjoint)
     for one in ("z", "x", "mu", "objective", "residual", "status", "nfe"):
-        assert same_bits(getattr(plain, one), getattr(attached, one)), one
+        value, want = getattr(attached, one), getattr(plain, one)
+        if adjoint == Unrolled():  # derivatives that may be differentiated again are computed by other kernels
+            pairs = zip(tensors_of(value), tensors_of(want), strict=True)
+            assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs), one
+        else:
+            assert same_bits(value, want), one
     assert attached.objective.requires_grad and not plain.objective.requires_grad
-    assert not attached.x.requires_grad
+    assert attached.x.requires_grad is not isinstance(adjoint, Envelope)
     gradients = torch.autograd.grad(attached.objective.sum(), case.theta)
     assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients)
 
@@ -135,18 +143,19 @@ def test_data_may_learn_too() -> None:
     assert torch.allclose(gradient, 2 * (y - found.z), atol=1e-8)
 
 
-@pytest.mark.parametrize("adjoint", [Envelope()])
+@pytest.mark.parametrize("adjoint", ALL_ADJOINTS, ids=str)
 def test_nothing_to_differentiate(adjoint: Adjoint) -> None:
     problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
     with pytest.raises(ProblemError, match="nothing to differentiate: neither cell nor objective reaches a parameter"):
         JointAnderson().solve(problem, torch.zeros(2, 3), torch.zeros(2, 3), adjoint=adjoint)
 
 
-def test_no_adjoint_no_gradient() -> None:
+@pytest.mark.parametrize("adjoint", ALL_ADJOINTS, ids=str)
+def test_no_adjoint_no_gradient(adjoint: Adjoint) -> None:
     case = CASES["linear"]()
     found = JointAnderson().solve(case.problem, case.z0, case.x0)
     with torch.no_grad():
-        quiet = JointAnderson().solve(case.problem, case.z0, case.x0, adjoint=Envelope())
+        quiet = JointAnderson().solve(case.problem, case.z0, case.x0, adjoint=adjoint)
     for one in (found, quiet):
         assert not any(value.requires_grad for value in (one.z, one.x, one.mu, one.objective))  # type: ignore[union-attr]
 

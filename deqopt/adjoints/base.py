@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from deqopt.equilibrium import Equilibrium
+from deqopt.errors import ProblemError
 from deqopt.problem import Evaluation, JointProblem
 from deqopt.state import State
 
@@ -29,3 +31,33 @@ class Adjoint(ABC):
         Raises:
             ProblemError: neither cell nor objective reaches anything that requires a gradient.
         """
+
+
+def check_reaches_theta(value: Tensor) -> None:
+    """Raise ProblemError unless ``value``, computed from constants and theta, carries a gradient."""
+    if not value.requires_grad:
+        raise ProblemError(
+            "nothing to differentiate: neither cell nor objective reaches a parameter that requires a gradient; "
+            "call solve() without adjoint, or unfreeze the parameters"
+        )
+
+
+def once(gradient: Tensor, source: Tensor) -> Tensor:
+    """A gradient that was computed without a graph of its own: differentiating it raises, where it could be tried.
+
+    Args:
+        source: anything that requires a gradient, so that autograd comes back here.
+    """
+    return _Once.apply(gradient, source) if torch.is_grad_enabled() else gradient
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, source: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
+        raise ProblemError(
+            "this gradient cannot be differentiated again: leave out create_graph=True, or use a plain Unrolled()"
+        )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from deqopt.adjoints.base import Adjoint
+from deqopt.adjoints.base import Adjoint, check_reaches_theta
 from deqopt.equilibrium import Equilibrium
-from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
 from deqopt.state import tensors_of, zero_where
 
@@ -24,10 +23,6 @@ class Envelope(Adjoint):
         z, mu = zero_where(lost, equilibrium.z), zero_where(lost, equilibrium.mu)
         (x,) = tensors_of(zero_where(lost, equilibrium.x))
         lagrangian, _, _ = problem.lagrangian(z, x, mu)
-        if not lagrangian.requires_grad:
-            raise ProblemError(
-                "nothing to differentiate: neither cell nor objective reaches a parameter that requires a gradient; "
-                "call solve() without adjoint, or unfreeze the parameters"
-            )
+        check_reaches_theta(lagrangian)
         objective = equilibrium.objective + (lagrangian - lagrangian.detach())
         return replace(equilibrium, objective=objective)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -209,11 +210,13 @@ def _imported(choice: str, name: str) -> type:
 
 def _adjoint(name: str) -> type:
     adjoints = import_module("deqopt.adjoints")
-    known: Sequence[str] = [one for one in adjoints.__all__ if one != "Adjoint"]
+    exported = {one: getattr(adjoints, one) for one in adjoints.__all__}
+    known: dict[str, type] = {
+        one: kind for one, kind in exported.items() if issubclass(kind, adjoints.Adjoint) and not isabstract(kind)
+    }
     if name not in known:
         raise PluginError(f"unknown adjoint {name!r}. Known adjoints: {', '.join(known)}")
-    kind: type = getattr(adjoints, name)
-    return kind
+    return known[name]
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,16 @@
 
 from deqopt.fixed_point.anderson import Anderson, AndersonMixing, MixingType
 from deqopt.fixed_point.base import FixedPoint, FixedPointSolver
+from deqopt.fixed_point.broyden import Broyden, BroydenUpdates
 from deqopt.fixed_point.damped import Damped
 
-__all__ = ["Anderson", "AndersonMixing", "Damped", "FixedPoint", "FixedPointSolver", "MixingType"]
+__all__ = [
+    "Anderson",
+    "AndersonMixing",
+    "Broyden",
+    "BroydenUpdates",
+    "Damped",
+    "FixedPoint",
+    "FixedPointSolver",
+    "MixingType",
+]

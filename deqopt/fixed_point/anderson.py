@@ -34,8 +34,9 @@ class AndersonMixing(Mixing):
 
     and proposes ``w + damping r - (S + damping Y) gamma``. D weights the blocks (z, mu, x) by ``1 / |T^b(w)|^2``. Both
     systems are solved for columns of unit length with Tikhonov regularisation, so that an empty column counts for
-    nothing. Products are kept a block; a step computes only the newest and reads Y and the proposals' differences once
-    each (type I reads S besides).
+    nothing. Of wide blocks, D sees every so many entries only: a few thousand tell as much about a few columns as all
+    do. So S and Y are kept for these entries alone, products are kept a block and only the newest are computed, and
+    what a step mostly costs is to read ``S + damping Y`` once.
 
     Args:
         like: the rows to be mixed.
@@ -50,37 +51,49 @@ class AndersonMixing(Mixing):
         super().__init__(like)
         batch, width = like.shape
         self._kind, self._ridge, self._widths, self._slots, self._mixed = kind, ridge, list(widths), memory - 1, 0
-        self._changes = like.new_zeros(batch, self._slots, width)
+        self._strides = [sampling_stride(width) for width in self._widths]
+        seen = [len(range(0, width, stride)) for width, stride in zip(self._widths, self._strides, strict=True)]
+        self._sampled_widths = seen
         self._proposals = like.new_zeros(batch, self._slots, width)
-        self._moves = like.new_zeros(batch, self._slots, width) if kind is MixingType.I else self._changes[:, :0]
+        self._changes = like.new_zeros(batch, self._slots, sum(seen))
+        self._moves = torch.zeros_like(self._changes) if kind is MixingType.I else self._changes[:, :0]
         self._products = like.new_zeros(batch, len(self._widths), self._slots, self._slots, dtype=torch.float64)
-        self._move_lengths = like.new_zeros(batch, len(self._widths), self._slots, dtype=torch.float64)
-        self._change_lengths, self._right = torch.zeros_like(self._move_lengths), torch.zeros_like(self._move_lengths)
-        self._point, self._residual, self._proposal = (torch.zeros_like(like) for _ in range(3))
+        self._right = like.new_zeros(batch, len(self._widths), self._slots, dtype=torch.float64)
+        self._move_squares, self._change_squares = torch.zeros_like(self._right), torch.zeros_like(self._right)
+        self._proposal = torch.zeros_like(like)
+        self._point, self._residual = (torch.zeros_like(self._sampled(like)) for _ in range(2))
         self._seen = torch.zeros_like(like[:, :1])
 
     def mix(self, w: Tensor, target: Tensor, damping: Tensor | float) -> Tensor:
         """Remember ``T(w) = target`` and return the mixed proposal, (B, width). ``damping`` broadcasts to the rows."""
-        residual = target - w
         proposal = self.damped(w, target, damping)
         if not self._slots:
             return proposal
         slot, filled = self._mixed % self._slots, min(self._mixed + 1, self._slots)
         self._mixed += 1
+        point, image = self._sampled(w), self._sampled(target)
+        residual = image - point
         self._changes = write_difference(self._changes, slot, residual, self._residual, self._seen)
         self._proposals = write_difference(self._proposals, slot, proposal, self._proposal, self._seen)
         if self._kind is MixingType.I:
-            self._moves = write_difference(self._moves, slot, w, self._point, self._seen)
-        self._point, self._residual, self._proposal = w, residual, proposal
+            self._moves = write_difference(self._moves, slot, point, self._point, self._seen)
+        self._point, self._residual, self._proposal = point, residual, proposal
         self._seen = torch.ones_like(self._seen)
         self._multiply(slot, filled)
-        gamma = self._coefficients(filled, self._weights(target)).to(w.dtype)
+        gamma = self._coefficients(filled, self._weights(image)).to(w.dtype)
         mixed = torch.baddbmm(proposal.unsqueeze(1), gamma.unsqueeze(1), self._proposals[:, :filled], alpha=-1)
         return mixed.squeeze(1)
 
-    def _weights(self, target: Tensor) -> Tensor:
-        """D, a number a block: (B, blocks)."""
-        sizes = [block.square().sum(1).double() for block in target.split(self._widths, dim=1)]
+    def _sampled(self, rows: Tensor) -> Tensor:
+        """The entries of (B, width) that D sees."""
+        if max(self._strides) == 1:
+            return rows
+        blocks = rows.split(self._widths, dim=1)
+        return torch.cat([block[:, ::stride] for block, stride in zip(blocks, self._strides, strict=True)], dim=1)
+
+    def _weights(self, image: Tensor) -> Tensor:
+        """D of the entries that it sees, a number a block: (B, blocks)."""
+        sizes = [block.square().sum(1).double() for block in image.split(self._sampled_widths, dim=1)]
         return 1 / torch.stack(sizes, 1).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
 
     def _multiply(self, slot: int, filled: int) -> None:
@@ -91,15 +104,16 @@ class AndersonMixing(Mixing):
         left = self._moves if self._kind is MixingType.I else self._changes
         rows, columns, start = [], [], 0
         right = torch.zeros_like(self._right)
-        for b, width in enumerate(self._widths):
+        for b, width in enumerate(self._sampled_widths):
             block = slice(start, start + width)
             start += width
             change, newest = self._changes[:, slot, block], left[:, slot, block]
             columns.append(_products(left[:, :filled, block], change))
             rows.append(_products(self._changes[:, :filled, block], newest) if left is self._moves else columns[-1])
             right[:, b, slot] = (newest * self._residual[:, block]).sum(1)
-            self._move_lengths[:, b, slot] = newest.detach().square().sum(1)
-            self._change_lengths[:, b, slot] = change.detach().square().sum(1)
+            if left is self._moves:
+                self._move_squares[:, b, slot] = newest.detach().square().sum(1)
+                self._change_squares[:, b, slot] = change.detach().square().sum(1)
         column, row = torch.stack(columns, 1).double(), torch.stack(rows, 1).double()
         if column.requires_grad:
             self._products = self._products.clone()
@@ -109,15 +123,19 @@ class AndersonMixing(Mixing):
         grown = torch.nn.functional.pad(column, (0, self._slots - filled))
         self._right = right + torch.where(older, self._right + grown, 0.0)
 
+    def _normal_equations(self, filled: int, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Matrix (B, filled, filled) and right-hand side (B, filled) of the system that gamma solves."""
+        matrix = torch.einsum("bk,bkij->bij", weights, self._products[:, :, :filled, :filled])
+        return matrix, torch.einsum("bk,bki->bi", weights, self._right[:, :, :filled])
+
     def _coefficients(self, filled: int, weights: Tensor) -> Tensor:
         """gamma, (B, filled); zero where the system has no finite solution."""
-        matrix = torch.einsum("bk,bkij->bij", weights, self._products[:, :, :filled, :filled])
-        right = torch.einsum("bk,bki->bi", weights, self._right[:, :, :filled])
-        unit = [
-            (weights.detach().unsqueeze(2) * lengths[:, :, :filled]).sum(1).sqrt()
-            for lengths in (self._move_lengths, self._change_lengths)
-        ]
-        rows, columns = (torch.where(one > 0, 1 / one, 0.0) for one in unit)
+        matrix, right = self._normal_equations(filled, weights)
+        squares = [matrix.diagonal(dim1=1, dim2=2)] * 2
+        if self._kind is MixingType.I:
+            kept = self._move_squares, self._change_squares
+            squares = [torch.einsum("bk,bki->bi", weights, one[:, :, :filled]) for one in kept]
+        rows, columns = (torch.where(one > 0, one.detach().rsqrt(), 0.0) for one in squares)
         matrix, right = rows.unsqueeze(2) * matrix * columns.unsqueeze(1), rows * right
         eye = torch.eye(filled, dtype=matrix.dtype, device=matrix.device)
         if self._kind is MixingType.I:
@@ -127,8 +145,21 @@ class AndersonMixing(Mixing):
         return torch.where(usable[:, None], columns * solution, 0.0)
 
 
+def sampling_stride(width: int) -> int:
+    """Every how many entries of a block D sees: all up to 8192, of wider ones about 2000 to 4000.
+
+    No stride has a factor that is common in image sizes, so that the entries do not line up in columns.
+    """
+    if width <= 8192:
+        return 1
+    stride = max(width // 4096, 11)
+    while any(stride % factor == 0 for factor in (2, 3, 5, 7)):
+        stride += 1
+    return stride
+
+
 def _products(rows: Tensor, vector: Tensor) -> Tensor:
-    """``rows`` (B, n, width) times ``vector`` (B, width), as (B, n). One by one on a CPU, where bmm is 7 times slower."""
+    """``rows`` (B, n, width) times ``vector`` (B, width), as (B, n). One by one on a CPU: bmm is 7 times slower."""
     if rows.is_cuda or rows.requires_grad:
         return torch.bmm(rows, vector.unsqueeze(2)).squeeze(2)
     return torch.stack([torch.mv(matrix, entry) for matrix, entry in zip(rows, vector, strict=True)])

@@ -1,10 +1,29 @@
 """How (z, x, mu) is found: one file a strategy."""
 
 from deqopt.solvers.base import JointSolver
+from deqopt.solvers.bilevel import Bilevel
+from deqopt.solvers.descent import LBFGS, PGD, Adam, Descent
 from deqopt.solvers.exact import solve_exactly
 from deqopt.solvers.joint_anderson import JointAnderson
+from deqopt.solvers.joint_broyden import JointBroyden
 from deqopt.solvers.mixing import StepRule
+from deqopt.solvers.secant_tracking import SecantTracking
 from deqopt.solvers.system import JointEvaluation, JointSystem
 from deqopt.solvers.tracking import Tracking
 
-__all__ = ["JointAnderson", "JointEvaluation", "JointSolver", "JointSystem", "StepRule", "Tracking", "solve_exactly"]
+__all__ = [
+    "LBFGS",
+    "PGD",
+    "Adam",
+    "Bilevel",
+    "Descent",
+    "JointAnderson",
+    "JointBroyden",
+    "JointEvaluation",
+    "JointSolver",
+    "JointSystem",
+    "SecantTracking",
+    "StepRule",
+    "Tracking",
+    "solve_exactly",
+]

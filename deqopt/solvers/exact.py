@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from deqopt.equilibrium import Equilibrium
-from deqopt.fixed_point import Anderson, FixedPointSolver
+from deqopt.fixed_point import Anderson, FixedPoint, FixedPointSolver
 from deqopt.problem import JointProblem, pull_back
 from deqopt.solvers.system import JointSystem
 from deqopt.state import State, leaf, state_of, tensors_of
@@ -26,17 +28,8 @@ def solve_exactly(
     """
     solver = solver or Anderson(max_nfe=100, tol=1e-5)
     x = equilibrium.x.detach()
-    z = solver.solve(lambda z: problem.f(z, x), equilibrium.z).z
-    with torch.enable_grad():
-        z_leaf = leaf(z)
-        f_parts = tensors_of(problem.f(z_leaf, x))
-        direct = pull_back([problem.J(z_leaf, x).sum()], tensors_of(z_leaf))
-
-    def multiplier_map(mu: State) -> State:
-        through = pull_back(f_parts, tensors_of(z_leaf), tensors_of(mu), retain_graph=True)
-        return state_of((one + other for one, other in zip(direct, through, strict=True)), z)
-
-    mu = solver.solve(multiplier_map, equilibrium.mu).z
+    z = solve_state(problem, x, equilibrium.z, solver).z
+    mu = solve_multiplier(problem, z, x, equilibrium.mu, solver).z
     system = JointSystem.of(problem, z, x, solver, scale=equilibrium.scale or problem.input_scale(z, x))
     measured = system.measure(system.pack(z, mu, x), problem.evaluate(z, x, mu))
     return replace(
@@ -48,3 +41,29 @@ def solve_exactly(
         trace=None,
         visited=(),
     )
+
+
+def solve_state(problem: JointProblem, x: Tensor, z: State, solver: FixedPointSolver) -> FixedPoint:
+    """``z = f(z, x)`` from z; samples that have converged are left out where the problem has ``data``."""
+    if problem.data is None:
+        return solver.solve(lambda z: problem.f(z, x), z)
+
+    def f(z: State, given: tuple[Tensor, Any]) -> State:
+        x, data = given
+        return replace(problem, data=data).f(z, x)
+
+    return solver.solve(f, z, (x, problem.data))
+
+
+def solve_multiplier(problem: JointProblem, z: State, x: Tensor, mu: State, solver: FixedPointSolver) -> FixedPoint:
+    """``mu = d_z J + (d_z f)^T mu`` at ``(z, x)`` from mu: vector-Jacobian products of one graph of f."""
+    with torch.enable_grad():
+        at = leaf(z)
+        f_parts = tensors_of(problem.f(at, x))
+        direct = pull_back([problem.J(at, x).sum()], tensors_of(at))
+
+    def multiplier_map(mu: State) -> State:
+        through = pull_back(f_parts, tensors_of(at), tensors_of(mu), retain_graph=True)
+        return state_of((one + other for one, other in zip(direct, through, strict=True)), mu)
+
+    return solver.solve(multiplier_map, mu)

@@ -18,11 +18,12 @@ class JointAnderson(JointMixing):
 
     Args:
         ridge: regularises the mixture, relative to differences of unit length.
-        kind: type II minimises the residual, type I approximates the Jacobian.
+        kind: type I approximates the Jacobian, type II minimises the residual. The solution is a saddle of the
+            Lagrangian, far from which a smaller residual is no progress: there type II gets stuck more often.
     """
 
-    ridge: float = 1e-8
-    kind: MixingType = MixingType.II
+    ridge: float = 1e-4
+    kind: MixingType = MixingType.I
 
     def __post_init__(self) -> None:
         super().__post_init__()

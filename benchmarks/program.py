@@ -1,0 +1,167 @@
+"""The whole run: train or read the models, hold the contests, take the measures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import torch
+
+from benchmarks.competitors import Entrant, Missing
+from benchmarks.contest import Scene, Standing, hold
+from benchmarks.data import Digits
+from benchmarks.entrants import (
+    BILEVEL_ADAM,
+    BILEVEL_PGD_COLD,
+    BILEVEL_PGD_WARM,
+    PEER_ADAM,
+    PEER_PGD_COLD,
+    PEER_PGD_WARM,
+    Effort,
+    of_attack,
+    of_latent_fitting,
+)
+from benchmarks.measures import (
+    Figure,
+    fewer_evaluations,
+    half_converged,
+    iteration_cost,
+    less_time,
+    memory_growth,
+)
+from benchmarks.models import Attack, Model
+from benchmarks.training import CLASSIFIER, DECODER_A, DECODER_B, Trained
+
+
+class Part(Enum):
+    """What ``--only`` chooses from."""
+
+    COST = "cost"
+    DECODER_A = "decoder-a"
+    DECODER_B = "decoder-b"
+    CLASSIFIER = "classifier"
+    COMPACTION = "compaction"
+    MEMORY = "memory"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large the run is.
+
+    Args:
+        steps: of training, for each model by its name; those of its recipe where absent.
+        validation, test: images of a contest.
+        repeats: timed turns.
+        iterations: evaluations over which the cost of one is taken.
+        compacted: images of the batch of which half is converged.
+        long: evaluations of the longer solve whose memory is measured.
+        parts: what is run where nothing is chosen.
+    """
+
+    effort: Effort = field(default_factory=Effort)
+    steps: dict[str, int] = field(default_factory=dict)
+    validation: int = 24
+    test: int = 32
+    repeats: int = 2
+    iterations: int = 60
+    compacted: int = 48
+    long: int = 400
+    parts: frozenset[Part] = frozenset(Part)
+
+
+FULL = Extent()
+QUICK = Extent(
+    effort=Effort((24, 52), (10,), (5,), settings=1, iterations=(40, 40)),
+    steps={"decoder-a": 120, "decoder-b": 40, "classifier": 50},
+    validation=4,
+    test=4,
+    repeats=1,
+    iterations=20,
+    compacted=16,
+    long=100,
+    parts=frozenset(Part) - {Part.DECODER_B},
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run found: contests and who could not take part in them by the scene's name, and the measures."""
+
+    contests: dict[str, list[Standing]]
+    figures: list[Figure]
+    missing: dict[str, list[Missing]]
+
+
+def run(parts: Collection[Part], extent: Extent, folder: Path, device: torch.device, seed: int) -> Results:
+    """Run ``parts``; models are kept in ``folder``."""
+    stage = _Stage(extent, folder, device, seed)
+    results = Results({}, [], {})
+    if Part.COST in parts:
+        print("cost of an iteration", flush=True)
+        results.figures.append(iteration_cost(device, 2 * extent.repeats + 1, extent.iterations))
+    for part, trained in ((Part.DECODER_A, DECODER_A), (Part.DECODER_B, DECODER_B)):
+        if part in parts:
+            standings = stage.contest(trained, of_latent_fitting(extent.effort), results)
+            results.figures.extend(_fitting_figures(trained.name, standings))
+    if Part.CLASSIFIER in parts:
+        standings = stage.contest(CLASSIFIER, of_attack(Attack().radius, extent.effort), results)
+        results.figures.extend(_attack_figures(standings))
+    if Part.COMPACTION in parts:
+        print("a batch of which half is converged", flush=True)
+        model, pool = stage.model(CLASSIFIER), stage.digits.test.first(2 * extent.compacted).to(device)
+        results.figures.append(half_converged(model, pool, 2 * extent.repeats + 1))
+    if Part.MEMORY in parts:
+        print("memory", flush=True)
+        results.figures.extend(memory_growth(stage.scene(DECODER_A, 8), long=extent.long))
+    return Results(results.contests, sorted(results.figures, key=lambda figure: figure.measure), results.missing)
+
+
+def _fitting_figures(name: str, standings: list[Standing]) -> Iterator[Figure]:
+    for baseline in _present(standings, BILEVEL_ADAM, PEER_ADAM):
+        measure = f"2 evaluations: fewer than {baseline} ({name})"
+        yield fewer_evaluations(measure, 10.0, standings, baseline)
+
+
+def _attack_figures(standings: list[Standing]) -> Iterator[Figure]:
+    for baseline in _present(standings, BILEVEL_PGD_COLD, PEER_PGD_COLD):
+        yield less_time(f"3 seconds: less than {baseline}", 8.0, standings, baseline)
+    for baseline in _present(standings, BILEVEL_PGD_WARM, PEER_PGD_WARM):
+        yield less_time(f"4 seconds: less than {baseline}", 2.0, standings, baseline)
+
+
+def _present(standings: list[Standing], *names: str) -> list[str]:
+    taking_part = {standing.entrant.name for standing in standings}
+    return [name for name in names if name in taking_part]
+
+
+@dataclass
+class _Stage:
+    extent: Extent
+    folder: Path
+    device: torch.device
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.digits = Digits.load(seed=self.seed)
+
+    def model(self, trained: Trained) -> Model:
+        return trained.load(self.folder, self.digits, self.extent.steps.get(trained.name)).to(self.device)
+
+    def scene(self, trained: Trained, test: int) -> Scene:
+        model = self.model(trained)
+        images = [
+            split.first(count).to(self.device)
+            for split, count in ((self.digits.validation, self.extent.validation), (self.digits.test, test))
+        ]
+        validation, tested = ((model.problem(batch), *model.start(batch)) for batch in images)
+        return Scene(trained.name, model, validation, tested, self.seed)
+
+    def contest(self, trained: Trained, entrants: list[Entrant | Missing], results: Results) -> list[Standing]:
+        scene = self.scene(trained, self.extent.test)
+        print(f"{trained.name}: settings chosen on {self.extent.validation} validation images", flush=True)
+        standings = hold(scene, [one for one in entrants if isinstance(one, Entrant)], self.extent.repeats)
+        results.contests[trained.name] = standings
+        results.missing[trained.name] = [one for one in entrants if isinstance(one, Missing)]
+        return standings

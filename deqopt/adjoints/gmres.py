@@ -1,0 +1,121 @@
+"""Restarted GMRES (Saad and Schultz 1986) for a batch of independent linear systems, one a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Room for the basis is made for that many vectors, and doubled whenever it is full.
+_FIRST_VECTORS = 31
+
+
+@dataclass(frozen=True)
+class LinearSolution:
+    """``A u = b`` up to ``residual``.
+
+    Attributes:
+        u: (B, width).
+        residual: (B,) ``|b - A u| / |b|``, measured with a product of its own; 0 where b is 0.
+        nfe: (B,) products with A.
+    """
+
+    u: Tensor
+    residual: Tensor
+    nfe: Tensor
+
+
+def gmres(product: Callable[[Tensor], Tensor], b: Tensor, *, tol: float, max_nfe: int, memory: int) -> LinearSolution:
+    """The u of least residual in the Krylov space of ``b``, row by row. Rows that are not finite get 0 and NaN.
+
+    Every row has scalars of its own and stops by itself: no row can spoil another.
+
+    Args:
+        product: ``A u`` of rows (B, width); must not couple rows.
+        b: (B, width).
+        tol: of the relative residual.
+        max_nfe: products, at least 2.
+        memory: vectors of the size of b that are kept before the method starts again from what it has.
+    """
+    given = b.isfinite().all(1)
+    b = b.masked_fill(~given[:, None], 0)
+    length = _norm(b)
+    u, remainder = torch.zeros_like(b), b
+    residual = (length > 0).to(b.dtype)
+    nfe = torch.zeros(len(b), dtype=torch.long, device=b.device)
+    active, spent = residual > tol, 0
+    while spent + 2 <= max_nfe and bool(active.any()):
+        goal = tol * length / _norm(remainder).clamp_min(torch.finfo(b.dtype).tiny)
+        update, products = _cycle(product, remainder, active, goal, min(memory, max_nfe - spent - 1))
+        proposal = u + update
+        left = b - product(proposal)
+        measured = _norm(left) / length
+        better = active & (measured < residual)
+        u = torch.where(better[:, None], proposal, u)
+        remainder = torch.where(better[:, None], left, remainder)
+        residual = torch.where(better, measured, residual)
+        nfe = nfe + torch.where(active, products + 1, 0)
+        spent += int(products.max()) + 1
+        active = better & (residual > tol)
+    return LinearSolution(u, torch.where(given, residual, torch.nan), nfe)
+
+
+def _cycle(
+    product: Callable[[Tensor], Tensor], b: Tensor, active: Tensor, goal: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """GMRES from 0 until ``|b - A u| <= goal |b|``, (B,), or for ``steps`` products; u and (B,) products spent.
+
+    Arnoldi's relation is ``A V_k = V_{k+1} H``; H is kept as ``Q^T R``, so that the last entry of ``Q |b| e_1`` is the
+    residual. The column of a finished row is that of the identity with 0 on the right: it adds nothing to u.
+    """
+    batch, width = b.shape
+    tiny = torch.finfo(b.dtype).tiny
+    beta = _norm(b)
+    basis = b.new_zeros(batch, min(steps, _FIRST_VECTORS) + 1, width)
+    basis[:, 0] = torch.where(active[:, None], b / beta.clamp_min(tiny)[:, None], 0)
+    q = torch.eye(steps + 1, dtype=torch.float64, device=b.device).repeat(batch, 1, 1)
+    r = torch.eye(steps, dtype=torch.float64, device=b.device).repeat(batch, 1, 1)
+    right = q.new_zeros(batch, steps)
+    last = active.to(q.dtype)
+    products = torch.zeros(batch, dtype=torch.long, device=b.device)
+    for k in range(steps):
+        image = product(basis[:, k])
+        products = products + active
+        active = active & image.isfinite().all(1)
+        image = torch.where(active[:, None], image, 0)
+        size = _norm(image)
+        known = basis[:, : k + 1]
+        column = q.new_zeros(batch, k + 2)
+        for _ in range(2):  # once more, or the basis loses its orthogonality
+            overlap = torch.bmm(image.unsqueeze(1), known.mT)
+            image = torch.baddbmm(image.unsqueeze(1), overlap, known, alpha=-1).squeeze(1)
+            column[:, : k + 1] += overlap.squeeze(1)
+        rest = _norm(image)
+        column[:, k + 1] = rest
+        column = torch.bmm(q[:, : k + 2, : k + 2], column.unsqueeze(2)).squeeze(2)
+        pivot = torch.hypot(column[:, k], column[:, k + 1])
+        active = active & (pivot > torch.finfo(b.dtype).eps * size)  # else A is singular on the Krylov space
+        cos, sin = torch.where(active, column[:, k : k + 2].mT / pivot, column.new_tensor([[1.0], [0.0]]))
+        upper, lower = q[:, k].clone(), q[:, k + 1].clone()
+        q[:, k] = cos[:, None] * upper + sin[:, None] * lower
+        q[:, k + 1] = cos[:, None] * lower - sin[:, None] * upper
+        r[:, :k, k] = torch.where(active[:, None], column[:, :k], 0)
+        r[:, k, k] = torch.where(active, pivot, 1)
+        right[:, k] = torch.where(active, cos * last, 0)
+        last = torch.where(active, -sin * last, last)
+        active = active & (last.abs() > goal) & (rest > 0)
+        if k + 1 == basis.shape[1]:
+            basis = torch.cat([basis, torch.zeros_like(basis)], dim=1)
+        basis[:, k + 1] = torch.where(active[:, None], image / rest.clamp_min(tiny)[:, None], 0)
+        if not bool(active.any()):
+            break
+    right = right * beta[:, None]
+    y = torch.linalg.solve_triangular(r, right.unsqueeze(2), upper=True).to(b.dtype)
+    used = min(steps, basis.shape[1])
+    return torch.bmm(y.mT[:, :, :used], basis[:, :used]).squeeze(1), products
+
+
+def _norm(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1)

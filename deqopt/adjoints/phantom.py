@@ -1,0 +1,117 @@
+"""Cheap approximations of the implicit gradient: a few terms of the Neumann series of its linear system."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deqopt.adjoints.stationary import StationaryAdjoint, StationarySystem
+from deqopt.equilibrium import BackwardReport
+from deqopt.errors import ProblemError
+from deqopt.iteration import Status
+
+# A series whose last term is this many times longer than its first diverges. A little growth may pass.
+GROWN = 10.0
+
+
+@dataclass(frozen=True)
+class JacobianFree(StationaryAdjoint):
+    """The gradient of one step ``w <- T(w) = (f, g_z, Proj(x - a g_x))`` from the solution (Fung et al. 2022): lam = v.
+
+    It takes no product at all, and has a positive inner product with the implicit gradient where T contracts enough.
+    One step does not lead from x to z: the gradient of a loss of z alone does not know that theta moves x.
+
+    Args:
+        step_size: a, the step of x, in units of x per unit of its gradient; if None it is fitted to the curvature of
+            the Lagrangian, by three products.
+    """
+
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        check_step(self.step_size)
+
+    def step_of_x(self) -> float | None:
+        return self.step_size
+
+    def multiplier(self, system: StationarySystem, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
+        return neumann(system, cotangent, lost, steps=1, damping=1.0)
+
+
+@dataclass(frozen=True)
+class Phantom(StationaryAdjoint):
+    """The gradient of ``steps`` damped steps ``w <- w + damping (T(w) - w)`` from the solution (Geng et al. 2021).
+
+    With ``M = I + damping d_w F`` it is ``lam = damping (I + M + ... + M^(steps - 1))^T v``, v the gradient of the loss
+    in w. Where M contracts, the error falls as its spectral radius to the power of ``steps``. A series that grows is
+    reported as diverged, with a warning.
+
+    Args:
+        steps: at least 1; takes ``steps - 1`` products.
+        damping: in (0, 1]; smaller values contract where the plain step does not.
+        step_size: a of T's ``Proj(x - a g_x)``, in units of x per unit of its gradient; if None it is fitted to the
+            curvature of the Lagrangian, by three more products.
+    """
+
+    steps: int = 5
+    damping: float = 0.5
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ProblemError(f"steps must be at least 1, got {self.steps}")
+        if not 0 < self.damping <= 1:
+            raise ProblemError(f"damping must be in (0, 1], got {self.damping}")
+        check_step(self.step_size)
+
+    def step_of_x(self) -> float | None:
+        return self.step_size
+
+    def multiplier(self, system: StationarySystem, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
+        return neumann(system, cotangent, lost, self.steps, self.damping)
+
+
+def neumann(
+    system: StationarySystem, v: Tensor, lost: Tensor, steps: int, damping: float
+) -> tuple[Tensor, BackwardReport]:
+    """``lam_0 = 0``, ``lam <- lam + damping (v + (d_w F)^T lam)``, ``steps`` times.
+
+    The reported residual is that before the last step, ``|v + (d_w F)^T lam| / |v|``: the length of the last term of
+    the series relative to the first.
+    """
+    finite = v.isfinite().all(1)
+    v = v.masked_fill(~finite[:, None], 0)
+    term, lam = v, damping * v
+    for _ in range(steps - 1):
+        term = v + system.transposed(lam)
+        lam = lam + damping * term
+    first = torch.linalg.vector_norm(v, dim=1)
+    residual = torch.where(first > 0, torch.linalg.vector_norm(term, dim=1) / first, 0)
+    grown = ~(residual <= GROWN) | ~lam.isfinite().all(1)
+    status = torch.where(grown, int(Status.DIVERGED), int(Status.OUT_OF_BUDGET))
+    status = status.masked_fill(lost | ~finite, int(Status.NON_FINITE))
+    residual = residual.masked_fill(lost | ~finite, torch.nan)
+    lam = lam.masked_fill(~lam.isfinite().all(1, keepdim=True), 0)
+    _warn(status[~lost], residual)
+    return lam, BackwardReport(residual, status, torch.full_like(status, steps - 1 + system.nfe))
+
+
+def _warn(status: Tensor, residual: Tensor) -> None:
+    failed = int((status != Status.OUT_OF_BUDGET).sum())
+    if failed:
+        worst = float(residual.nan_to_num(nan=-torch.inf).max())
+        warnings.warn(
+            f"the Neumann series of {failed} of {len(status)} samples grows, or their loss is not finite (the last "
+            f"term is {worst:.1e} of the first at most): lower damping or step_size, train with a Jacobian penalty, "
+            "or use Implicit",
+            stacklevel=2,
+        )
+
+
+def check_step(step_size: float | None) -> None:
+    """Raise ProblemError unless the step of x is positive."""
+    if step_size is not None and not step_size > 0:
+        raise ProblemError(f"step_size must be larger than 0, got {step_size}")

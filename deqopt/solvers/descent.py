@@ -1,0 +1,184 @@
+"""How :class:`deqopt.solvers.Bilevel` moves the input: projected gradient, Adam, L-BFGS, a row a sample."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deqopt.errors import ProblemError
+from deqopt.iteration import Norm
+from deqopt.memory import Memory, write
+from deqopt.solvers.system import JointEvaluation, JointSystem
+
+
+class Descent(ABC):
+    """A step of x along ``g_x``, which at solved z and mu is the gradient of ``J(z(x), x)``."""
+
+    def begin(self, x: Tensor) -> Memory:
+        """The empty memory of a descent from the rows ``x``, (B, width)."""
+        return Memory(x)
+
+    @abstractmethod
+    def step(self, system: JointSystem, x: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        """The next feasible rows from ``x`` and its evaluation. Must not couple rows."""
+
+
+@dataclass(frozen=True)
+class PGD(Descent):
+    """Projected gradient descent ``x <- Proj(x - lr d)``.
+
+    Args:
+        lr: the step; with a norm its length in that norm, in units of x.
+        norm: None for ``d = g_x``; else d is the direction of steepest descent in that norm, as attacks use it:
+            ``g_x / |g_x|`` for L2, ``sign(g_x)`` for LINF. Such steps do not shrink.
+    """
+
+    lr: float = 0.1
+    norm: Norm | None = None
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+
+    def step(self, system: JointSystem, x: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return system.project(x - self.lr * memory.rate * self._direction(evaluation.g_x))
+
+    def _direction(self, g: Tensor) -> Tensor:
+        if self.norm is Norm.L2:
+            return g / g.norm(dim=1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
+        return g.sign() if self.norm is Norm.LINF else g
+
+
+@dataclass(frozen=True)
+class Adam(Descent):
+    """Adam (Kingma and Ba 2015) on the projected gradient, projected.
+
+    Args:
+        lr: about how far an entry of x moves in a step, in units of x.
+        betas: decay of the averages of the gradient and of its square.
+        eps: added to the root of the latter.
+    """
+
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ProblemError(f"betas must be two numbers in [0, 1), got {self.betas}")
+        if not self.eps > 0:
+            raise ProblemError(f"eps must be larger than 0, got {self.eps}")
+
+    def begin(self, x: Tensor) -> Moments:
+        return Moments(x)
+
+    def step(self, system: JointSystem, x: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        assert isinstance(memory, Moments)
+        g = projected_gradient(system, x, evaluation, self.lr)
+        first, second = self.betas
+        memory.count = memory.count + 1
+        memory.mean = torch.lerp(g, memory.mean, first)
+        memory.square = torch.lerp(g.square(), memory.square, second)
+        mean, square = memory.mean / (1 - first**memory.count), memory.square / (1 - second**memory.count)
+        return system.project(x - self.lr * memory.rate * mean / (square.sqrt() + self.eps))
+
+
+class Moments(Memory):
+    """Adam's averages of the gradient and of its square, (B, width), over ``count`` steps, (B, 1)."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.mean, self.square = torch.zeros_like(x), torch.zeros_like(x)
+        self.count = torch.zeros_like(x[:, :1])
+
+
+@dataclass(frozen=True)
+class LBFGS(Descent):
+    """L-BFGS (Nocedal 1980) on the projected gradient, projected; without line search.
+
+    Args:
+        lr: length of the first step where the terms of ``g_x`` do not cancel, in units of x.
+        memory: how many pairs of differences are kept. Those without positive curvature are left out.
+        longest: no step is longer, in units of x.
+    """
+
+    lr: float = 0.1
+    memory: int = 10
+    longest: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+        if self.memory < 1:
+            raise ProblemError(f"memory must be at least 1, got {self.memory}")
+        if not self.longest > 0:
+            raise ProblemError(f"longest must be larger than 0, got {self.longest}")
+
+    def begin(self, x: Tensor) -> Curvature:
+        return Curvature(x, self.memory)
+
+    def step(self, system: JointSystem, x: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        assert isinstance(memory, Curvature)
+        g = projected_gradient(system, x, evaluation, self.lr)
+        memory.see(x, g)
+        direction = memory.rate * memory.times(g, otherwise=self.lr / evaluation.size[:, None])
+        length = direction.norm(dim=1, keepdim=True)
+        return system.project(x - direction * (self.longest / length.clamp_min(self.longest)))
+
+
+class Curvature(Memory):
+    """The inverse Hessian of L-BFGS: pairs ``s`` and ``y`` of differences of points and gradients, newest last."""
+
+    def __init__(self, x: Tensor, memory: int) -> None:
+        super().__init__(x)
+        batch, width = x.shape
+        self._slots, self._written = memory, 0
+        self._s, self._y = (x.new_zeros(batch, memory, width) for _ in range(2))
+        self._inverse = x.new_zeros(batch, memory)
+        self._scale, self._seen = torch.zeros_like(x[:, :1]), torch.zeros_like(x[:, :1])
+        self._point, self._gradient = torch.zeros_like(x), torch.zeros_like(x)
+
+    def see(self, x: Tensor, g: Tensor) -> None:
+        """Enter the pair of ``(x, g)`` and the point before, where ``s^T y`` is positive enough; else an empty one."""
+        s, y = (x - self._point) * self._seen, (g - self._gradient) * self._seen
+        product, ss, yy = ((a * b).sum(1, keepdim=True) for a, b in ((s, y), (s, s), (y, y)))
+        curved = product > LEAST_CURVATURE * (ss * yy).sqrt()
+        slot = self._written % self._slots
+        self._written += 1
+        self._s, self._y = (write(*pair) for pair in ((self._s, slot, s * curved), (self._y, slot, y * curved)))
+        self._inverse = write(self._inverse, slot, torch.where(curved, 1 / product, 0.0).squeeze(1))
+        self._scale = torch.where(curved, product / yy, self._scale)
+        self._point, self._gradient, self._seen = x, g, torch.ones_like(self._seen)
+
+    def times(self, g: Tensor, otherwise: Tensor) -> Tensor:
+        """The two-loop recursion: the inverse Hessian times ``g``, ``otherwise`` g where no pair is known."""
+        newest_first = [(self._written - 1 - age) % self._slots for age in range(min(self._written, self._slots))]
+        shares = {}
+        for i in newest_first:
+            shares[i] = self._inverse[:, i, None] * (self._s[:, i] * g).sum(1, keepdim=True)
+            g = g - shares[i] * self._y[:, i]
+        g = torch.where(self._scale > 0, self._scale, otherwise) * g
+        for i in reversed(newest_first):
+            g = g + (shares[i] - self._inverse[:, i, None] * (self._y[:, i] * g).sum(1, keepdim=True)) * self._s[:, i]
+        return g
+
+
+# The least cosine between differences of points and gradients that counts as positive curvature.
+LEAST_CURVATURE = 1e-4
+
+
+def projected_gradient(system: JointSystem, x: Tensor, evaluation: JointEvaluation, reach: float) -> Tensor:
+    """``(x - Proj(x - a g_x)) / a`` where a gradient as long as ``size`` moves x by ``reach``: zero at the optimum.
+
+    Methods that turn or rescale ``g_x`` itself have other fixed points where a constraint is active.
+    """
+    a = reach / evaluation.size[:, None]
+    moved = x - a * evaluation.g_x
+    return evaluation.g_x + (moved - system.project(moved)) / a  # exactly g_x inside the set, without cancellation
+
+
+def _check_lr(lr: float) -> None:
+    if not lr > 0:
+        raise ProblemError(f"lr must be larger than 0, got {lr}")

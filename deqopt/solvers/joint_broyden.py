@@ -1,0 +1,19 @@
+"""Broyden's good method on the whole stationary system, kept feasible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deqopt.fixed_point.broyden import BroydenUpdates
+from deqopt.solvers.mixing import JointMixing
+from deqopt.solvers.system import JointSystem
+
+
+@dataclass(frozen=True)
+class JointBroyden(JointMixing):
+    """Broyden's good method with limited memory for z, mu and x at once."""
+
+    def begin(self, system: JointSystem, w: Tensor) -> BroydenUpdates:
+        return BroydenUpdates(w, self.memory, system.widths)

@@ -1,0 +1,323 @@
+"""A sane solver, and one mutant or more for every clause of the solver contract that it breaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deqopt import Equilibrium, JointProblem
+from deqopt.iteration import LoopSettings
+from deqopt.memory import Memory
+from deqopt.solvers import JointEvaluation, JointSolver, JointSystem
+
+
+@dataclass(frozen=True)
+class Descent(JointSolver):
+    """``z <- f``, ``mu <- g_z`` and a plain projected gradient step of x, all at once: sane."""
+
+    max_nfe: int = 150
+    step_size: float = 0.05
+
+    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        moved = system.inputs(w) - self.step_size * memory.rate * self.direction(evaluation, memory)
+        return torch.cat([evaluation.image, system.project(moved)], dim=1)
+
+    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return evaluation.g_x
+
+
+class Undecorated(Descent):
+    momentum: float = 0.5
+
+
+@dataclass(frozen=True)
+class Attributed(Descent):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "history", [])
+
+
+@dataclass(frozen=True)
+class HoldsTensor(Descent):
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class HoldsModule(Descent):
+    network: Any = None
+
+
+def local() -> JointSolver:
+    @dataclass(frozen=True)
+    class Local(Descent):
+        pass
+
+    return Local()
+
+
+@dataclass(frozen=True)
+class Unchecked(Descent):
+    def __post_init__(self) -> None:
+        assert self.step_size > 0
+
+
+@dataclass(frozen=True)
+class Lenient(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        return super().solve(problem, z0, x0 if x0.is_floating_point() else x0.float(), **how)
+
+
+@dataclass(frozen=True)
+class Flat(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        found = super().solve(problem, z0, x0, **how)
+        return replace(found, x=found.x.flatten(1), nfe=found.nfe.float().mean())
+
+
+@dataclass(frozen=True)
+class NeedsSamples(Descent):
+    def begin(self, system: JointSystem, w: Tensor) -> Memory:
+        assert w.abs().max() < torch.inf or w.isnan().any()
+        return super().begin(system, w)
+
+
+@dataclass(frozen=True)
+class Unprojected(Descent):
+    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return torch.cat([evaluation.image, system.inputs(w) - self.step_size * evaluation.g_x], dim=1)
+
+
+@dataclass(frozen=True)
+class TwiceAsLong(Descent):
+    """Goes on from where it ended."""
+
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        first = super().solve(problem, z0, x0, **how)
+        second = super().solve(problem, first.z, first.x, **{**how, "mu0": first.mu})
+        return replace(second, nfe=first.nfe + second.nfe)
+
+
+@dataclass(frozen=True)
+class HiddenEvaluations(Descent):
+    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        w = super().step(system, w, evaluation, memory)
+        return super().step(system, w, system.evaluate(w), memory)
+
+
+@dataclass(frozen=True)
+class HalfTheCost(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        found = super().solve(problem, z0, x0, **how)
+        return replace(found, nfe=(found.nfe + 1) // 2)
+
+
+@dataclass(frozen=True)
+class Inflated(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        return replace(super().solve(problem, z0, x0, **how), nfe=torch.full((len(x0),), self.max_nfe))
+
+
+@dataclass(frozen=True)
+class Unmoved(Descent):
+    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return torch.zeros_like(evaluation.g_x)
+
+
+@dataclass(frozen=True)
+class Uphill(Descent):
+    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return -evaluation.g_x
+
+
+@dataclass(frozen=True)
+class Doubles(Descent):
+    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return super().step(system, w, evaluation, memory).double()
+
+
+@dataclass(frozen=True)
+class Cancels(Descent):
+    """``(1 + |g|^2) - |g|^2`` is one, but not in half precision."""
+
+    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        square = 1000 * (evaluation.g_x[:, None] @ evaluation.g_x[:, :, None])[:, 0]
+        return evaluation.g_x * ((1 + square) - square)
+
+
+@dataclass(frozen=True)
+class Flatters(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        found = super().solve(problem, z0, x0, **how)
+        return replace(found, residual=found.residual / 100)
+
+
+@dataclass(frozen=True)
+class AlwaysConverged(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        found = super().solve(problem, z0, x0, **how)
+        return replace(found, status=torch.zeros_like(found.status))
+
+
+@dataclass(frozen=True)
+class Untraced(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, record: bool = False, **how: Any) -> Equilibrium:
+        return super().solve(problem, z0, x0, **how)
+
+
+@dataclass(frozen=True)
+class TracedLonger(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, record: bool = False, **how: Any) -> Equilibrium:
+        solver = Descent(max_nfe=self.max_nfe + record, tol=self.tol)
+        return solver.solve(problem, z0, x0, record=record, **how)
+
+
+@dataclass(frozen=True)
+class Couples(Descent):
+    """The step of a sample depends on the mean gradient of the batch."""
+
+    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return evaluation.g_x / (1 + 0.1 * evaluation.g_x.mean().abs())
+
+
+@dataclass(frozen=True)
+class Undefined(Descent):
+    """A normalised step that divides by zero."""
+
+    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return evaluation.g_x / evaluation.g_x.norm(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Jitters(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        return super().solve(problem, z0, problem.feasible.project(x0 + 1e-3), **how)
+
+
+class Gradients(Memory):
+    def __init__(self, w: Tensor) -> None:
+        super().__init__(w)
+        self.past: list[Tensor] = []
+
+
+@dataclass(frozen=True)
+class HoldsList(Descent):
+    """A memory that the loop cannot pick from."""
+
+    def begin(self, system: JointSystem, w: Tensor) -> Memory:
+        return Gradients(w)
+
+    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        assert isinstance(memory, Gradients)
+        memory.past.append(evaluation.g_x)
+        return (memory.past[-1] + memory.past[-2]) / 2 if len(memory.past) > 1 else evaluation.g_x
+
+
+@dataclass(frozen=True)
+class Unseeded(Descent):
+    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        generator = torch.Generator()
+        generator.seed()
+        return evaluation.g_x * (1 + 0.1 * torch.rand((), generator=generator).to(evaluation.g_x))
+
+
+@dataclass(frozen=True)
+class Remembers(Descent):
+    """Starts where the last solve ended."""
+
+    last: ClassVar[dict[torch.Size, Tensor]] = {}
+
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        found = super().solve(problem, z0, self.last.get(x0.shape, x0), **how)
+        self.last[x0.shape] = found.x.detach()
+        return found
+
+
+@dataclass(frozen=True)
+class Writes(Descent):
+    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return w.copy_(super().step(system, w, evaluation, memory))
+
+
+@dataclass(frozen=True)
+class WritesIntoTheGradient(Descent):
+    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return evaluation.g_x.clamp_(-10, 10)
+
+
+@dataclass(frozen=True)
+class WritesIntoTheStart(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        x0.detach().mul_(0.5).add_(1e-3)
+        return super().solve(problem, z0, x0, **how)
+
+
+@dataclass(frozen=True)
+class LeavesGradients(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        with torch.enable_grad():
+            problem.J(z0, x0.requires_grad_()).sum().backward()
+        return super().solve(problem, z0, x0, **how)
+
+
+@dataclass(frozen=True)
+class Polishes(Descent):
+    """A last gradient step, by autograd that somebody else has to enable."""
+
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        found = super().solve(problem, z0, x0, **how)
+        x = found.x.detach().requires_grad_()
+        torch.autograd.grad(problem.J(found.z, x).sum(), x)
+        return found
+
+
+@dataclass(frozen=True)
+class DropsTheAdjoint(Descent):
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, adjoint: Any = None, **how: Any) -> Equilibrium:
+        return super().solve(problem, z0, x0, **how)
+
+
+@dataclass(frozen=True)
+class Detaches(Descent):
+    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return super().step(system, w, evaluation, memory).detach()
+
+
+@dataclass(frozen=True)
+class DetachesTheGradient(Descent):
+    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        return evaluation.g_x.detach()
+
+
+MUTANTS: dict[str, list[LoopSettings]] = {
+    "settings_are_a_frozen_dataclass": [Undecorated(), Attributed()],
+    "a_checkpoint_can_describe_it": [HoldsTensor(weights=torch.ones(2)), HoldsModule(network=nn.Linear(1, 1)), local()],
+    "settings_are_checked": [Unchecked()],
+    "what_does_not_fit_is_refused": [Lenient()],
+    "results_are_shaped_like_the_start": [Flat()],
+    "an_empty_batch_is_solved": [NeedsSamples()],
+    "inputs_are_feasible": [Unprojected()],
+    "the_budget_is_kept": [TwiceAsLong()],
+    "nfe_is_what_was_spent": [HiddenEvaluations(), HalfTheCost(), Inflated(max_nfe=1000)],
+    "the_objective_improves": [Unmoved(), Uphill()],
+    "single_precision_is_kept": [Doubles()],
+    "autocast_is_survived": [Cancels()],
+    "what_is_reported_belongs_to_what_is_returned": [Flatters(), AlwaysConverged()],
+    "recording_changes_nothing": [Untraced(), TracedLonger()],
+    "samples_are_solved_as_if_alone": [Couples()],
+    "a_nan_sample_harms_no_other": [Couples()],
+    "a_sample_that_becomes_nan_harms_no_other": [Couples()],
+    "a_diverging_sample_harms_no_other": [Couples()],
+    "a_sample_without_gradient_harms_no_other": [Undefined()],
+    "a_solved_sample_stops_and_harms_no_other": [Jitters()],
+    "compaction_changes_nothing": [HoldsList()],
+    "the_same_seed_gives_the_same_bits": [Unseeded()],
+    "nothing_is_kept_between_solves": [Remembers()],
+    "the_step_changes_nothing_in_place": [Writes(), WritesIntoTheGradient()],
+    "the_start_is_left_alone": [WritesIntoTheStart(), LeavesGradients()],
+    "it_works_without_grad": [Polishes()],
+    "an_adjoint_is_attached": [DropsTheAdjoint()],
+    "it_can_be_differentiated_through": [Detaches(), DetachesTheGradient()],
+}
