@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     extent = QUICK if chosen.quick else FULL
     parts = [Part(name) for name in chosen.only] if chosen.only else extent.parts
-    results = run(parts, extent, chosen.out, chosen.device, chosen.seed)
+    text = ""
     setting = {
         "device": torch.cuda.get_device_name(chosen.device) if chosen.device.type == "cuda" else platform.machine(),
         "threads": chosen.threads,
@@ -62,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "repeats": extent.repeats,
         "torch": torch.__version__,
         "quick": chosen.quick,
-        "seconds": round(time.perf_counter() - started),
     }
-    print(write(results, chosen.out, setting))
+    for results in run(parts, extent, chosen.out, chosen.device, chosen.seed):
+        text = write(results, chosen.out, {**setting, "seconds": round(time.perf_counter() - started)})
+    print(text)
     print(f"written to {chosen.out}: results.md, results.json and pictures")
 
 

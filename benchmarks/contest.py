@@ -20,13 +20,18 @@ from deqopt.state import State
 
 @dataclass(frozen=True)
 class Scene:
-    """A model with the images that its problem is solved for."""
+    """A model with the images that its problem is solved for.
+
+    Attributes:
+        exact: the most evaluations that the equilibrium of a returned x is solved with, outside the clock.
+    """
 
     name: str
     model: Model
     validation: tuple[JointProblem, State, Tensor]
     test: tuple[JointProblem, State, Tensor]
     seed: int = 0
+    exact: int = 200
 
     @property
     def device(self) -> torch.device:
@@ -173,13 +178,13 @@ def _marks(
     for point in points:
         x = problem.feasible.project(point.x.nan_to_num())
         outside = float((point.x - x).flatten(1).norm(dim=1).nan_to_num(nan=math.inf).max())
-        z, objective = at_feasible_point(problem, z, x)
+        z, objective = at_feasible_point(problem, z, x, scene.exact)
         mean = float(scene.model.reported(objective).mean()) if bool(point.x.isfinite().all()) else math.inf
         yield Mark(point.label, plan[point.label], point.evaluations, point.seconds, mean, outside)
 
 
-def at_feasible_point(problem: JointProblem, z: State, x: Tensor) -> tuple[State, Tensor]:
+def at_feasible_point(problem: JointProblem, z: State, x: Tensor, max_nfe: int) -> tuple[State, Tensor]:
     """The exact equilibrium of ``x``, sought from ``z``, and J there, (B,)."""
-    z = Anderson(max_nfe=200, tol=1e-5).solve(lambda z: problem.f(z, x), z).z
+    z = Anderson(max_nfe=max_nfe, tol=1e-5).solve(lambda z: problem.f(z, x), z).z
     with torch.no_grad():
         return z, problem.J(z, x)

@@ -87,6 +87,13 @@ def of_latent_fitting(effort: Effort) -> list[Entrant | Missing]:
     ]
 
 
+def of_second_decoder(effort: Effort) -> list[Entrant | Missing]:
+    """Those of latent fitting that were not clearly behind a kin of theirs on the first decoder."""
+    return [
+        one for one in of_latent_fitting(effort) if not any(word in one.name for word in ("cold", "PGD", "Broyden,"))
+    ]
+
+
 def of_attack(radius: float, effort: Effort) -> list[Entrant | Missing]:
     """For perturbations of at most ``radius``."""
     lengths = [radius * share for share in (0.5, 0.25, 0.125, 1.0)]

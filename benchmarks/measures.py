@@ -81,7 +81,7 @@ def _ratio(
 # -- the cost of an iteration -----------------------------------------------------------------------------------------
 
 
-def iteration_cost(device: torch.device, repeats: int, iterations: int = 60) -> Figure:
+def iteration_cost(device: torch.device, repeats: int, iterations: int) -> Figure:
     """One JointAnderson iteration with memory 20 over one bare evaluation with its head, at 28x28, batch 16."""
     torch.manual_seed(0)
     model = Attack(size=28).frozen().to(device)
@@ -122,7 +122,7 @@ def in_turns(device: torch.device, repeats: int, *works: Callable[[], object]) -
 # -- samples that are finished ----------------------------------------------------------------------------------------
 
 
-def half_converged(model: Model, pool: Batch, repeats: int, tol: float = 1e-3, budget: int = 60) -> Figure:
+def half_converged(model: Model, pool: Batch, repeats: int, budget: int, tol: float = 1e-3) -> Figure:
     """A batch of which half is converged at its start, over the same batch of which none is.
 
     Args:
@@ -130,7 +130,9 @@ def half_converged(model: Model, pool: Batch, repeats: int, tol: float = 1e-3, b
     """
     measure = "5 a batch half converged at the start over the full batch"
     device, size = pool.image.device, len(pool.label) // 2
-    solved = JointAnderson(max_nfe=1000, step_size=0.02, tol=tol / 2).solve(model.problem(pool), *model.start(pool))
+    solved = JointAnderson(max_nfe=10 * budget, step_size=0.02, tol=tol / 2).solve(
+        model.problem(pool), *model.start(pool)
+    )
     done = solved.converged.nonzero().flatten()[: size // 2]
     if len(done) < size // 2:
         return Figure(measure, 0.65, False, math.nan, f"only {len(done)} of {2 * size} samples converge to {tol:g}")

@@ -22,6 +22,7 @@ from benchmarks.entrants import (
     Effort,
     of_attack,
     of_latent_fitting,
+    of_second_decoder,
 )
 from benchmarks.measures import (
     Figure,
@@ -39,11 +40,11 @@ class Part(Enum):
     """What ``--only`` chooses from."""
 
     COST = "cost"
-    DECODER_A = "decoder-a"
-    DECODER_B = "decoder-b"
-    CLASSIFIER = "classifier"
     COMPACTION = "compaction"
     MEMORY = "memory"
+    CLASSIFIER = "classifier"
+    DECODER_A = "decoder-a"
+    DECODER_B = "decoder-b"
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ class Extent:
         steps: of training, for each model by its name; those of its recipe where absent.
         validation, test: images of a contest.
         repeats: timed turns.
-        iterations: evaluations over which the cost of one is taken.
+        iterations: evaluations over which the cost of one is taken, and of the half converged batch.
         compacted: images of the batch of which half is converged.
         long: evaluations of the longer solve whose memory is measured.
+        exact: evaluations by which a returned x is brought to the feasible point.
         parts: what is run where nothing is chosen.
     """
 
@@ -68,6 +70,7 @@ class Extent:
     iterations: int = 60
     compacted: int = 48
     long: int = 400
+    exact: int = 200
     parts: frozenset[Part] = frozenset(Part)
 
 
@@ -94,28 +97,35 @@ class Results:
     missing: dict[str, list[Missing]]
 
 
-def run(parts: Collection[Part], extent: Extent, folder: Path, device: torch.device, seed: int) -> Results:
-    """Run ``parts``; models are kept in ``folder``."""
+def run(parts: Collection[Part], extent: Extent, folder: Path, device: torch.device, seed: int) -> Iterator[Results]:
+    """Run ``parts``, with what is known so far after each of them; models are kept in ``folder``."""
     stage = _Stage(extent, folder, device, seed)
     results = Results({}, [], {})
-    if Part.COST in parts:
-        print("cost of an iteration", flush=True)
-        results.figures.append(iteration_cost(device, 2 * extent.repeats + 1, extent.iterations))
-    for part, trained in ((Part.DECODER_A, DECODER_A), (Part.DECODER_B, DECODER_B)):
+    for part in Part:
         if part in parts:
-            standings = stage.contest(trained, of_latent_fitting(extent.effort), results)
-            results.figures.extend(_fitting_figures(trained.name, standings))
-    if Part.CLASSIFIER in parts:
-        standings = stage.contest(CLASSIFIER, of_attack(Attack().radius, extent.effort), results)
-        results.figures.extend(_attack_figures(standings))
-    if Part.COMPACTION in parts:
-        print("a batch of which half is converged", flush=True)
-        model, pool = stage.model(CLASSIFIER), stage.digits.test.first(2 * extent.compacted).to(device)
-        results.figures.append(half_converged(model, pool, 2 * extent.repeats + 1))
-    if Part.MEMORY in parts:
-        print("memory", flush=True)
-        results.figures.extend(memory_growth(stage.scene(DECODER_A, 8), long=extent.long))
-    return Results(results.contests, sorted(results.figures, key=lambda figure: figure.measure), results.missing)
+            print(part.value, flush=True)
+            results.figures.extend(_figures(part, stage, results))
+            results.figures.sort(key=lambda figure: figure.measure)
+            yield results
+
+
+def _figures(part: Part, stage: _Stage, results: Results) -> Iterator[Figure]:
+    extent, repeats = stage.extent, 2 * stage.extent.repeats + 1
+    if part is Part.COST:
+        yield iteration_cost(stage.device, repeats, extent.iterations)
+    elif part is Part.CLASSIFIER:
+        yield from _attack_figures(stage.contest(CLASSIFIER, of_attack(Attack().radius, extent.effort), results))
+    elif part is Part.DECODER_A:
+        standings = stage.contest(DECODER_A, of_latent_fitting(extent.effort), results)
+        yield from _fitting_figures(DECODER_A.name, standings)
+    elif part is Part.DECODER_B:
+        standings = stage.contest(DECODER_B, of_second_decoder(extent.effort), results)
+        yield from _fitting_figures(DECODER_B.name, standings)
+    elif part is Part.COMPACTION:
+        pool = stage.digits.test.first(2 * extent.compacted).to(stage.device)
+        yield half_converged(stage.model(CLASSIFIER), pool, repeats, extent.iterations)
+    elif part is Part.MEMORY:
+        yield from memory_growth(stage.scene(DECODER_A, 8), long=extent.long)
 
 
 def _fitting_figures(name: str, standings: list[Standing]) -> Iterator[Figure]:
@@ -156,7 +166,7 @@ class _Stage:
             for split, count in ((self.digits.validation, self.extent.validation), (self.digits.test, test))
         ]
         validation, tested = ((model.problem(batch), *model.start(batch)) for batch in images)
-        return Scene(trained.name, model, validation, tested, self.seed)
+        return Scene(trained.name, model, validation, tested, self.seed, self.extent.exact)
 
     def contest(self, trained: Trained, entrants: list[Entrant | Missing], results: Results) -> list[Standing]:
         scene = self.scene(trained, self.extent.test)

@@ -105,8 +105,8 @@ class L2Ball(Ball):
 
     def shorten(self, offset: Tensor) -> Tensor:
         norm = offset.flatten(1).norm(dim=1).reshape(-1, *[1] * (offset.dim() - 1))
-        shrink = self.radius / norm.clamp_min(torch.finfo(offset.dtype).tiny)
-        return offset * torch.where(norm > self.radius, shrink, 1.0)
+        longest = max(self.radius, torch.finfo(offset.dtype).tiny)
+        return offset * torch.where(norm > self.radius, self.radius / norm.clamp_min(longest), 1.0)
 
 
 class LinfBall(Ball):

@@ -251,7 +251,8 @@ def iterate(
                 everyone = everyone.put(places, rows)
                 evaluation, again, places, rows = _picked(evaluation, keep), again[keep], places[keep], rows.pick(keep)
                 memory.pick(keep)
-        after = step(system, rows.w, evaluation, memory)
+        with torch.autocast(w.device.type, enabled=False):
+            after = step(system, rows.w, evaluation, memory)
         if k == 0:
             rows = replace(rows, limit=BLOW_UP * (1 + rows.w.norm(dim=1) + after.norm(dim=1)).detach())
         rows = _moved(rows, after, again, memory)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from deqopt.feasible import Box, Everywhere, FeasibleSet, L2Ball
+from deqopt.fixed_point import Anderson, Broyden, MixingType
 from deqopt.nn import ImageHead, LatentInjection, MultiscaleCell, branch_shapes
 from deqopt.problem import JointProblem
-from deqopt.solvers import JointAnderson, JointSolver, Tracking
+from deqopt.solvers import LBFGS, PGD, Adam, Bilevel, JointAnderson, JointBroyden, JointSolver, StepRule, Tracking
 from deqopt.state import State
 
-STATE, INPUT, SAMPLES = 6, 4, 5
+STATE, INPUT, SAMPLES, GROUPS = 6, 4, 5, 3
 WEIGHT_OF_X = 0.5
 Rows = Sequence[int]
 ALL: Rows = tuple(range(SAMPLES))
@@ -182,6 +183,27 @@ def linear_tuple(rows: Rows = ALL) -> Case:
     return Case(problem, (zeros(rows, 2), zeros(rows, 2, 2)), zeros(rows, 2, 2), case.theta, case.truth)
 
 
+def linear_groups(rows: Rows = ALL) -> Case:
+    """One x for several z, as in meta-learning: ``z_g = A z_g + U x + b_g`` and ``J = sum_g |z_g - y_g|^2 + w |x|^2``."""
+    a, u, b = theta_of()
+    shifts, y = torch.linspace(-1, 1, GROUPS, dtype=b.dtype)[:, None], targets(rows)[:, None]
+    y = y + torch.linspace(-1, 1, GROUPS * STATE, dtype=b.dtype).reshape(GROUPS, STATE)
+
+    def objective(z: Tensor, x: Tensor) -> Tensor:
+        return (z - y).square().sum((1, 2)) + WEIGHT_OF_X * x.square().sum(1)
+
+    problem = JointProblem(cell=lambda z, x: z @ a.T + (x @ u.T)[:, None] + b * shifts, objective=objective)
+    inverse = torch.linalg.inv(torch.eye(STATE, dtype=a.dtype) - a)
+    g, c = inverse @ u, b * shifts @ inverse.T
+    x = ((y - c).sum(1) @ g @ torch.linalg.inv(GROUPS * g.T @ g + WEIGHT_OF_X * torch.eye(INPUT, dtype=a.dtype))).detach()
+    z = (x @ u.T)[:, None] @ inverse.T + c
+    value = objective(z, x)
+    gradients = torch.autograd.grad(value.sum(), (a, u, b), retain_graph=True)
+    mu = 2 * (z - y) @ inverse
+    truth = Truth(z.detach().flatten(1), x, mu.detach().flatten(1), value.detach(), gradients)
+    return Case(problem, zeros(rows, GROUPS, STATE), zeros(rows, INPUT), (a, u, b), truth)
+
+
 def tanh(rows: Rows = ALL, feasible: FeasibleSet | None = None, theta: Theta | None = None) -> Case:
     theta, y = theta or theta_of(seed=2, gain=0.8), targets(rows)
     a, u, b = theta
@@ -222,19 +244,29 @@ CASES: dict[str, Callable[..., Case]] = {
     "linear_box": linear_box,
     "linear_ball": linear_ball,
     "linear_tuple": linear_tuple,
+    "linear_groups": linear_groups,
     "tanh": tanh,
     "tanh_ball": tanh_ball,
     "conv": conv,
 }
-WITH_TRUTH = [name for name in CASES if name.startswith("linear")]
+CLOSED_FORMS = [name for name in CASES if name.startswith("linear")]
+WITH_TRUTH = [name for name in CLOSED_FORMS if name != "linear_groups"]
 SMALL = [name for name in CASES if name != "conv"]
 
 # The closest that Tracking comes: its last steps of x are as long as step_size * inner / max_nfe.
+INNER, ROUGH = Anderson(max_nfe=25, tol=1e-12), Anderson(max_nfe=12, tol=1e-6)
 SOLVERS: dict[str, JointSolver] = {
     "anderson": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.1, memory=12),
     "anderson_damped": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.1, memory=12, damping=0.7),
+    "anderson_type_I": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.1, memory=12, kind=MixingType.I),
+    "anderson_normalised": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.3, step_rule=StepRule.NORMALISED),
+    "broyden": JointBroyden(max_nfe=400, tol=1e-10, step_size=0.1, memory=12),
     "tracking": Tracking(max_nfe=400, tol=1e-10, step_size=0.4, inner=2),
     "tracking_inner_4": Tracking(max_nfe=800, tol=1e-10, step_size=0.4, inner=4),
+    "bilevel_lbfgs": Bilevel(max_nfe=600, tol=1e-10, descent=LBFGS(), inner=INNER),
+    "bilevel_lbfgs_broyden": Bilevel(max_nfe=600, tol=1e-10, descent=LBFGS(), inner=Broyden(max_nfe=25, tol=1e-12)),
+    "bilevel_pgd_cold": Bilevel(max_nfe=2000, tol=1e-4, descent=PGD(lr=0.2), inner=ROUGH, warm=False),
+    "bilevel_adam": Bilevel(max_nfe=2000, tol=1e-4, descent=Adam(lr=0.2), inner=ROUGH),
 }
 
 

@@ -15,10 +15,12 @@ from deqopt import Equilibrium, JointProblem
 from deqopt.adjoints import Envelope, Unrolled
 from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere, FeasibleSet, L2Ball
+from deqopt.fixed_point import MixingType
 from deqopt.solvers import JointAnderson, JointSolver, Tracking
 
 RUNS: dict[str, JointSolver] = {
-    "anderson": JointAnderson(max_nfe=10, tol=0.0, memory=4),
+    "anderson_I": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.I),
+    "anderson_II": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.II),
     "tracking": Tracking(max_nfe=14, tol=0.0, step_size=0.4),
 }
 BOTH = pytest.mark.parametrize("adjoint", [Unrolled(), Unrolled(checkpoint=True)], ids=["plain", "checkpoint"])

@@ -102,15 +102,16 @@ def test_adam_is_that_of_torch() -> None:
 @needs_torchdeq
 @pytest.mark.parametrize("solver", Solver)
 @pytest.mark.parametrize("warm", [True, False])
-@pytest.mark.parametrize("rule", [lambda: Adam(0.3), lambda: NormalisedGradient(0.05)], ids=["Adam", "PGD"])
+@pytest.mark.parametrize("rule", [lambda: Adam(0.3), lambda: NormalisedGradient(0.1)], ids=["Adam", "PGD"])
 def test_descents_with_torchdeq_reach_the_optimum(solver: Solver, warm: bool, rule: Callable[[], Rule]) -> None:
     case = linear()
     assert case.truth is not None
     watch = Stopwatch(CPU, counted=True)
-    TorchDEQDescent(rule, solver, 12, warm).run(watch.observe(case.problem), case.z0, case.x0, watch, [1, 150])
+    TorchDEQDescent(rule, solver, 12, warm).run(watch.observe(case.problem), case.z0, case.x0, watch, [1, 60])
     first, last = watch.points
     assert first.evaluations == 13  # two solves of 12 halves, a forward and a backward pass for the gradient of x
-    assert (last.x - case.truth.x).norm(dim=1).max() < 0.1 * (first.x - case.truth.x).norm(dim=1).min()
+    error, error_before = ((point.x - case.truth.x).norm(dim=1) for point in (last, first))
+    assert (error < 0.1 * error_before).all()
 
 
 @needs_torchdeq
@@ -262,12 +263,13 @@ TINY = Extent(
     iterations=3,
     compacted=2,
     long=30,
+    exact=10,
 )
 
 
 def test_a_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = set(Part) - {Part.DECODER_B}
-    results = run(parts, TINY, tmp_path, CPU, seed=0)
+    *_, results = run(parts, TINY, tmp_path, CPU, seed=0)
     text = report.write(results, tmp_path, {"seed": 0})
     assert (tmp_path / "results.md").read_text() == text
     assert {path.name for path in tmp_path.glob("*.png")} == {"decoder-a.png", "classifier.png"}

@@ -59,7 +59,7 @@ class AndersonMixing(Mixing):
         self._moves = torch.zeros_like(self._changes) if kind is MixingType.I else self._changes[:, :0]
         self._products = like.new_zeros(batch, len(self._widths), self._slots, self._slots, dtype=torch.float64)
         self._right = like.new_zeros(batch, len(self._widths), self._slots, dtype=torch.float64)
-        self._move_squares, self._change_squares = torch.zeros_like(self._right), torch.zeros_like(self._right)
+        self._squares = torch.stack([torch.zeros_like(self._right)] * 2, 1)
         self._proposal = torch.zeros_like(like)
         self._point, self._residual = (torch.zeros_like(self._sampled(like)) for _ in range(2))
         self._seen = torch.zeros_like(like[:, :1])
@@ -93,8 +93,11 @@ class AndersonMixing(Mixing):
 
     def _weights(self, image: Tensor) -> Tensor:
         """D of the entries that it sees, a number a block: (B, blocks)."""
-        sizes = [block.square().sum(1).double() for block in image.split(self._sampled_widths, dim=1)]
-        return 1 / torch.stack(sizes, 1).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
+        return 1 / self._sums(image.square()).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
+
+    def _sums(self, entries: Tensor) -> Tensor:
+        """The sum over each block of sampled entries, (B, blocks)."""
+        return torch.stack([block.sum(1) for block in entries.split(self._sampled_widths, dim=1)], 1).double()
 
     def _multiply(self, slot: int, filled: int) -> None:
         """Enter the products of the newest difference, and bring those of the residual up to date.
@@ -103,25 +106,22 @@ class AndersonMixing(Mixing):
         """
         left = self._moves if self._kind is MixingType.I else self._changes
         rows, columns, start = [], [], 0
-        right = torch.zeros_like(self._right)
-        for b, width in enumerate(self._sampled_widths):
+        for width in self._sampled_widths:
             block = slice(start, start + width)
             start += width
             change, newest = self._changes[:, slot, block], left[:, slot, block]
             columns.append(_products(left[:, :filled, block], change))
             rows.append(_products(self._changes[:, :filled, block], newest) if left is self._moves else columns[-1])
-            right[:, b, slot] = (newest * self._residual[:, block]).sum(1)
-            if left is self._moves:
-                self._move_squares[:, b, slot] = newest.detach().square().sum(1)
-                self._change_squares[:, b, slot] = change.detach().square().sum(1)
         column, row = torch.stack(columns, 1).double(), torch.stack(rows, 1).double()
         if column.requires_grad:
-            self._products = self._products.clone()
+            self._products, self._squares = self._products.clone(), self._squares.clone()
         self._products[:, :, :filled, slot] = column
         self._products[:, :, slot, :filled] = row
-        older = torch.arange(self._slots, device=column.device) != slot
-        grown = torch.nn.functional.pad(column, (0, self._slots - filled))
-        self._right = right + torch.where(older, self._right + grown, 0.0)
+        if left is self._moves:
+            for side, newest in enumerate((self._moves[:, slot], self._changes[:, slot])):
+                self._squares[:, side, :, slot] = self._sums(newest.square())
+        self._right = self._right + torch.nn.functional.pad(column, (0, self._slots - filled))
+        self._right[:, :, slot] = self._sums(left[:, slot] * self._residual)
 
     def _normal_equations(self, filled: int, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Matrix (B, filled, filled) and right-hand side (B, filled) of the system that gamma solves."""
@@ -133,9 +133,8 @@ class AndersonMixing(Mixing):
         matrix, right = self._normal_equations(filled, weights)
         squares = [matrix.diagonal(dim1=1, dim2=2)] * 2
         if self._kind is MixingType.I:
-            kept = self._move_squares, self._change_squares
-            squares = [torch.einsum("bk,bki->bi", weights, one[:, :, :filled]) for one in kept]
-        rows, columns = (torch.where(one > 0, one.detach().rsqrt(), 0.0) for one in squares)
+            squares = list(torch.einsum("bk,bski->sbi", weights, self._squares[..., :filled]))
+        rows, columns = (torch.where(one > 0, torch.where(one > 0, one, 1.0).rsqrt(), 0.0) for one in squares)
         matrix, right = rows.unsqueeze(2) * matrix * columns.unsqueeze(1), rows * right
         eye = torch.eye(filled, dtype=matrix.dtype, device=matrix.device)
         if self._kind is MixingType.I:
@@ -159,10 +158,8 @@ def sampling_stride(width: int) -> int:
 
 
 def _products(rows: Tensor, vector: Tensor) -> Tensor:
-    """``rows`` (B, n, width) times ``vector`` (B, width), as (B, n). One by one on a CPU: bmm is 7 times slower."""
-    if rows.is_cuda or rows.requires_grad:
-        return torch.bmm(rows, vector.unsqueeze(2)).squeeze(2)
-    return torch.stack([torch.mv(matrix, entry) for matrix, entry in zip(rows, vector, strict=True)])
+    """``rows`` (B, n, width) times ``vector`` (B, width), as (B, n); the other way round is far slower on a CPU."""
+    return torch.bmm(vector.unsqueeze(1), rows.mT).squeeze(1)
 
 
 # An empty column must not make the system singular.

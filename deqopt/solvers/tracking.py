@@ -76,7 +76,7 @@ class Tracking(JointSolver):
         moving = self.max_nfe - self.settle
         if memory.evaluations >= moving:
             return x
-        due = (memory.since_move >= self.inner) | (evaluation.lag <= self.lag)[:, None]
+        due = (memory.since_move >= self.inner) | (evaluation.lag < self.lag)[:, None]
         length = self.step_size * (1 - memory.evaluations / moving) ** self.decay * memory.rate
         downhill = -evaluation.g_x / evaluation.g_x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         velocity = self.momentum * memory.velocity + (1 - self.momentum) * length * downhill
