@@ -96,8 +96,9 @@ def of_second_decoder(effort: Effort) -> list[Entrant | Missing]:
 
 def of_attack(radius: float, effort: Effort) -> list[Entrant | Missing]:
     """For perturbations of at most ``radius``."""
-    lengths = [radius * share for share in (0.5, 0.25, 0.125, 1.0)]
-    steps = [radius * share for share in (1.0, 2.0, 0.5, 0.25)]
+    lengths = [radius * share for share in (0.5, 1.0, 0.25, 2.0)]
+    steps = [radius * share for share in (1.0, 0.5, 2.0, 0.25)]
+    longest = [radius * share for share in (0.125, 0.25, 0.06, 0.5)]
     counts, last = effort.attack_steps, effort.attack_steps[-1:]
     literature = [LITERATURE * radius / last[0]]
     jiio = [(0.6, 0.2), (0.2, 0.07), (1.8, 0.6), (0.07, 0.02)]
@@ -107,12 +108,22 @@ def of_attack(radius: float, effort: Effort) -> list[Entrant | Missing]:
         return PGD(lr=step, norm=Norm.L2)
 
     return [
-        joint("Tracking", lambda step, n: Tracking(max_nfe=n, step_size=step, tol=0.0), steps, effort),
-        joint("SecantTracking", lambda step, n: SecantTracking(max_nfe=n, step_size=step, tol=0.0), steps, effort),
+        joint(
+            "Tracking",
+            lambda step, n: Tracking(max_nfe=n, step_size=step, inner=1, decay=0.5, settle=0, tol=0.0),
+            steps,
+            effort,
+        ),
+        joint(
+            "SecantTracking",
+            lambda step, n: SecantTracking(max_nfe=n, step_size=step, decay=0.5, settle=0, tol=0.0),
+            steps,
+            effort,
+        ),
         joint(
             "JointAnderson",
-            lambda step, n: JointAnderson(max_nfe=n, step_size=step, step_rule=normalised, tol=0.0),
-            steps,
+            lambda step, n: JointAnderson(max_nfe=n, step_size=step, memory=6, ridge=1e-2, tol=0.0),
+            [0.1, 0.3, 1.0, 0.03],
             effort,
         ),
         joint(
@@ -126,7 +137,7 @@ def of_attack(radius: float, effort: Effort) -> list[Entrant | Missing]:
         bilevel(
             "Bilevel L-BFGS warm",
             lambda step: LBFGS(lr=0.1 * radius, longest=step),
-            lengths,
+            longest,
             counts,
             effort,
             evaluations=6,

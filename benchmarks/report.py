@@ -133,26 +133,30 @@ def _finite(value: float) -> float | None:
 def _plot(name: str, standings: Sequence[Standing], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     picture = Picture(figsize=(13, 5.5), layout="constrained")
     FigureCanvasAgg(picture)
+    lowest = min(0.0, *(standing.test.best for standing in standings))  # a log scale shows positive numbers only
     styles = {Side.OURS: ("-", 2.2), Side.BASELINE: ("--", 1.2), Side.PEER: (":", 1.4)}
     panels = picture.subplots(1, 2, sharey=True)
     for axes, unit in zip(panels, ("evaluations", "seconds"), strict=True):
         for index, standing in enumerate(standings):
             marks = [mark for mark in standing.test.marks if math.isfinite(mark.objective)]
             line, width = styles[standing.entrant.side]
-            along, heights = [getattr(mark, unit) for mark in marks], [mark.objective for mark in marks]
+            along, heights = [getattr(mark, unit) for mark in marks], [mark.objective - lowest for mark in marks]
             label = f"{standing.entrant.name} ({standing.entrant.side.value})"
             axes.plot(
                 along, heights, line, linewidth=width, marker="o", markersize=3, color=f"C{index % 10}", label=label
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"{unit}, {'a sample' if unit == 'evaluations' else 'the whole batch'}")
         axes.grid(alpha=0.3)
-    if all(mark.objective > 0 for standing in standings for mark in standing.test.marks):
-        panels[0].set_yscale("log")
-    panels[0].set_ylabel("objective at the feasible point")
+    panels[0].set_yscale("log")
+    panels[0].set_ylabel("objective at the feasible point" + (f", above the lowest, {lowest:.5g}" if lowest else ""))
     picture.suptitle(f"{name}: test images")
     picture.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     picture.savefig(path, dpi=110)

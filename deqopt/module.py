@@ -24,7 +24,7 @@ from deqopt.iteration import Status
 from deqopt.optimization import Optimization
 from deqopt.problem import JointProblem
 from deqopt.regularizers import Regularizer
-from deqopt.solvers import JointSolver, Tracking, solve_exactly
+from deqopt.solvers import JointSolver, SecantTracking, solve_exactly
 from deqopt.spec import NotPlainError, spec
 from deqopt.task import Task
 
@@ -61,7 +61,7 @@ class JointModule(LightningModule):
     ) -> None:
         super().__init__()
         self.task = task
-        self.solver = solver or Tracking()
+        self.solver = solver or SecantTracking()
         self.adjoint = adjoint or Envelope()
         self.regularizers = tuple(regularizers or ())
         self.optimization = optimization or Optimization()

@@ -184,7 +184,7 @@ def linear_tuple(rows: Rows = ALL) -> Case:
 
 
 def linear_groups(rows: Rows = ALL) -> Case:
-    """One x for several z, as in meta-learning: ``z_g = A z_g + U x + b_g`` and ``J = sum_g |z_g - y_g|^2 + w |x|^2``."""
+    """One x for several z, as in meta-learning: ``z_g = A z_g + U x + b_g``, ``J = sum_g |z_g - y_g|^2 + w |x|^2``."""
     a, u, b = theta_of()
     shifts, y = torch.linspace(-1, 1, GROUPS, dtype=b.dtype)[:, None], targets(rows)[:, None]
     y = y + torch.linspace(-1, 1, GROUPS * STATE, dtype=b.dtype).reshape(GROUPS, STATE)
@@ -195,7 +195,9 @@ def linear_groups(rows: Rows = ALL) -> Case:
     problem = JointProblem(cell=lambda z, x: z @ a.T + (x @ u.T)[:, None] + b * shifts, objective=objective)
     inverse = torch.linalg.inv(torch.eye(STATE, dtype=a.dtype) - a)
     g, c = inverse @ u, b * shifts @ inverse.T
-    x = ((y - c).sum(1) @ g @ torch.linalg.inv(GROUPS * g.T @ g + WEIGHT_OF_X * torch.eye(INPUT, dtype=a.dtype))).detach()
+    x = (
+        (y - c).sum(1) @ g @ torch.linalg.inv(GROUPS * g.T @ g + WEIGHT_OF_X * torch.eye(INPUT, dtype=a.dtype))
+    ).detach()
     z = (x @ u.T)[:, None] @ inverse.T + c
     value = objective(z, x)
     gradients = torch.autograd.grad(value.sum(), (a, u, b), retain_graph=True)
@@ -258,7 +260,7 @@ INNER, ROUGH = Anderson(max_nfe=25, tol=1e-12), Anderson(max_nfe=12, tol=1e-6)
 SOLVERS: dict[str, JointSolver] = {
     "anderson": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.1, memory=12),
     "anderson_damped": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.1, memory=12, damping=0.7),
-    "anderson_type_I": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.1, memory=12, kind=MixingType.I),
+    "anderson_type_II": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.1, memory=12, kind=MixingType.II),
     "anderson_normalised": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.3, step_rule=StepRule.NORMALISED),
     "broyden": JointBroyden(max_nfe=400, tol=1e-10, step_size=0.1, memory=12),
     "tracking": Tracking(max_nfe=400, tol=1e-10, step_size=0.4, inner=2),
@@ -266,7 +268,7 @@ SOLVERS: dict[str, JointSolver] = {
     "bilevel_lbfgs": Bilevel(max_nfe=600, tol=1e-10, descent=LBFGS(), inner=INNER),
     "bilevel_lbfgs_broyden": Bilevel(max_nfe=600, tol=1e-10, descent=LBFGS(), inner=Broyden(max_nfe=25, tol=1e-12)),
     "bilevel_pgd_cold": Bilevel(max_nfe=2000, tol=1e-4, descent=PGD(lr=0.2), inner=ROUGH, warm=False),
-    "bilevel_adam": Bilevel(max_nfe=2000, tol=1e-4, descent=Adam(lr=0.2), inner=ROUGH),
+    "bilevel_adam": Bilevel(max_nfe=2000, tol=1e-3, descent=Adam(lr=0.2), inner=ROUGH),
 }
 
 

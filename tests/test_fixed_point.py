@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from catalogue import picked, same_bits
 from torch import Tensor
 
 from deqopt.errors import ProblemError
-from deqopt.fixed_point import Anderson, AndersonMixing, Damped, FixedPointSolver
-from deqopt.iteration import Status
+from deqopt.fixed_point import Anderson, AndersonMixing, Broyden, Damped, FixedPointSolver, MixingType
+from deqopt.iteration import Norm, Status
 from deqopt.state import State
 
 SOLVERS: dict[str, FixedPointSolver] = {
@@ -20,6 +21,9 @@ SOLVERS: dict[str, FixedPointSolver] = {
     "anderson": Anderson(max_nfe=300, tol=1e-10),
     "anderson_damped": Anderson(max_nfe=300, tol=1e-10, damping=0.5),
     "anderson_memory_1": Anderson(max_nfe=300, tol=1e-10, memory=1),
+    "anderson_type_I": Anderson(max_nfe=300, tol=1e-10, kind=MixingType.I),
+    "broyden": Broyden(max_nfe=300, tol=1e-10),
+    "broyden_damped": Broyden(max_nfe=300, tol=1e-10, damping=0.5),
 }
 Map = Callable[[Any], Any]
 
@@ -37,12 +41,20 @@ def contraction(radius: float, size: int = 20) -> tuple[Tensor, Tensor]:
     )
 
 
+MIXING: dict[str, FixedPointSolver] = {
+    "anderson": Anderson(max_nfe=30000, tol=1e-6, memory=20),
+    "anderson_type_I": Anderson(max_nfe=30000, tol=1e-6, memory=20, kind=MixingType.I),
+    "broyden": Broyden(max_nfe=30000, tol=1e-6, memory=20),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
 @pytest.mark.parametrize("radius", [0.9, 0.99, 0.999])
-def test_anderson_needs_far_fewer_evaluations(radius: float) -> None:
+def test_mixing_needs_far_fewer_evaluations(radius: float, name: str) -> None:
     a, b = contraction(radius)
     z0, tol = torch.zeros(3, 20, dtype=torch.float64), 1e-6
     plain = solve(Damped(max_nfe=30000, tol=tol), lambda z: z @ a + b, z0)
-    mixed = solve(Anderson(max_nfe=30000, tol=tol, memory=20), lambda z: z @ a + b, z0)
+    mixed = solve(MIXING[name], lambda z: z @ a + b, z0)
     assert (plain.status == Status.CONVERGED).all() and (mixed.status == Status.CONVERGED).all()
     assert 2.5 * mixed.nfe.max() < plain.nfe.min()
     exact = torch.linalg.solve(torch.eye(20, dtype=torch.float64) - a, b)
@@ -66,16 +78,43 @@ def test_cosine(name: str) -> None:
     assert (solution.residual <= 1e-10).all()
 
 
-def test_rotation_defeats_plain_iteration_but_not_anderson() -> None:
+@pytest.mark.parametrize("name", MIXING)
+def test_rotation_defeats_plain_iteration_but_not_mixing(name: str) -> None:
     turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
     f: Map = lambda z: z @ turn + 1  # noqa: E731
     z0 = torch.zeros(2, 2, dtype=torch.float64)
-    plain, mixed = solve(Damped(max_nfe=200, tol=1e-8), f, z0), solve(Anderson(max_nfe=200, tol=1e-8), f, z0)
+    plain, mixed = solve(Damped(max_nfe=200, tol=1e-8), f, z0), solve(MIXING[name], f, z0)
     assert (plain.status == Status.OUT_OF_BUDGET).all() and (plain.nfe == 200).all()
-    assert (mixed.status == Status.CONVERGED).all()
-    assert torch.allclose(f(mixed.z), mixed.z, atol=1e-7)
+    assert (mixed.status == Status.CONVERGED).all() and (mixed.nfe < 10).all()
+    assert torch.allclose(f(mixed.z), mixed.z, atol=1e-5)
     halved = solve(Damped(max_nfe=200, tol=1e-8, damping=0.5), f, z0)
     assert (halved.status == Status.CONVERGED).all()
+
+
+def test_the_kinds_of_mixing_are_told_apart() -> None:
+    f, z0 = mixture(), torch.randn(2, 6, dtype=torch.float64)
+    kinds = [*(Anderson(max_nfe=5, tol=0, kind=kind) for kind in MixingType), Broyden(max_nfe=5, tol=0)]
+    first, second, third = (solve(kind, f, z0).z for kind in kinds)
+    assert min((first - second).norm(), (second - third).norm(), (first - third).norm()) > 1e-5
+
+
+@pytest.mark.parametrize("kind", MixingType)
+def test_anderson_meets_the_secant_condition_of_its_kind(kind: MixingType) -> None:
+    """After three points, the mixture of the residuals is orthogonal to Y (type II) or to S (type I)."""
+    f, w = mixture(), torch.randn(2, 6, dtype=torch.float64)
+    mixing = AndersonMixing(w, memory=3, ridge=0.0, widths=[6], kind=kind)
+    points, residuals = [], []
+    for _ in range(3):
+        points.append(w)
+        residuals.append(f(w) - w)
+        w = mixing.mix(w, f(w), 1.0)
+    s = torch.stack([points[1] - points[0], points[2] - points[1]], 2)
+    y = torch.stack([residuals[1] - residuals[0], residuals[2] - residuals[1]], 2)
+    gamma = torch.linalg.lstsq(s + y, (points[2] + residuals[2] - w).unsqueeze(2)).solution
+    left = residuals[2].unsqueeze(2) - y @ gamma
+    against = y if kind is MixingType.II else s
+    cosine = (against.mT @ left).squeeze(2) / against.norm(dim=1) / left.norm(dim=1)
+    assert cosine.abs().max() < 1e-4
 
 
 def test_anderson_is_done_after_as_many_steps_as_an_affine_map_has_dimensions() -> None:
@@ -98,13 +137,106 @@ DIVERGING: dict[str, Map] = {
 @pytest.mark.parametrize("name", DIVERGING)
 def test_a_diverging_map_returns_the_best_finite_point(name: str) -> None:
     z0 = torch.ones(2, 3, dtype=torch.float64)
-    solution = solve(Damped(max_nfe=200, tol=1e-6), DIVERGING[name], z0)
+    solution = solve(Damped(max_nfe=200, tol=1e-6, restarts=0), DIVERGING[name], z0)
     assert (solution.status == Status.DIVERGED).all()
     assert solution.z.isfinite().all() and solution.residual.isfinite().all()
     assert (solution.nfe < 200).all(), "a lost sample costs nothing more"
     achieved = (DIVERGING[name](solution.z) - solution.z).norm(dim=1) / DIVERGING[name](solution.z).norm(dim=1)
     assert torch.allclose(solution.residual, achieved)
     assert (solution.z.norm(dim=1) < 100).all(), "not one of the last, huge ones, whose relative residual is lower"
+
+
+@pytest.mark.parametrize("slope", [-1.5, -2.5, -5.0])
+def test_restarts_rescue_a_map_that_only_damping_tames(slope: float) -> None:
+    """A step multiplies the error by ``1 - rate (1 - slope)``: below 1 in size after one halving, or two."""
+    z0 = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
+
+    def f(z: Tensor) -> Tensor:
+        return slope * z + 1
+
+    lost, rescued = (
+        solve(Damped(max_nfe=400, tol=1e-9, restarts=restarts), f, z0) for restarts in (0, 1 if slope > -3 else 2)
+    )
+    assert (lost.status == Status.DIVERGED).all() and (lost.nfe < 100).all()
+    assert (rescued.status == Status.CONVERGED).all()
+    assert torch.allclose(rescued.z, torch.full_like(z0, 1 / (1 - slope)), atol=1e-7)
+    hopeless = solve(Damped(max_nfe=400, tol=1e-9, restarts=1), lambda z: -9 * z + 1, z0)
+    assert (hopeless.status == Status.DIVERGED).all() and hopeless.z.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_restart_leaves_the_neighbours_alone(name: str) -> None:
+    """The middle sample is an expansion, the others contract."""
+    slopes = torch.tensor([[0.5], [-3.0], [-0.7]], dtype=torch.float64)
+    z0 = torch.randn(3, 4, dtype=torch.float64)
+    calm = torch.where(slopes < -1, 0.1, slopes)
+
+    def f(z: Tensor, slope: Tensor) -> Tensor:
+        return slope * (torch.tanh(z) + z) + 1
+
+    hurt, sane = (solve(SOLVERS[name], partial(f, slope=slope), z0) for slope in (slopes, calm))
+    assert same_bits(hurt.z[[0, 2]], sane.z[[0, 2]]) and hurt.z.isfinite().all()
+    assert torch.equal(hurt.nfe[[0, 2]], sane.nfe[[0, 2]])
+
+
+# -- tolerances, and samples that leave -------------------------------------------------------------------------------
+
+
+def test_the_absolute_tolerance_counts_where_the_solution_is_small() -> None:
+    z0 = torch.tensor([[1.0, 1.0], [100.0, 100.0]], dtype=torch.float64)
+    centre = torch.tensor([[0.0], [1000.0]], dtype=torch.float64)
+
+    def f(z: Tensor) -> Tensor:
+        return 0.5 * (z - centre) + centre
+
+    relative = solve(Damped(max_nfe=60, tol=1e-6, atol=0.0), f, z0)
+    both = solve(Damped(max_nfe=60, tol=1e-6, atol=1e-4), f, z0)
+    assert relative.status.tolist() == [Status.OUT_OF_BUDGET, Status.CONVERGED], "half of nothing is still half"
+    assert both.status.tolist() == [Status.CONVERGED] * 2
+    error = (f(both.z) - both.z).norm(dim=1)
+    assert 0.4e-4 < error[0] <= 1e-4 and relative.nfe[1] == both.nfe[1]
+
+
+def test_residuals_are_measured_in_the_chosen_norm() -> None:
+    z0 = torch.tensor([[4.0] * 16], dtype=torch.float64)
+    for norm, size in ((Norm.L2, 4.0), (Norm.LINF, 1.0)):
+        solution = solve(Damped(max_nfe=1, norm=norm, restarts=0, tol=1e-9), lambda z: z / 2 + 1, z0)
+        distance = norm.of(z0 / 2 + 1 - z0)
+        assert distance.item() == pytest.approx(size)
+        assert solution.residual.item() == pytest.approx(size / norm.of(z0 / 2 + 1).item())
+    one = torch.zeros(1, 16, dtype=torch.float64)
+    one[0, 0] = 1
+    spent = [int(solve(Damped(norm=norm), lambda z: z / 2 + 1 + one, z0).nfe) for norm in Norm]
+    assert spent[0] != spent[1]
+
+
+def counting(radii: Tensor) -> tuple[Callable[..., Any], list[int]]:
+    """``f(z, data)`` of a contraction a sample, and the rows of every call."""
+    rows: list[int] = []
+
+    def f(z: Tensor, data: Any) -> Tensor:
+        rows.append(len(z))
+        assert len(data["radius"]) == len(z)
+        return torch.tanh(data["radius"] * z.roll(1, 1) + data["offset"][0])
+
+    return f, rows
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_samples_that_have_converged_leave_the_batch_where_data_is_given(name: str) -> None:
+    radii = torch.tensor([0.0, 0.9, 0.0, 0.5, 0.0, 0.95, 0.0, 0.0], dtype=torch.float64)[:, None]
+    offsets = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None].expand(8, 5)
+    data = {"radius": radii, "offset": (offsets,)}
+    f, rows = counting(radii)
+    z0 = torch.randn(8, 5, dtype=torch.float64)
+    got = SOLVERS[name].solve(f, z0, data)
+    calls = list(rows)
+    want = solve(SOLVERS[name], lambda z: f(z, data), z0)
+    assert torch.allclose(got.z, want.z, atol=1e-9) and torch.allclose(got.residual, want.residual, atol=1e-9)  # type: ignore[arg-type]
+    assert torch.equal(got.status, want.status) and torch.equal(got.nfe, want.nfe)
+    assert calls == sorted(calls, reverse=True) and calls[0] == 8 and calls[-1] <= 3
+    assert sum(calls) <= got.nfe.sum() / 0.75, "hardly more than what still moves"
+    assert sum(rows[len(calls) :]) == 8 * int(want.nfe.max())
 
 
 def mixture(radius: float = 0.9) -> Map:
@@ -233,6 +365,9 @@ def test_gradients_do_not_flow() -> None:
         (Anderson, {"memory": 0}, "memory must be at least 1"),
         (Anderson, {"damping": -0.1}, r"damping must be in \(0, 1\]"),
         (Anderson, {"ridge": -1.0}, "ridge must be 0 or larger"),
+        (Damped, {"atol": -1.0}, "atol must be 0 or larger"),
+        (Damped, {"atol": 1e-3, "tol": 0.0}, "atol needs a tol larger than 0"),
+        (Damped, {"restarts": -1}, "restarts must be 0 or larger"),
     ],
 )
 def test_settings_that_cannot_be_meant(kind: type[FixedPointSolver], setting: dict[str, Any], message: str) -> None:

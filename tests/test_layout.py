@@ -16,6 +16,7 @@ CORE = (
     "problem",
     "feasible",
     "iteration",
+    "memory",
     "equilibrium",
     "batch",
     "solvers",

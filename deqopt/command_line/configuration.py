@@ -51,7 +51,7 @@ class Source:
 DEFAULTS = Source(
     "by default",
     {
-        "solver": {"class_path": "deqopt.solvers.tracking.Tracking"},
+        "solver": {"class_path": "deqopt.solvers.secant_tracking.SecantTracking"},
         "adjoint": {"class_path": "deqopt.adjoints.envelope.Envelope"},
     },
 )

@@ -29,7 +29,7 @@ class BroydenUpdates(Mixing):
     where S are the differences s, P those of the damped steps ``w + damping r``, and N is the upper triangle of
     ``S^T D S`` with its diagonal. So an update that is dropped leaves no trace in the others. D weights the blocks
     (z, mu, x) by ``1 / |T^b(w)|^2``. Products are kept a block; a step reads S once and P twice. A row whose system is
-    singular takes the damped step.
+    singular takes the damped step, until what makes it so is dropped.
 
     Args:
         like: the rows to be mixed.
@@ -43,9 +43,10 @@ class BroydenUpdates(Mixing):
         self._widths, self._slots, self._mixed = list(widths), memory - 1, 0
         self._moves, self._proposals = (like.new_zeros(batch, self._slots, width) for _ in range(2))
         self._matrix = like.new_zeros(batch, len(self._widths), self._slots, self._slots, dtype=torch.float64)
-        self._lengths, self._right = (torch.zeros_like(self._matrix[..., 0]) for _ in range(2))
+        self._lengths, self._right = (torch.zeros_like(self._matrix.diagonal(dim1=2, dim2=3)) for _ in range(2))
         self._point, self._residual, self._proposal = (torch.zeros_like(like) for _ in range(3))
         self._seen = torch.zeros_like(like[:, :1])
+        self._steepest = torch.finfo(like.dtype).eps ** (-2 / 3)
 
     def mix(self, w: Tensor, target: Tensor, damping: Tensor | float) -> Tensor:
         proposal = self.damped(w, target, damping)
@@ -93,14 +94,14 @@ class BroydenUpdates(Mixing):
         self._right = torch.nn.functional.pad(right, (0, self._slots - filled))
 
     def _coefficients(self, filled: int, weights: Tensor) -> Tensor:
-        """gamma, (B, filled); zero where the system has no finite solution."""
+        """gamma, (B, filled); zero where the system is singular, up to what rounding makes of it."""
         lengths = torch.einsum("bk,bki->bi", weights.detach(), self._lengths[:, :, :filled]).sqrt()
         unit = torch.where(lengths > 0, 1 / lengths, 0.0)
         matrix = torch.einsum("bk,bkij->bij", weights, self._matrix[:, :, :filled, :filled])
         right = unit * torch.einsum("bk,bki->bi", weights, self._right[:, :, :filled])
         empty = torch.diag_embed((lengths == 0).to(matrix.dtype))
         solution, info = torch.linalg.solve_ex(unit.unsqueeze(2) * matrix * unit.unsqueeze(1) + empty, right)
-        usable = (info == 0) & solution.isfinite().all(1)
+        usable = (info == 0) & (solution.norm(dim=1) <= self._steepest * right.norm(dim=1))
         return torch.where(usable[:, None], unit * solution, 0.0)
 
 

@@ -32,7 +32,7 @@ class Bilevel(JointSolver):
 
     Args:
         descent: how x moves.
-        inner: solves for z, and for mu.
+        inner: solves for z, and for mu. Where its ``tol`` is not below that of the whole, no sample converges.
         warm: both solves start where the last ones ended; else where this solve began, as the literature does.
 
     Raises:

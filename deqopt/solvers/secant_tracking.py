@@ -34,6 +34,7 @@ class SecantTracking(Tracking):
     """
 
     inner: int = 1
+    settle: int = 0
     memory: int = 4
     coupling: float = 10.0
 
