@@ -69,8 +69,13 @@ def of_latent_fitting(effort: Effort) -> list[Entrant | Missing]:
     last = effort.steps[-1:]
     jiio = [(0.03, 0.01), (0.01, 0.003), (0.1, 0.03), (0.003, 0.001)]
     return [
-        joint("Tracking", lambda step, n: Tracking(max_nfe=n, step_size=step, tol=0.0), tracking, effort),
-        joint("SecantTracking", lambda step, n: SecantTracking(max_nfe=n, step_size=step, tol=0.0), tracking, effort),
+        joint("Tracking", lambda step, n: Tracking(max_nfe=n, step_size=step, settle=0, tol=0.0), tracking, effort),
+        joint(
+            "SecantTracking",
+            lambda step, n: SecantTracking(max_nfe=n, step_size=step, settle=0, tol=0.0),
+            tracking,
+            effort,
+        ),
         joint("JointAnderson", lambda step, n: JointAnderson(max_nfe=n, step_size=step, tol=0.0), steps, effort),
         joint("JointBroyden", lambda step, n: JointBroyden(max_nfe=n, step_size=step, tol=0.0), steps, effort),
         bilevel(BILEVEL_ADAM, lambda step: solvers.Adam(lr=step), adam, effort.steps, effort),

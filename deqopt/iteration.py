@@ -69,7 +69,7 @@ class LoopSettings:
         atol: or once the absolute one is; 0 for the relative tolerance alone.
         norm: in which residuals are measured.
         restarts: how often a sample whose iterates became NaN or grew without bound starts again from its best point,
-            with half the step, before it counts as diverged.
+            with half the step. Unless it converges then, it is reported as diverged.
 
     Raises:
         ProblemError: a setting that cannot be meant.

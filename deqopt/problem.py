@@ -90,18 +90,28 @@ class JointProblem:
     def evaluate(self, z: State, x: Tensor, mu: State) -> Evaluation:
         """All quantities of the stationary system at ``(z, x, mu)``, detached. Works under ``no_grad``."""
         with torch.enable_grad():
-            z, x = leaf(z), x.detach().requires_grad_()
-            value, f, objective = self.lagrangian(z, x, mu)
-            g_z, g_x = _gradients(value, z, x)
+            f, objective, g_z, g_x = self._evaluated(leaf(z), x.detach().requires_grad_(), mu)
         return Evaluation(detach(f), objective.detach().to(x.dtype), g_z, g_x)
 
     def evaluate_with_graph(self, z: State, x: Tensor, mu: State) -> Evaluation:
         """The same, differentiable once more: in z, x, mu and all that cell and objective reach."""
         with torch.enable_grad():
-            z, x = _fork(z), tensors_of(_fork(x))[0]
-            value, f, objective = self.lagrangian(z, x, mu)
-            g_z, g_x = _gradients(value, z, x, create_graph=True)
+            f, objective, g_z, g_x = self._evaluated(_fork(z), tensors_of(_fork(x))[0], mu, create_graph=True)
         return Evaluation(f, objective.to(x.dtype), g_z, g_x)
+
+    def _evaluated(
+        self, z: State, x: Tensor, mu: State, create_graph: bool = False
+    ) -> tuple[State, Tensor, State, Tensor]:
+        f, objective = self.f(z, x), self.J(z, x)
+        outputs = (objective, *tensors_of(f))
+        if not any(output.requires_grad for output in outputs):
+            raise ProblemError(
+                "neither cell nor objective depends on z or x as far as autograd sees: "
+                "look for detach() or no_grad in them"
+            )
+        cotangents = (torch.ones_like(objective), *tensors_of(mu))
+        *g_z, g_x = pull_back(outputs, (*tensors_of(z), x), cotangents, create_graph=create_graph)
+        return f, objective, state_of(g_z, z), g_x
 
     def input_scale(self, z: State, x: Tensor) -> tuple[Tensor, Tensor]:
         """How strongly x acts at ``(z, x)``: ``|d_x J|``, and the gain ``|(d_x f)^T d_z J| / |d_z J|``, (B,) each.
@@ -166,16 +176,6 @@ def pull_back(
         allow_unused=True,
         materialize_grads=True,
     )
-
-
-def _gradients(value: Tensor, z: State, x: Tensor, create_graph: bool = False) -> tuple[State, Tensor]:
-    """The gradients of the Lagrangian in z and x."""
-    if not value.requires_grad:
-        raise ProblemError(
-            "neither cell nor objective depends on z or x as far as autograd sees: look for detach() or no_grad in them"
-        )
-    *g_z, g_x = pull_back([value.sum()], (*tensors_of(z), x), create_graph=create_graph)
-    return state_of(g_z, z), g_x
 
 
 def _fork(state: State) -> State:

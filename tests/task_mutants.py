@@ -18,7 +18,7 @@ from deqopt import Equilibrium, JointProblem, Task
 from deqopt.feasible import Box, FeasibleSet, L2Ball
 
 
-class NoDataModule(Tiny):
+class NoLoaders(Tiny):
     def datamodule(self) -> Any:
         return super().datamodule().test_dataloader()
 
@@ -238,7 +238,7 @@ class NoCallbacks(Tiny):
 
 
 MUTANTS: dict[str, list[Callable[[], Task]]] = {
-    "the_datamodule_gives_batches": [NoDataModule, EmptyLoader, lambda: Tiny(samples=4, spoiled=range(4))],
+    "the_datamodule_gives_batches": [NoLoaders, EmptyLoader, lambda: Tiny(samples=4, spoiled=range(4))],
     "start_and_problem_fit": [StartsOutside, OneStart, SummedObjective, lambda: Tiny(batch_size=2)],
     "samples_are_not_coupled": [Normalised],
     "a_sample_has_one_solution": [MeanStart, Standardised],

@@ -2,7 +2,7 @@
 
 import io
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum, IntEnum
 from importlib import import_module
 from pathlib import Path
@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from deqopt.adjoints import Implicit, OnFailure, Phantom
 from deqopt.batch import finite_samples, leaves, pick, size_of
+from deqopt.fixed_point import MixingType
+from deqopt.iteration import Norm
 from deqopt.regularizers import JacobianPenalty
-from deqopt.solvers import JointAnderson, Tracking
+from deqopt.solvers import JointAnderson, SecantTracking, Tracking
 from deqopt.spec import NotPlainError, spec
 
 
@@ -141,13 +144,24 @@ def make(described: Any) -> Any:
         return [make(one) for one in described]
     if isinstance(described, dict) and "class_path" in described:
         module, _, name = described["class_path"].rpartition(".")
-        return getattr(import_module(module), name)(**{k: make(v) for k, v in described["init_args"].items()})
+        kind = getattr(import_module(module), name)
+        known = fields(kind) if is_dataclass(kind) else ()
+        enums: dict[str, Any] = {one.name: type(one.default) for one in known if isinstance(one.default, Enum)}
+        arguments = {k: enums[k][v] if k in enums else make(v) for k, v in described["init_args"].items()}
+        return kind(**arguments)
     return described
 
 
 @pytest.mark.parametrize(
     "value",
-    [JointAnderson(max_nfe=7, step_size=0.3), Tracking(inner=4), JacobianPenalty(weight=0.1, visits=2)],
+    [
+        JointAnderson(max_nfe=7, kind=MixingType.II, norm=Norm.LINF),
+        SecantTracking(memory=6),
+        Tracking(inner=4),
+        Implicit(max_nfe=9, on_failure=OnFailure.RAISE),
+        Phantom(steps=3, step_size=0.1),
+        JacobianPenalty(weight=0.1, visits=2),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_configurations_come_back(value: Any) -> None:

@@ -34,7 +34,6 @@ class SecantTracking(Tracking):
     """
 
     inner: int = 1
-    settle: int = 0
     memory: int = 4
     coupling: float = 10.0
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deqopt.iteration import LoopSettings
 from deqopt.problem import Evaluation, JointProblem
-from deqopt.state import Layout, State, work_dtype
+from deqopt.state import Layout, State, state_of, tensors_of, work_dtype
 
 Evaluate = Callable[[JointProblem, State, Tensor, State], Evaluation]
 
@@ -100,7 +100,7 @@ class JointSystem:
 
     def evaluate(self, w: Tensor) -> JointEvaluation:
         z, mu, x = self.unpack(w)
-        evaluation = self.evaluation(self.problem, z, x, mu)
+        evaluation = self.evaluation(self.problem, _contiguous(z), x.contiguous(), _contiguous(mu))
         if self.scale is None:  # taken at f, because at a z0 of zeros x may not act yet (multiplicative injections)
             self.scale = self.problem.input_scale(evaluation.f, x)
         return self.measure(w, evaluation)
@@ -147,3 +147,8 @@ class JointSystem:
 
     def _input(self, rows: Tensor) -> Tensor:
         return rows.reshape(rows.shape[0], *self.x.shapes[0])
+
+
+def _contiguous(state: State) -> State:
+    """Parts of rows as tensors of their own: convolutions and their gradients take longer with gaps between samples."""
+    return state_of((part.contiguous() for part in tensors_of(state)), state)
