@@ -21,7 +21,7 @@ test: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy deqopt tasks
+	$(BIN)/mypy deqopt tasks benchmarks
 
 bench: $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks

@@ -78,7 +78,8 @@ class Tracking(JointSolver):
             return x
         due = (memory.since_move >= self.inner) | (evaluation.lag < self.lag)[:, None]
         length = self.step_size * (1 - memory.evaluations / moving) ** self.decay * memory.rate
-        downhill = -evaluation.g_x / evaluation.g_x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        size = evaluation.g_x.norm(dim=1, keepdim=True)
+        downhill = -evaluation.g_x / torch.where(size > 0, size, 1.0)
         velocity = self.momentum * memory.velocity + (1 - self.momentum) * length * downhill
         memory.velocity = torch.where(due, velocity, memory.velocity)
         memory.since_move = torch.where(due, 0.0, memory.since_move)
