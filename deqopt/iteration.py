@@ -155,7 +155,7 @@ class Outcome:
 BLOW_UP = 1e6
 # The batch is compacted when at most this share of its rows is still moving.
 COMPACT_BELOW = 0.75
-# On an accelerator, asking whether rows are finished waits for the device: it is done every so many evaluations.
+# On an accelerator, asking whether rows are finished or lost waits for the device: done every so many evaluations.
 LOOK_EVERY = 4
 
 
@@ -228,8 +228,9 @@ def iterate(
     reservoir: list[Tensor] = []
 
     for k in range(settings.max_nfe):
+        look = looks(k, w.device, settings)
         evaluation = system.evaluate(rows.w)
-        rows, again, sane = _judged(rows, evaluation, memory, settings)
+        rows, again, sane = _judged(rows, evaluation, memory, settings, look)
         compacted = len(places) < len(everyone.w)
         if record:
             now = (evaluation.objective, evaluation.residual)
@@ -241,7 +242,7 @@ def iterate(
                 reservoir[slot : slot + 1] = [everyone.best.detach().index_copy(0, places, point)]
         if k + 1 == settings.max_nfe:
             break
-        if not w.is_cuda or k % LOOK_EVERY == 0:
+        if look:
             active = int(rows.active.sum())
             if not active:
                 break
@@ -255,7 +256,10 @@ def iterate(
             after = step(system, rows.w, evaluation, memory)
         if k == 0:
             rows = replace(rows, limit=BLOW_UP * (1 + rows.w.norm(dim=1) + after.norm(dim=1)).detach())
-        rows = _moved(rows, after, again, memory)
+        rows = _moved(rows, after, memory)
+        if look and bool(again.any()):
+            memory.restart(again)
+            rows = replace(rows, w=torch.where(again[:, None], rows.best, rows.w))
 
     everyone = everyone.put(places, rows) if len(places) < len(everyone.w) else rows
     trace = Trace(*(torch.stack(column) for column in zip(*history, strict=True))) if record else None
@@ -263,14 +267,21 @@ def iterate(
     return Outcome(everyone.best, everyone.objective, everyone.residual, everyone.status, everyone.nfe, trace, visited)
 
 
-def _judged(rows: _Rows, evaluation: Measured, memory: Memory, settings: LoopSettings) -> tuple[_Rows, Tensor, Tensor]:
+def looks(k: int, device: torch.device, settings: LoopSettings) -> bool:
+    """Whether the loop asks after evaluation k which rows are finished or lost."""
+    return device.type == "cpu" or k % LOOK_EVERY == 0 or k + 1 == settings.max_nfe
+
+
+def _judged(
+    rows: _Rows, evaluation: Measured, memory: Memory, settings: LoopSettings, look: bool
+) -> tuple[_Rows, Tensor, Tensor]:
     """The rows after an evaluation; which of them start again from their best; which had finite values."""
     residual, merit, objective = evaluation.residual.detach(), evaluation.merit.detach(), evaluation.objective
     finite = residual.isfinite() & merit.isfinite() & objective.isfinite()
     sane = finite & (rows.w.detach().norm(dim=1) <= rows.limit)
     converged = rows.active & sane & (residual <= settings.tol)
     keep = rows.active & sane & (merit < rows.lowest) | converged
-    lost = rows.active & ~sane
+    lost = rows.active & ~sane if look else torch.zeros_like(sane)
     seen = rows.lowest.isfinite()
     nfe = rows.nfe + rows.active.long()
     again = lost & seen & (rows.restarts > 0)
@@ -286,23 +297,20 @@ def _judged(rows: _Rows, evaluation: Measured, memory: Memory, settings: LoopSet
         status=status,
         nfe=nfe,
         restarts=rows.restarts - again.long(),
-        active=rows.active & ~converged & (sane | again) & (nfe + memory.cost <= settings.max_nfe),
+        active=rows.active & ~converged & (~lost | again) & (nfe + memory.cost <= settings.max_nfe),
     )
     return judged, again, sane
 
 
-def _moved(rows: _Rows, after: Tensor, again: Tensor, memory: Memory) -> _Rows:
-    """The active rows at their next point; those that start again at their best one, with an empty memory."""
-    nfe = rows.nfe if memory.spent is None else rows.nfe + torch.where(rows.active & ~again, memory.spent, 0)
-    if again.is_cuda or bool(again.any()):
-        memory.restart(again)
-        after = torch.where(again[:, None], rows.best, after)
+def _moved(rows: _Rows, after: Tensor, memory: Memory) -> _Rows:
+    """The active rows at their next point, and what the step spent on them."""
+    nfe = rows.nfe if memory.spent is None else rows.nfe + torch.where(rows.active, memory.spent, 0)
     return replace(rows, w=_where(rows.active, after, rows.w), nfe=nfe)
 
 
 def _where(chosen: Tensor, some: Tensor, others: Tensor) -> Tensor:
     """The rows of ``some`` where ``chosen``, (B,), of ``others`` elsewhere; no copy where asking costs nothing."""
-    if not chosen.is_cuda and bool(chosen.all()):
+    if chosen.device.type == "cpu" and bool(chosen.all()):
         return some
     return torch.where(chosen[:, None], some, others)
 

@@ -28,7 +28,7 @@ class Memory:
     def damped(self, w: Tensor, target: Tensor, damping: Tensor | float = 1.0) -> Tensor:
         """``w + rate damping (target - w)``; ``damping`` broadcasts to the rows."""
         share = (damping * self.rate).to(w.dtype)
-        return target if not share.is_cuda and bool((share == 1).all()) else torch.lerp(w, target, share)
+        return target if share.device.type == "cpu" and bool((share == 1).all()) else torch.lerp(w, target, share)
 
     def pick(self, keep: Tensor) -> None:
         """Go on with the rows where ``keep``, (B,), is true."""
@@ -68,6 +68,6 @@ def write_difference(buffer: Tensor, slot: int, now: Tensor, before: Tensor, kno
     if buffer.requires_grad or now.requires_grad or before.requires_grad:
         return write(buffer, slot, (now - before) * known)
     torch.sub(now, before, out=buffer[:, slot])
-    if not bool(known.all()):
+    if known.device.type != "cpu" or not bool(known.all()):
         buffer[:, slot] *= known
     return buffer

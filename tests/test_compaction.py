@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from catalogue import ALL, INPUT, STATE, WEIGHT_OF_X, flat, quadratic, targets, theta_of, zeros
+from catalogue import ALL, CASES, INPUT, STATE, WEIGHT_OF_X, flat, quadratic, targets, theta_of, zeros
 from torch import Tensor
 
-from deqopt import Equilibrium, JointProblem, Status
+from deqopt import Equilibrium, JointProblem, Status, iteration
 from deqopt.feasible import Box, Everywhere, FeasibleSet, Intersection, L2Ball, LinfBall
 from deqopt.fixed_point import Anderson
 from deqopt.iteration import Norm
@@ -183,3 +183,21 @@ def test_joint_residuals_are_measured_in_the_chosen_norm(norm: Norm) -> None:
     lags = torch.stack([norm.of(image - point) / norm.of(image) for image, point in pairs])
     assert (found.residual >= lags.amax(0) - 1e-12).all()
     assert torch.allclose(found.residual[:1], lags.amax(0)[:1]), "of the first sample the largest is a lag"
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", ["linear_with_data", "tanh_ball"])
+def test_looking_seldom_as_on_an_accelerator_finds_the_same(
+    name: str, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are frozen at once in any case; only leaving the batch and starting again wait for the next look."""
+    case = CASES[name]()
+    x0 = case.x0.clone()
+    x0[2] = torch.nan
+    often = SOLVERS[solver].solve(case.problem, case.z0, x0)
+    monkeypatch.setattr(iteration, "looks", lambda k, device, settings: k % iteration.LOOK_EVERY == 0)
+    seldom = SOLVERS[solver].solve(case.problem, case.z0, x0)
+    assert torch.equal(often.nfe, seldom.nfe) and torch.equal(often.status, seldom.status)
+    others = [0, 1, 3, 4]
+    assert torch.allclose(often.x[others], seldom.x[others], atol=1e-9)
+    assert not seldom.usable[2]
