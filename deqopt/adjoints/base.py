@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from deqopt.state import State
 class Adjoint(ABC):
     """How gradients with respect to theta reach a solution."""
 
-    through_the_solve: ClassVar[bool] = False
-    """Whether autograd records the solve itself. All others attach gradients to its detached solution."""
+    @property
+    def through_the_solve(self) -> bool:
+        """Whether autograd records the solve itself. All others attach gradients to its detached solution."""
+        return False
 
     def evaluate(self, problem: JointProblem, z: State, x: Tensor, mu: State) -> Evaluation:
         """How the solve is to evaluate the problem: detached, unless autograd records it."""

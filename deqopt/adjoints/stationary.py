@@ -112,6 +112,7 @@ def _measured(evaluation: Evaluation, z: State, mu: State, x: Tensor) -> tuple[T
     return torch.where(a.isfinite(), a, 1.0), torch.where(scale.isfinite() & (scale > 0), scale, 1.0).detach()
 
 
+@dataclass(frozen=True)
 class StationaryAdjoint(Adjoint):
     """``d loss / d theta = lam^T d_theta F`` with ``(d_w F)^T lam = -d_w loss``, or with a lam close to that.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,9 +29,11 @@ class Unrolled(Adjoint):
             as ``data``: what they close over is differentiated down to its parameters for every evaluation.
     """
 
-    through_the_solve: ClassVar[bool] = True
-
     checkpoint: bool = False
+
+    @property
+    def through_the_solve(self) -> bool:
+        return True
 
     def evaluate(self, problem: JointProblem, z: State, x: Tensor, mu: State) -> Evaluation:
         """An evaluation that is differentiable in z, x, mu and theta; samples that are not finite carry no gradient."""
