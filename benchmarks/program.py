@@ -64,8 +64,8 @@ class Extent:
 
     effort: Effort = field(default_factory=Effort)
     steps: dict[str, int] = field(default_factory=dict)
-    validation: int = 24
-    test: int = 32
+    validation: int = 32
+    test: int = 96
     repeats: int = 2
     iterations: int = 60
     compacted: int = 48
