@@ -18,6 +18,7 @@ NO_VALUE = re.compile(r"^argument (?P<option>\S+): expected one argument")
 OF_KEY = re.compile(r'^Parser key "(?P<key>[^"]+)": (?P<problem>.*)$')
 OF_CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)': (?P<problem>.*)$")
 NO_SUBCLASS = re.compile(r"Import path (?P<path>\S+) does not correspond to a subclass of (?P<base>\w+)")
+NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
 EXPECTED = re.compile(r"Expected an? (?P<type>.+?)(?=\.? - |\. ?$| Given value|$)")
 VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*?)(?= - | Given value|$)")
 NESTED = re.compile(r"NestedArg\(key='(?P<name>[^']+)'")
@@ -62,6 +63,8 @@ class Complaints:
                 return self._about(f"{key}.{nested['key']}", nested["problem"])
         if found := NO_SUBCLASS.search(problem):
             return f"{self._named(key)}: {found['path']} is no {found['base']}"
+        if found := NO_CLASS.search(problem):
+            return f"{self._named(key)}: there is no {found['name']!r} to choose: give the name of a class, or its path"
         value = VALUE.search(problem)
         types = [_readable(one["type"]) for one in EXPECTED.finditer(problem[: value.start() if value else None])]
         types = [one for one in dict.fromkeys(types) if one]
