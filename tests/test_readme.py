@@ -47,7 +47,7 @@ def test_the_task_of_your_own_is_short_and_trains(
     rows = (tmp_path / "runs/sensors/version_0/metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("val/mse")
     errors = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
-    assert errors[-1] < 0.3 * errors[0]
+    assert errors[-1] < 0.5 * errors[0]
     sys.modules.pop("sensors", None)
 
 

@@ -19,7 +19,7 @@ from deqopt import Task
 from deqopt.adjoints import Unrolled
 from deqopt.errors import ProblemError
 from deqopt.fixed_point.anderson import MixingType
-from deqopt.registry import Group, plugins
+from deqopt.registry import Group, Plugin, plugins
 from deqopt.solvers import JointAnderson, JointSolver, JointSystem, Tracking
 from deqopt.testing import ContractError, check_solver, check_task
 from deqopt.testing.problems import BALL, BOX, DATA, FAMILIES, Case, rows_of
@@ -69,9 +69,9 @@ def test_some_samples_of_a_problem_are_those_of_all(family: Any) -> None:
 # -- solvers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", plugins(Group.SOLVERS))
-def test_registered_solvers_keep_the_contract(name: str) -> None:
-    report = check_solver(plugins(Group.SOLVERS)[name].load()(**SETTINGS.get(name, {})))
+@pytest.mark.parametrize("plugin", plugins(Group.SOLVERS).values(), ids=lambda plugin: plugin.name)
+def test_registered_solvers_keep_the_contract(plugin: Plugin) -> None:
+    report = check_solver(plugin.load()(**SETTINGS.get(plugin.name, {})))
     assert {*report.kept, *report.skipped} == set(OF_SOLVERS)
     assert report.skipped.keys() <= {"it_can_be_differentiated_through"}
 
