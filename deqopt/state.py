@@ -90,7 +90,7 @@ def work_dtype(state: State) -> torch.dtype:
 
 
 def check_same_layout(returned: State, expected: State, what: str) -> None:
-    """Raise ProblemError unless ``returned`` has the structure, shapes and device of ``expected``."""
+    """Raise ProblemError unless ``returned`` is floating-point with the structure, shapes and device of ``expected``."""
     parts = (returned,) if isinstance(returned, Tensor) else returned
     known = isinstance(parts, (tuple, list)) and all(isinstance(part, Tensor) for part in parts)
     if not known or isinstance(returned, Tensor) != isinstance(expected, Tensor):
@@ -100,6 +100,9 @@ def check_same_layout(returned: State, expected: State, what: str) -> None:
         raise ProblemError(
             f"{what} must keep the shape of z: it got {_describe(expected)}, returned {_describe(returned)}"
         )
+    if not all(part.is_floating_point() for part in got):
+        kinds = ", ".join(str(part.dtype).removeprefix("torch.") for part in got)
+        raise ProblemError(f"{what} must return floating-point tensors, as z is; it returned {kinds}")
     if [part.device for part in got] != [part.device for part in want]:
         raise ProblemError(
             f"{what} must stay on the device of z ({want[0].device}), but returned a tensor on {got[0].device}"

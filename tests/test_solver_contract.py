@@ -74,6 +74,9 @@ def test_starts_that_do_not_fit(z0: Any, x0: Any, message: str) -> None:
             id="nothing for tuple",
         ),
         pytest.param(
+            lambda z, x: (2 * z).long(), good_objective, Z, "cell must return floating-point .* int64", id="type"
+        ),
+        pytest.param(
             good_cell,
             lambda z, x: z.sum(),
             Z,
