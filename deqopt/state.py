@@ -90,7 +90,7 @@ def work_dtype(state: State) -> torch.dtype:
 
 
 def check_same_layout(returned: State, expected: State, what: str) -> None:
-    """Raise ProblemError unless ``returned`` is floating-point with the structure, shapes and device of ``expected``."""
+    """Raise ProblemError unless ``returned`` is floating-point, with structure, shapes and device of ``expected``."""
     parts = (returned,) if isinstance(returned, Tensor) else returned
     known = isinstance(parts, (tuple, list)) and all(isinstance(part, Tensor) for part in parts)
     if not known or isinstance(returned, Tensor) != isinstance(expected, Tensor):
