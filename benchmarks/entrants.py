@@ -160,10 +160,7 @@ def of_attack(radius: float, effort: Effort) -> list[Entrant | Missing]:
 
 def joint(name: str, make: Callable[[float, int], JointSolver], steps: Sequence[float], effort: Effort) -> Entrant:
     """A joint solver of deqopt: every budget is a solve of its own, with the step chosen for it."""
-    candidates: dict[str, Competitor] = {
-        f"step {step:g}": SolverAtBudgets(partial(make, step)) for step in steps[: effort.settings]
-    }
-    return Entrant(name, Side.OURS, candidates, effort.budgets, Choice.EACH)
+    return Entrant(name, Side.OURS, _by_step(make, steps, effort), effort.budgets, Choice.EACH)
 
 
 def bilevel(
@@ -183,10 +180,7 @@ def bilevel(
         budget = 1 + (moves + 1) * (evaluations + 2)
         return Bilevel(max_nfe=budget, tol=0.0, descent=descent(step), inner=inner, warm=warm)
 
-    candidates: dict[str, Competitor] = {
-        f"step {step:g}": SolverAtBudgets(partial(make, step)) for step in steps[: effort.settings]
-    }
-    return Entrant(name, Side.BASELINE, candidates, labels, choice)
+    return Entrant(name, Side.BASELINE, _by_step(make, steps, effort), labels, choice)
 
 
 def peer(
@@ -219,3 +213,10 @@ def published(
         for early, late in steps[: effort.settings]
     }
     return Entrant("JIIO as published", Side.PEER, candidates, (iterations // 2, iterations), Choice.LAST)
+
+
+def _by_step(
+    make: Callable[[float, int], JointSolver], steps: Sequence[float], effort: Effort
+) -> dict[str, Competitor]:
+    """A solver with each of the steps that may be chosen."""
+    return {f"step {step:g}": SolverAtBudgets(partial(make, step)) for step in steps[: effort.settings]}
