@@ -117,6 +117,60 @@ class LinfBall(Ball):
 
 
 @dataclass(frozen=True)
+class L2BallInBox(FeasibleSet):
+    """``|x|_2 <= radius`` and ``low <= x <= high`` a sample, where ``low <= 0 <= high``: a ball of perturbations that
+    keeps pixels valid.
+
+    The nearest point is ``clip(t x, low, high)`` with the largest t in [0, 1] that leaves it in the ball: shrinking is
+    what the ball's multiplier does, and clipping what the box's does. t is found exactly: starting where nothing is
+    clipped, ``t = (radius^2 - sum of squares of the clipped) / (sum of squares of the others)``, under the root, only
+    grows, and what is clipped stays clipped.
+
+    Args:
+        radius: not negative.
+        low, high: numbers, or tensors that broadcast to x.
+
+    Raises:
+        ProblemError: a negative radius, or a box without the origin.
+    """
+
+    radius: float
+    low: float | Tensor
+    high: float | Tensor
+
+    def __post_init__(self) -> None:
+        if not self.radius >= 0:
+            raise ProblemError(f"{type(self).__name__}: radius must be 0 or larger, got {self.radius}")
+        if bool((torch.as_tensor(self.low) > 0).any()) or bool((torch.as_tensor(self.high) < 0).any()):
+            raise ProblemError(f"{type(self).__name__}: the box must hold the origin: low must be <= 0 and high >= 0")
+
+    def project(self, x: Tensor) -> Tensor:
+        low, high = (torch.broadcast_to(_like(bound, x), x.shape).flatten(1) for bound in (self.low, self.high))
+        v = x.flatten(1)
+        clipped = torch.minimum(torch.maximum(v, low), high)
+        too_long = clipped.norm(dim=1, keepdim=True) > self.radius
+        if not bool(too_long.any()):
+            return clipped.reshape(x.shape)
+        tiny = torch.finfo(v.dtype).tiny ** 0.5
+        t = torch.zeros_like(v[:, :1])
+        while True:
+            scaled = t * v
+            bound = torch.where(v > 0, high, low)
+            beyond = (scaled - bound) * v.sign() > 0
+            left = self.radius**2 - (bound * beyond).square().sum(1, keepdim=True)
+            free = (v * ~beyond).norm(dim=1, keepdim=True).clamp_min(tiny)
+            longer = (left.clamp_min(0).sqrt() / free).clamp_max(1.0)
+            if not bool((longer > t * (1 + 4 * torch.finfo(v.dtype).eps)).any()):
+                break
+            t = torch.maximum(t, longer)
+        inside = torch.minimum(torch.maximum(t * v, low), high)
+        return torch.where(too_long, inside, clipped).reshape(x.shape)
+
+    def pick(self, keep: Tensor, dim: int) -> FeasibleSet:
+        return L2BallInBox(self.radius, _picked(self.low, keep, dim), _picked(self.high, keep, dim))
+
+
+@dataclass(frozen=True)
 class Intersection(FeasibleSet):
     """The points that lie in all of several sets, projected by Dykstra's algorithm.
 

@@ -219,8 +219,8 @@ def iterate(
         memory: what the step remembers; told when rows leave or start again.
         w: the start, (B, width).
         record: keep a :class:`Trace`.
-        visits: how many of the points that were evaluated to keep, drawn at random (reservoir sampling); a row that
-            has left the batch is kept at its best point.
+        visits: how many of the points that were evaluated to keep, drawn at random (reservoir sampling) from all but the
+            start, which is a guess and often singular; a row that has left the batch is kept at its best point.
     """
     everyone = rows = _Rows.at(w, settings.restarts)
     places = torch.arange(len(w), device=w.device)
@@ -235,8 +235,8 @@ def iterate(
         if record:
             now = (evaluation.objective, evaluation.residual)
             history.append(_spread(now, places, history[-1]) if compacted else now)
-        if visits:
-            slot = k if k < visits else int(torch.randint(k + 1, ()))
+        if visits and k:
+            slot = k - 1 if k <= visits else int(torch.randint(k, ()))
             if slot < visits:
                 point = torch.where(sane[:, None], rows.w, rows.best).detach()
                 reservoir[slot : slot + 1] = [everyone.best.detach().index_copy(0, places, point)]

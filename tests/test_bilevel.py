@@ -54,7 +54,7 @@ def path_of(solver: Bilevel, feasible: FeasibleSet | None = None) -> list[Tensor
     """The inputs that were evaluated, in order, with all their neighbours."""
     case = linear(feasible=feasible)
     found = solver.solve(case.problem, case.z0, case.x0, visits=1000)
-    return [x for _, x in found.visited]
+    return [case.x0, *(x for _, x in found.visited)]
 
 
 # -- descents ---------------------------------------------------------------------------------------------------------
@@ -350,4 +350,4 @@ def test_evaluations_are_typed_for_those_who_write_descents() -> None:
     case = linear()
     solver = Bilevel(max_nfe=100, tol=0, descent=Halving(), inner=EXACT)
     path = [x for _, x in solver.solve(case.problem, case.z0, case.x0 + 1, visits=100).visited]
-    assert torch.allclose(path[3], torch.full_like(path[3], 0.25))
+    assert torch.allclose(path[2], torch.full_like(path[2], 0.25))

@@ -185,8 +185,8 @@ def test_the_joint_solver_takes_a_damping_a_block() -> None:
     assert case.truth is not None
     for one in (found, same):
         assert one.converged.all() and torch.allclose(one.x, case.truth.x, atol=1e-7)
-    first = JointBroyden(max_nfe=2, tol=0, damping=shares, memory=1).solve(case.problem, case.z0, case.x0, visits=2)
-    z, x = first.visited[1]
+    first = JointBroyden(max_nfe=2, tol=0, damping=shares, memory=1).solve(case.problem, case.z0, case.x0, visits=1)
+    z, x = first.visited[0]
     start = case.problem.evaluate(case.z0, case.x0, zeros(range(5), STATE))
     assert torch.allclose(z, start.f) and torch.allclose(x, -0.5 * 0.1 * start.g_x)  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deqopt.errors import ProblemError
-from deqopt.feasible import Box, Everywhere, FeasibleSet, Intersection, L2Ball, LinfBall
+from deqopt.feasible import Box, Everywhere, FeasibleSet, Intersection, L2Ball, L2BallInBox, LinfBall
 
 SAMPLES, SHAPE = 7, (2, 3)
 
@@ -30,6 +30,9 @@ SETS: dict[str, Callable[[Any], FeasibleSet]] = {
     "linf": lambda rows: LinfBall(0.4),
     "linf_point": lambda rows: LinfBall(0.0, centres()[rows]),
     "linf_centres": lambda rows: LinfBall(0.4, centres()[rows]),
+    "l2_in_box": lambda rows: L2BallInBox(1.2, -0.4, 0.9),
+    "l2_in_boxes": lambda rows: L2BallInBox(1.2, -centres()[rows].abs() / 4, centres()[rows].abs() / 3),
+    "l2_point_in_box": lambda rows: L2BallInBox(0.0, -0.4, 0.9),
     "ball_and_box": lambda rows: Intersection((L2Ball(1.2), Box(-0.4, 0.9))),
     "centred_ball_and_box": lambda rows: Intersection((L2Ball(1.6, centres()[rows]), Box(-1.5, 1.5))),
     "two_balls": lambda rows: Intersection((L2Ball(1.0), L2Ball(1.0, torch.full(SHAPE, 0.5)))),
@@ -130,6 +133,17 @@ def test_intersection_of_two_known_sets() -> None:
     assert torch.allclose(both.project(x), nearest, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_ball_in_a_box_is_their_intersection(scale: float) -> None:
+    """What Dykstra's algorithm finds slowly."""
+    low, high = -centres()[ALL].abs() / 4, centres()[ALL].abs() / 3
+    x = points(scale)
+    found = L2BallInBox(0.8, low, high).project(x)
+    dykstra = Intersection((L2Ball(0.8), Box(low, high)), sweeps=20_000, tol=1e-13).project(x)
+    assert torch.allclose(found, dykstra, atol=1e-7 * max(1, scale))
+    assert (found.flatten(1).norm(dim=1) <= 0.8 + 1e-14).all() and (found >= low).all() and (found <= high).all()
+
+
 def test_dykstra_is_not_alternating_projection() -> None:
     """Where alternating projections end at another point of the intersection."""
     sets = (L2Ball(1.0), Box(torch.tensor([0.2, -9.0]), 9.0))
@@ -150,6 +164,9 @@ def test_dykstra_is_not_alternating_projection() -> None:
         (lambda: L2Ball(float("nan")), "L2Ball: radius must be 0 or larger, got nan"),
         (lambda: Box(1.0, 0.0), "Box is empty: low must not be above high"),
         (lambda: Box(torch.zeros(3), torch.tensor([1.0, -1.0, 1.0])), "Box is empty"),
+        (lambda: L2BallInBox(-1.0, -1.0, 1.0), "L2BallInBox: radius must be 0 or larger, got -1.0"),
+        (lambda: L2BallInBox(1.0, 0.1, 1.0), "L2BallInBox: the box must hold the origin"),
+        (lambda: L2BallInBox(1.0, -1.0, torch.tensor([1.0, -0.1])), "low must be <= 0 and high >= 0"),
         (lambda: Intersection(()), "Intersection needs at least one set"),
         (lambda: Intersection((L2Ball(1.0), Box(2.0, 3.0))).project(torch.ones(2, 3)), "no point in common"),
         (

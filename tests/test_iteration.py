@@ -111,14 +111,14 @@ def test_best_iterate_and_status(
 def test_visits_are_points_of_the_trajectory(count: int) -> None:
     outcome = play(Script.of([[1.0] * 20], [[1.0] * 20]), visits=count)
     numbers = outcome.visited[:, 0, 1].tolist()
-    assert len(numbers) == min(count, 20) == len(set(numbers))
-    assert set(numbers) <= set(range(20))
+    assert len(numbers) == min(count, 19) == len(set(numbers))
+    assert set(numbers) <= set(range(1, 20)), "all but the start"
 
 
 def test_visits_are_spread_evenly() -> None:
     counts = torch.zeros(10)
     for _ in range(600):
-        counts[int(play(Script.of([[1.0] * 10], [[1.0] * 10]), visits=1).visited[0, 0, 1])] += 1
+        counts[int(play(Script.of([[1.0] * 11], [[1.0] * 11]), visits=1).visited[0, 0, 1]) - 1] += 1
     expected, deviation = 60, (600 * 0.1 * 0.9) ** 0.5
     assert (counts - expected).abs().max() < 4.5 * deviation
 
@@ -145,8 +145,8 @@ def test_visits_of_a_lost_sample_stay_finite(end: float) -> None:
     settings = LoopSettings(max_nfe=9, tol=0, restarts=0)
     outcome = iterate(Heights(), step, Memory(start), start, settings, visits=9)
     assert outcome.status.tolist() == [Status.OUT_OF_BUDGET, Status.DIVERGED]
-    assert outcome.visited[:, 0, 0].tolist() == list(range(1, 10))
-    assert outcome.visited[:, 1, 0].tolist() == [1, 2, 3, 4, 1, 1, 1, 1, 1]
+    assert outcome.visited[:, 0, 0].tolist() == list(range(2, 10))
+    assert outcome.visited[:, 1, 0].tolist() == [2, 3, 4, 1, 1, 1, 1, 1]
 
 
 # -- compaction -------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_visits_under_compaction_keep_every_sample_in_its_place() -> None:
     assert (outcome.visited[:, :, 0] == torch.arange(8.0)).all()
     for i in range(8):
         end = int(outcome.nfe[i])
-        expected = [min(k, end - 1) for k in range(12)]
+        expected = [min(k, end - 1) for k in range(1, 12)]
         assert outcome.visited[:, i, 1].tolist() == expected, "then its best point, where it converged"
 
 

@@ -2,5 +2,6 @@
 
 from deqopt.regularizers.base import Regularizer
 from deqopt.regularizers.jacobian import JacobianPenalty
+from deqopt.regularizers.spectral import SpectralPenalty
 
-__all__ = ["JacobianPenalty", "Regularizer"]
+__all__ = ["JacobianPenalty", "Regularizer", "SpectralPenalty"]
