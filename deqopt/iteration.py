@@ -219,8 +219,8 @@ def iterate(
         memory: what the step remembers; told when rows leave or start again.
         w: the start, (B, width).
         record: keep a :class:`Trace`.
-        visits: how many of the points that were evaluated to keep, drawn at random (reservoir sampling) from all but the
-            start, which is a guess and often singular; a row that has left the batch is kept at its best point.
+        visits: how many of the points that were evaluated to keep, drawn at random (reservoir sampling) from all but
+            the start, which is a guess and often singular; a row that has left the batch is kept at its best point.
     """
     everyone = rows = _Rows.at(w, settings.restarts)
     places = torch.arange(len(w), device=w.device)

@@ -84,7 +84,7 @@ def test_training_on_the_penalty_makes_a_cell_contract() -> None:
 def test_a_sample_is_penalised_alone() -> None:
     case = tanh()
     found = JointAnderson(max_nfe=15).solve(case.problem, case.z0, case.x0)
-    louder = replace(found, mu=tuple(tensors_of(found.mu))[0] * torch.logspace(-3, 3, len(case.x0))[:, None])
+    louder = replace(found, mu=next(iter(tensors_of(found.mu))) * torch.logspace(-3, 3, len(case.x0))[:, None])
     values = [SpectralPenalty().penalty(case.problem, at) for at in (found, louder)]
     assert torch.allclose(*values), "the length of the multiplier does not count"
 

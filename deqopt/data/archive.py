@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from deqopt.data.source import ImageSource
+from deqopt.data.array import ImageArray
 from deqopt.data.splits import Splits, split_groups
 from deqopt.errors import DataError
 
 SHAPES = "(N, H, W), (N, H, W, 1) or (N, H, W, 3)"
 
 
-class ImageArchive(ImageSource):
+class ImageArchive(ImageArray):
     """The images of an `.npz` file, in memory; cut to the central square and resized on access.
 
     Args:
@@ -40,37 +41,39 @@ class ImageArchive(ImageSource):
         key: str = "images",
         groups: str | None = None,
     ) -> None:
-        super().__init__(str(path), size=size, channels=channels)
-        self._stem = Path(path).stem
-        arrays = _read(Path(path), [key] if groups is None else [key, groups])
-        self._images = _checked_images(arrays[key], f"'{key}' of {path}")
+        arrays = read_arrays(Path(path), [key] if groups is None else [key, groups])
+        images = checked_images(arrays[key], f"'{key}' of {path}")
+        super().__init__(str(path), images, f"{Path(path).stem}_", size=size, channels=channels)
         self._groups = None if groups is None else arrays[groups]
         if self._groups is not None:
-            _check_groups(self._groups, len(self), f"'{groups}' of {path}")
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def name(self, index: int) -> str:
-        return f"{self._stem}_{index:04d}"
-
-    def pixels(self, index: int) -> NDArray[Any]:
-        pixels: NDArray[Any] = self._images[index]
-        return pixels
+            check_integers(self._groups, len(self), f"'{groups}' of {path}")
 
     def splits(self, seed: int) -> Splits:
         """80, 10 and 10 percent of the images or, with `groups`, of the groups, drawn by `seed` alone."""
         return super().splits(seed) if self._groups is None else split_groups(self._groups, seed, self.where)
 
 
-def _read(path: Path, keys: list[str]) -> dict[str, NDArray[Any]]:
+class _PickledArrayError(DataError):
+    """An array of Python objects."""
+
+
+def read_arrays(path: Path, keys: list[str], optional: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+    """Arrays of an `.npz` file by name; of the optional ones those that are there and need no pickle.
+
+    Raises:
+        DataError: no such file, another file, an array that is missing, damaged or holds Python objects.
+    """
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise DataError(f"{path} is not an .npz file: it should be written by np.savez, with '{keys[0]}'")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                return {key: _array(archive, key, path) for key in keys}
+                arrays = {key: _array(archive, key, path) for key in keys}
+                for key in set(optional).intersection(archive.files):
+                    with suppress(_PickledArrayError):
+                        arrays[key] = _array(archive, key, path)
+                return arrays
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path} cannot be read ({reason}): it should be an .npz file with '{keys[0]}'") from error
@@ -85,11 +88,17 @@ def _array(archive: NpzFile, key: str, path: Path) -> NDArray[Any]:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         where = f"'{key}' of {path}"
         if "Object arrays" in str(error):
-            raise DataError(f"{where} holds Python objects, which are never loaded: save plain numbers") from error
+            message = f"{where} holds Python objects, which are never loaded: save plain numbers"
+            raise _PickledArrayError(message) from error
         raise DataError(f"{where} is damaged ({error}): write the file anew with np.savez") from error
 
 
-def _checked_images(images: NDArray[Any], where: str) -> NDArray[Any]:
+def checked_images(images: NDArray[Any], where: str) -> NDArray[Any]:
+    """Images (N, H, W[, 1 or 3]), N at least 1, as they are if uint8, as float32 if floats in [0, 1].
+
+    Raises:
+        DataError: anything else.
+    """
     if images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)) or 0 in images.shape[1:]:
         raise DataError(f"{where} has shape {images.shape}: it should be {SHAPES}")
     if len(images) == 0:
@@ -107,7 +116,8 @@ def _checked_images(images: NDArray[Any], where: str) -> NDArray[Any]:
     return images.astype(np.float32)
 
 
-def _check_groups(groups: NDArray[Any], images: int, where: str) -> None:
-    if groups.shape != (images,) or groups.dtype.kind not in "iu":
-        found = f"has shape {groups.shape} of {groups.dtype}"
+def check_integers(numbers: NDArray[Any], images: int, where: str) -> None:
+    """Refuse what is not (images,) of integers."""
+    if numbers.shape != (images,) or numbers.dtype.kind not in "iu":
+        found = f"has shape {numbers.shape} of {numbers.dtype}"
         raise DataError(f"{where} {found}: it should be ({images},) of integers, one for every image")

@@ -5,11 +5,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deqopt.data.source import ImageSource
+from deqopt.data.array import ImageArray
 
 
-class EmbeddedDigits(ImageSource):
+class EmbeddedDigits(ImageArray):
     """The 1797 handwritten digits of scikit-learn, 8x8 grey with 17 levels, in memory.
+
+    Attributes:
+        labels: (1797,) int64, the digit in each image.
 
     Args:
         size: height and width they are resized to, 16 by default.
@@ -19,15 +22,7 @@ class EmbeddedDigits(ImageSource):
     def __init__(self, size: int = 16, channels: int = 1) -> None:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
-        super().__init__("scikit-learn's digits", size=size, channels=channels)
-        self._images: NDArray[Any] = (load_digits().images / 16).astype(np.float32)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def name(self, index: int) -> str:
-        return f"digit_{index:04d}"
-
-    def pixels(self, index: int) -> NDArray[Any]:
-        pixels: NDArray[Any] = self._images[index]
-        return pixels
+        digits = load_digits()
+        images = (digits.images / 16).astype(np.float32)
+        super().__init__("scikit-learn's digits", images, "digit_", size=size, channels=channels)
+        self.labels: NDArray[Any] = digits.target.astype(np.int64)

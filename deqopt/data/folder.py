@@ -33,6 +33,10 @@ class ImageFolder(ImageSource):
     Each is cut to its central square and resized. Files are decoded when they are asked for: a truncated one
     is reported then, by name.
 
+    Attributes:
+        root: the folder.
+        paths: the files, in the order of the indices.
+
     Args:
         root: the folder.
         size: height and width of the images.
@@ -48,23 +52,33 @@ class ImageFolder(ImageSource):
         root = Path(root)
         if not root.is_dir():
             raise DataError(f"{root} is {'a file' if root.exists() else 'missing'}: it should be a folder of images")
-        self._paths = sorted(_image_files(root), key=lambda path: path.relative_to(root).as_posix())
-        if not self._paths:
+        self.root, self.paths = root, sorted(_image_files(root), key=lambda path: path.relative_to(root).as_posix())
+        if not self.paths:
             accepted = ", ".join(SUFFIXES)
             raise DataError(f"{root} and its subfolders hold no images: their names should end in one of {accepted}")
-        stems = [path.stem for path in self._paths]
+        stems = [path.stem for path in self.paths]
         unique = len({stem.casefold() for stem in stems}) == len(stems)
         self._names = stems if unique else [f"{i:06d}_{stem}" for i, stem in enumerate(stems)]
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def name(self, index: int) -> str:
         """The stem of the file; with its position before it if two files of the folder share a stem."""
         return self._names[index]
 
     def pixels(self, index: int) -> NDArray[Any]:
-        return read_pixels(self._paths[index])
+        return read_pixels(self.paths[index])
+
+
+def subfolders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, hidden ones left out, sorted.
+
+    Raises:
+        DataError: a folder that cannot be listed.
+    """
+    _, names, _ = next(os.walk(folder, onerror=_cannot_list))
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _image_files(root: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Pixels in and out: image files to arrays, arrays to tensors in [-1, 1], tensors to PNG files."""
+"""Pixels in and out: image files to arrays, arrays to tensors, tensors to PNG files."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,9 @@ def _deep_pixels(values: NDArray[np.float32], path: Path) -> NDArray[np.float32]
     return values / np.float32(65535)
 
 
-def to_tensor(pixels: NDArray[np.generic], *, size: int, channels: int, crop: int | None = None) -> Tensor:
+def to_tensor(
+    pixels: NDArray[np.generic], *, size: int, channels: int, crop: int | None = None, black: float = -1.0
+) -> Tensor:
     """Cut the central square, convert the channels and resize (bilinear, antialiased where it shrinks).
 
     Args:
@@ -64,20 +66,21 @@ def to_tensor(pixels: NDArray[np.generic], *, size: int, channels: int, crop: in
         size: height and width of the result.
         channels: 1 (colours become their luma) or 3 (grey is repeated).
         crop: side of the central square, at most min(H, W), which is also the default.
+        black: what 0 becomes, -1 (default) or 0; white becomes 1.
 
     Returns:
-        (channels, size, size), float32 in [-1, 1].
+        (channels, size, size), float32 in [black, 1].
     """
     height, width = pixels.shape[:2]
     side = min(height, width, crop or height)
     top, left = (height - side) // 2, (width - side) // 2
     square = torch.tensor(pixels[top : top + side, left : left + side]).reshape(side, side, -1).permute(2, 0, 1)
-    image = square.float() / (127.5 if square.dtype == torch.uint8 else 0.5) - 1
+    image = square.float() / (255 if square.dtype == torch.uint8 else 1) * (1 - black) + black
     if channels == 1 and len(image) == 3:
         image = torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
     if side != size:
         image = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True)[0]
-    return image.clamp(-1, 1).repeat(channels // len(image), 1, 1)
+    return image.clamp(black, 1).repeat(channels // len(image), 1, 1)
 
 
 def save_image(path: str | Path, image: Tensor) -> None:

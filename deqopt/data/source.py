@@ -1,7 +1,7 @@
 """What every source of images offers."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,25 @@ class ImageBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]
 
 
-class ImageSource(Dataset[ImageSample], ABC):
+SampleT = TypeVar("SampleT", covariant=True)
+
+
+class Source(Dataset[SampleT], ABC):
+    """Samples with names and fixed splits: what a data module serves."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """A name for output files, without suffix and unlike that of any other image of the source."""
+
+    @abstractmethod
+    def splits(self, seed: int) -> Splits:
+        """Train, val, test: fixed by `seed` alone, unless the source has official ones."""
+
+
+class ImageSource(Source[ImageSample]):
     """Square images in [-1, 1] with names and fixed splits.
 
     A new source says how many images it has (`__len__`), what they are called (`name`) and what their pixels
@@ -51,20 +69,16 @@ class ImageSource(Dataset[ImageSample], ABC):
         self.where, self.size, self.channels, self.crop = where, size, channels, crop
 
     @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """A name for output files, without suffix and unlike that of any other image of the source."""
-
-    @abstractmethod
     def pixels(self, index: int) -> NDArray[Any]:
         """The original image: (H, W), (H, W, 1) or (H, W, 3); uint8 or floats in [0, 1]."""
 
+    def tensor(self, index: int, black: float = -1.0) -> Tensor:
+        """The image, (channels, size, size), float32 in [black, 1]; `black` is -1 or 0."""
+        return to_tensor(self.pixels(index), size=self.size, channels=self.channels, crop=self.crop, black=black)
+
     def __getitem__(self, index: int) -> ImageSample:
         index = range(len(self))[index]
-        image = to_tensor(self.pixels(index), size=self.size, channels=self.channels, crop=self.crop)
-        return ImageSample(image, index)
+        return ImageSample(self.tensor(index), index)
 
     def splits(self, seed: int) -> Splits:
         """Train, val, test: 80, 10 and 10 percent drawn by `seed` alone, unless the source has official ones.

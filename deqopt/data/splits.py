@@ -1,11 +1,20 @@
 """Honest splits: fixed by a seed, disjoint, and with no group in two of them."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deqopt.errors import DataError
+
+
+class Part(Enum):
+    """A part of a data set; the value is what its folder or file is called."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -28,17 +37,35 @@ def split_groups(groups: NDArray[np.integer], seed: int, where: str) -> Splits:
     Raises:
         DataError: fewer than three groups, or a seed out of range.
     """
-    if not 0 <= seed < 2**32:
-        raise DataError(f"cannot split {where} with seed {seed}: it should be 0 to {2**32 - 1}")
     labels, membership = np.unique(groups, return_inverse=True)
     if len(labels) < 3:
         kind = "image(s)" if len(labels) == len(groups) else "group(s)"
         needed = "at least 3 are needed, one each to train, validate and test"
         raise DataError(f"cannot split {where}: it has {len(labels)} {kind}, {needed}")
-    # RandomState is the one generator whose stream NumPy promises never to change.
-    order = np.random.RandomState(seed).permutation(len(labels))
+    order = _shuffled(len(labels), seed, where)
     tenth = max(1, len(labels) // 10)
     part = np.empty(len(labels), int)
     part[order[:tenth]], part[order[tenth : 2 * tenth]], part[order[2 * tenth :]] = 1, 2, 0
     train, val, test = (np.flatnonzero(part[membership] == k).tolist() for k in range(3))
     return Splits(train, val, test)
+
+
+def hold_out(indices: list[int], seed: int, where: str) -> tuple[list[int], list[int]]:
+    """Hold a tenth of some ascending indices (at least one) out for val; the rest is train, which comes first.
+
+    Raises:
+        DataError: fewer than two indices, or a seed out of range.
+    """
+    if len(indices) < 2:
+        raise DataError(f"cannot split {where}: it has {len(indices)} image(s) to train on, at least 2 are needed")
+    order = _shuffled(len(indices), seed, where)
+    held = set(order[: max(1, len(indices) // 10)].tolist())
+    train, val = ([index for i, index in enumerate(indices) if (i in held) == kept] for kept in (False, True))
+    return train, val
+
+
+def _shuffled(count: int, seed: int, where: str) -> NDArray[np.integer]:
+    if not 0 <= seed < 2**32:
+        raise DataError(f"cannot split {where} with seed {seed}: it should be 0 to {2**32 - 1}")
+    # RandomState is the one generator whose stream NumPy promises never to change.
+    return np.random.RandomState(seed).permutation(count)

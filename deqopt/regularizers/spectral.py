@@ -19,11 +19,11 @@ from deqopt.state import leaf, tensors_of, zero_where
 class SpectralPenalty(Regularizer):
     """``|(d_z f)^T u|^2`` for the unit vector u in which the multiplier's iteration grows most, a sample.
 
-    ``mu <- d_z J + (d_z f)^T mu`` is a power iteration already: its growing part turns mu to the dominant direction. So u
-    is the multiplier of the solve after ``products`` more products with ``(d_z f)^T``, and the penalty tends to the
-    square of the spectral radius. :class:`JacobianPenalty` averages over all directions and hardly sees the few, in a
-    classifier those of the classes, whose gain is above 1. Miyato et al. (Spectral normalization, 2018) keep a power
-    iteration across training steps for the weights; here the solve brings it along.
+    ``mu <- d_z J + (d_z f)^T mu`` is a power iteration already: its growing part turns mu to the dominant direction.
+    So u is the multiplier of the solve after ``products`` more products with ``(d_z f)^T``, and the penalty tends to
+    the square of the spectral radius. :class:`JacobianPenalty` averages over all directions and hardly sees the few,
+    in a classifier those of the classes, whose gain is above 1. Miyato et al. (Spectral normalization, 2018) keep a
+    power iteration across training steps for the weights; here the solve brings it along.
 
     Args:
         weight: of the penalty in the loss.
