@@ -1,0 +1,97 @@
+"""Labelled images in the layouts of torchvision: CIFAR-10, CIFAR-100 and MNIST."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deqopt.data.array import ImageArray
+from deqopt.data.labelled.source import LabelledSource
+from deqopt.data.official import OfficialParts
+from deqopt.data.source import ImageSource
+from deqopt.data.splits import Part
+from deqopt.errors import DataError
+
+
+class Download(Enum):
+    """A data set that torchvision can fetch; the value is the folder, below the root, in which it keeps it."""
+
+    CIFAR10 = "cifar-10-batches-py"
+    CIFAR100 = "cifar-100-python"
+    MNIST = "MNIST/raw"
+
+
+def open_published(
+    which: Download, root: Path, *, size: int, channels: int, classes: int, download: bool
+) -> LabelledSource:
+    """A data set as torchvision keeps it in `root`; its official test split is the test split.
+
+    Args:
+        download: fetch what is missing and unpack what is packed, into `root`; what is there stays.
+
+    Raises:
+        DataError: files that are missing, packed or damaged; a failed download.
+    """
+    datasets = _read(which, root, download)
+    labels = np.concatenate([np.asarray(dataset.targets, np.int64) for dataset in datasets.values()])
+    names = [name.split(" - ")[0] for name in datasets[Part.TRAIN].classes]
+    return LabelledSource(_images(datasets, which, root, size, channels), labels, names, classes=classes)
+
+
+def published_images(which: Download, root: Path, *, size: int, channels: int, download: bool) -> ImageSource:
+    """The images of a data set as torchvision keeps it in `root`.
+
+    Raises:
+        DataError: files that are missing, packed or damaged; a failed download.
+    """
+    return _images(_read(which, root, download), which, root, size, channels)
+
+
+def published_in(root: Path) -> Download | None:
+    """Which of the data sets `root` holds, if any.
+
+    Raises:
+        DataError: more than one, or `root` is the inside of one.
+    """
+    found = [which for which in Download if (root / which.value).is_dir()]
+    if len(found) > 1:
+        names = " and ".join(which.name for which in found)
+        raise DataError(f"{root} holds {names}: set download to the one to use; what is there is not fetched again")
+    here = root.resolve()
+    for which in Download:
+        for holder in here.parents[:2]:
+            inside = holder / which.value
+            if here in (inside, inside.parent) and inside.is_dir():
+                right = f"root should be the folder that holds it, {holder}"
+                raise DataError(f"{root} is the inside of {which.name}: {right}")
+    return found[0] if found else None
+
+
+def _read(which: Download, root: Path, download: bool) -> dict[Part, Any]:
+    from torchvision import datasets  # type: ignore[import-untyped]
+
+    dataset, folder = getattr(datasets, which.name), root / which.value
+    packed = [path.name for path in folder.glob("*.gz") if not path.with_suffix("").exists()]
+    if packed and not download:
+        advice = f"set download to {which.name}, which checks and unpacks them there, or unpack them by hand"
+        raise DataError(f"{folder} holds {', '.join(sorted(packed))}, not unpacked: {advice}")
+    try:
+        return {
+            part: dataset(str(root), train=part is Part.TRAIN, download=download) for part in (Part.TRAIN, Part.TEST)
+        }
+    except Exception as error:  # torchvision's own errors, assertions, those of pickle and of the network
+        reason = " ".join(str(error).split()) or type(error).__name__
+        asked = f"set download to {which.name}, which fetches what is missing"
+        advice = f"delete damaged files in {folder} and {'fetch missing ones by hand' if download else asked}"
+        done = "fetched and read" if download else "read"
+        raise DataError(f"{which.name} in {root} cannot be {done} ({reason}): {advice}") from error
+
+
+def _images(datasets: dict[Part, Any], which: Download, root: Path, size: int, channels: int) -> ImageSource:
+    where = f"{which.name} in {root}"
+    parts: dict[Part, ImageSource] = {
+        part: ImageArray(where, np.asarray(dataset.data), "", size=size, channels=channels)
+        for part, dataset in datasets.items()
+    }
+    return OfficialParts(where, parts)

@@ -1,0 +1,53 @@
+"""Images whose split into train and test is official."""
+
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any
+
+from numpy.typing import NDArray
+
+from deqopt.data.source import ImageSource
+from deqopt.data.splits import Part, Splits, hold_out
+
+
+class OfficialParts(ImageSource):
+    """Several sources as one: a data set that comes as train and test, and perhaps val.
+
+    Args:
+        where: what the images are read from, for messages.
+        parts: the source of every part, in the order of the indices; all of one size and number of channels.
+    """
+
+    def __init__(self, where: str, parts: Mapping[Part, ImageSource]) -> None:
+        first = next(iter(parts.values()))
+        super().__init__(where, size=first.size, channels=first.channels)
+        ends = list(accumulate(len(source) for source in parts.values()))
+        self._parts = {
+            part: (range(end - len(source), end), source)
+            for (part, source), end in zip(parts.items(), ends, strict=True)
+        }
+
+    def __len__(self) -> int:
+        return sum(len(source) for _, source in self._parts.values())
+
+    def name(self, index: int) -> str:
+        """The name in its part, with the name of the part before it."""
+        part, source, position = self._find(index)
+        return f"{part.value}_{source.name(position)}"
+
+    def pixels(self, index: int) -> NDArray[Any]:
+        _, source, position = self._find(index)
+        return source.pixels(position)
+
+    def splits(self, seed: int) -> Splits:
+        """The official parts. Without an official val, a tenth of train is held out for it, drawn by `seed` alone."""
+        indices = {part: list(members) for part, (members, _) in self._parts.items()}
+        if Part.VAL in indices:
+            return Splits(indices[Part.TRAIN], indices[Part.VAL], indices[Part.TEST])
+        return Splits(*hold_out(indices[Part.TRAIN], seed, self.where), indices[Part.TEST])
+
+    def _find(self, index: int) -> tuple[Part, ImageSource, int]:
+        for part, (members, source) in self._parts.items():
+            if index in members:
+                return part, source, index - members.start
+        raise IndexError(f"{index} is not one of the {len(self)} images of {self.where}")
