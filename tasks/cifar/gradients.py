@@ -1,0 +1,167 @@
+"""The classifier as an attacker sees it: exactly solved logits, and their gradient in the image, two ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
+
+from deqopt.fixed_point import Anderson, FixedPoint, FixedPointSolver
+from deqopt.iteration import Status
+from deqopt.problem import JointProblem, pull_back
+from deqopt.solvers.exact import solve_multiplier
+from deqopt.state import State, leaf, state_of, tensors_of
+
+from .classifier import Classifier
+
+
+class GradientBy(Enum):
+    """How the logits' gradient reaches the image. Their values are the same."""
+
+    IMPLICIT = "implicit"
+    """``u = v + (d_z f)^T u`` is solved: the gradient of the equilibrium. v is the cotangent of z."""
+    UNROLLED = "unrolled"
+    """That of plain updates of z from zero, with the cotangent v taken at the exact equilibrium."""
+
+
+@dataclass
+class Tally:
+    """How many samples were solved for, and how many of these solves did not reach their tolerance."""
+
+    total: int = 0
+    unreached: int = 0
+
+    def add(self, solved: FixedPoint) -> None:
+        self.total += len(solved.status)
+        self.unreached += int((solved.status != Status.CONVERGED).sum())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes (B,) that have the largest logits, and whether the equilibrium was reached, (B,)."""
+
+    label: Tensor
+    reached: Tensor
+
+
+class ExactClassifier(nn.Module):
+    """Images (B, channels, H, W) in [0, 1] to logits (B, classes) at ``z = f(z, image)``, differentiable in the image.
+
+    The gradient is computed when it is asked for and goes to the image alone: parameters get none, and it cannot be
+    differentiated again. Without a gradient of the image nothing is kept. Of an unrolled network both ways give
+    its plain gradient.
+
+    Args:
+        classifier: shared, not copied.
+        gradient: how the gradient is computed.
+        steps: plain updates that UNROLLED differentiates.
+        solver: for z and for u; by default Anderson mixing with 100 evaluations and a tolerance of 1e-5.
+
+    Attributes:
+        gradients: a tally of the solves for u so far.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        gradient: GradientBy = GradientBy.IMPLICIT,
+        steps: int = 20,
+        solver: FixedPointSolver | None = None,
+    ) -> None:
+        super().__init__()
+        self.classifier, self.gradient, self.steps = classifier, gradient, steps
+        self.solver = solver or Anderson(max_nfe=100, tol=1e-5)
+        self.gradients = Tally()
+
+    def by(self, gradient: GradientBy) -> ExactClassifier:
+        """The same classifier with another gradient; both keep one tally."""
+        other = ExactClassifier(self.classifier, gradient, self.steps, self.solver)
+        other.gradients, other.training = self.gradients, self.training
+        return other
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = next(self.parameters())
+        logits: Tensor = _Logits.apply(images.to(weight.dtype), self)
+        return logits.to(images.dtype)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Prediction:
+        """Classes of the images, and whether their equilibrium was reached."""
+        images = images.to(next(self.parameters()).dtype)
+        with cached_weights(self):
+            solved = self.solve(images)
+            logits = self.classifier.logits(tensors_of(solved.z))
+        return Prediction(logits.argmax(1), solved.status == Status.CONVERGED)
+
+    def solve(self, images: Tensor) -> FixedPoint:
+        """``z = f(z, image)`` from zero; without a gradient."""
+        return self.solver.solve(self._f, self.classifier.start(images), images)
+
+    def image_gradient(self, images: Tensor, z: State, cotangent: Tensor) -> Tensor:
+        """The gradient of ``<cotangent, logits>`` in the images, where z, (B, ...) each, is their equilibrium."""
+        with cached_weights(self):
+            if self.gradient is GradientBy.UNROLLED:
+                return self._unrolled(images, z, cotangent)
+            return self._implicit(images, z, cotangent)
+
+    def _implicit(self, images: Tensor, z: State, cotangent: Tensor) -> Tensor:
+        """With ``J = <cotangent, logits(z)>`` u is the multiplier, and what is asked for is the Lagrangian's g_x."""
+        problem = JointProblem(self._f, lambda z, _: (self.classifier.logits(z) * cotangent).sum(1))
+        start = state_of((torch.zeros_like(part) for part in tensors_of(z)), z)
+        u = solve_multiplier(problem, z, images, start, self.solver)
+        self.gradients.add(u)
+        return problem.evaluate(z, images, u.z).g_x
+
+    def _unrolled(self, images: Tensor, z: State, cotangent: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = leaf(z)
+            v = pull_back([self.classifier.logits(tensors_of(at))], tensors_of(at), [cotangent])
+            images = images.detach().requires_grad_()
+            state: State = self.classifier.start(images)
+            for _ in range(self.steps if self.classifier.unroll is None else 1):
+                state = self._f(state, images)
+            (gradient,) = pull_back(tensors_of(state), [images], v)
+        return gradient
+
+    def _f(self, z: State, images: Tensor) -> State:
+        return self.classifier.f(tensors_of(z), images)
+
+
+class _Logits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, model: ExactClassifier) -> Tensor:
+        with cached_weights(model):
+            z = model.solve(images).z
+            logits = model.classifier.logits(tensors_of(z))
+        ctx.model = model
+        ctx.save_for_backward(images, *tensors_of(z))
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        images, *z = ctx.saved_tensors
+        return ctx.model.image_gradient(images, tuple(z), cotangent), None
+
+
+@contextmanager
+def cached_weights(module: nn.Module) -> Iterator[None]:
+    """Parametrised weights are computed once within.
+
+    All of them at once and with a graph: the cache may be shared with a training step further out, which would get no
+    gradient through a weight that was first asked for under ``no_grad``.
+    """
+    with parametrize.cached():
+        with torch.enable_grad():
+            for part in module.modules():
+                if parametrize.is_parametrized(part):
+                    for name in part.parametrizations:  # type: ignore[union-attr]
+                        getattr(part, name)
+        yield

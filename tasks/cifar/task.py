@@ -1,0 +1,280 @@
+"""The task `cifar`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from deqopt import Equilibrium, JointProblem, Task
+from deqopt.data import (
+    Download,
+    LabelledBatch,
+    LabelledDataModule,
+    LabelledSource,
+    open_labelled,
+    open_unlabelled,
+    save_image,
+)
+from deqopt.errors import DataError, ProblemError
+from deqopt.figures import image_rows
+from deqopt.iteration import Norm
+from deqopt.state import State, tensors_of
+
+from .catalogue import AttackName, attacks_named
+from .classifier import Branches, Classifier
+from .clean import CleanAccuracy
+from .gradients import ExactClassifier
+from .losses import Adversarial, TrainingLoss
+from .robustness import RobustnessReport
+from .threat import Threat
+
+SWEPT = ("pgd", "secant_tracking")
+
+
+class Cifar(Task):
+    """Trains an equilibrium classifier at the worst perturbation of every image, found while the image is classified.
+
+    For an image y in [0, 1] with a label, a perturbation x is sought with ``max_x loss(head(z))``, ``z = f(z, y + x)``,
+    ``|x| <= radius`` and ``0 <= y + x <= 1``. theta minimises the same loss, so that its gradient is the envelope's.
+
+    Training with ``--solver Bilevel`` is PGD adversarial training, ``--task.loss Clean`` is training without attacks,
+    and ``--task.unroll 8`` puts a weight-tied feed-forward network of the same size in the place of the equilibrium.
+
+    Args:
+        root: a folder with MNIST, CIFAR-10 or CIFAR-100 as torchvision lays them out, with ``train.npz`` and
+            ``test.npz``, or with one subfolder of images a class; or an ``.npz`` with ``images`` and ``labels``;
+            without it scikit-learn's digits.
+        download: which data set torchvision is to download (or to unpack) into ``root``.
+        classes: of the data.
+        size: images are cropped to squares and resized to this height and width.
+        image_channels: 1 or 3.
+        batch_size: images a batch and device.
+        workers: processes that load images; 0 loads them in the main process.
+        split_seed: fixes which images validate (and test, where the data does not say which).
+        shift: training images are moved at random by up to this many pixels.
+        flip: training images are mirrored at random.
+        widths: channels of the cell's branches, finest first.
+        resolution: of the finest branch; divides ``size``. By default half of ``size``.
+        unroll: how often the cell is applied, where the network is not to be solved for its equilibrium.
+        norm: of the perturbation, L2 or LINF.
+        radius: the largest norm of a perturbation, in pixel values from 0 to 1.
+        loss: ``Adversarial`` (the default), ``Clean`` or ``Trades``. Evaluation is under attack whatever the loss.
+        attacks: that ``test`` runs beside the solver of the training, by names of :class:`AttackName`. All but SOLVERS
+            need the extra ``adversarial``.
+        attack_images: the most test images that they attack, in all.
+        radii: at which ``test`` sweeps PGD and secant tracking; by default 0, 1/2, 1, 3/2 and 2 of ``radius``.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        download: Download | None = None,
+        classes: int = 10,
+        size: int = 32,
+        image_channels: int = 3,
+        batch_size: int = 48,
+        workers: int = 0,
+        split_seed: int = 0,
+        shift: int = 0,
+        flip: bool = False,
+        widths: list[int] = [24, 24],  # noqa: B006
+        resolution: int | None = None,
+        unroll: int | None = None,
+        norm: Norm = Norm.L2,
+        radius: float = 0.5,
+        loss: TrainingLoss | None = None,
+        attacks: list[AttackName] = [  # noqa: B006
+            AttackName.SOLVERS,
+            AttackName.PGD,
+            AttackName.PGD_UNROLLED,
+            AttackName.APGD,
+            AttackName.SQUARE,
+        ],
+        attack_images: int = 128,
+        radii: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.training_loss = loss or Adversarial()
+        if not radius > 0:
+            raise ProblemError(
+                f"cifar: radius must be larger than 0, got {radius}; to train without attacks choose the loss Clean"
+            )
+        self.threat, self.radius, self.classes = Threat(norm, radius), radius, classes
+        half = size // 2 if resolution is None else resolution
+        self.classifier = Classifier(classes, image_channels, size, widths, half, unroll)
+        self.class_names = [str(one) for one in range(classes)]
+        self._attacks, self._attack_images, self._radii = attacks, attack_images, radii
+        self._opened_to_predict = partial(open_unlabelled, root, size=size, channels=image_channels)
+        self._root, self._download, self._size, self._channels = root, download, size, image_channels
+        self._loaded = partial(
+            LabelledDataModule, batch_size=batch_size, workers=workers, seed=split_seed, shift=shift, flip=flip
+        )
+
+    @property
+    def cell(self) -> nn.Module:
+        """The network behind f."""
+        return self.classifier.cell
+
+    @cached_property
+    def data(self) -> LabelledDataModule:
+        """The images; made once, so that predictions can be named after their files."""
+        return self._loaded(self._opened, predict_source=self._opened_to_predict)
+
+    def datamodule(self) -> LabelledDataModule:
+        return self.data
+
+    # -- the problem ----------------------------------------------------------------------------------------------
+
+    def start(self, batch: LabelledBatch) -> tuple[State, Tensor]:
+        """Zeros; beside clean images a tiny random x, because their divergence has no gradient where it is zero."""
+        z0, x0 = self.attack_start(batch.image)
+        if not self._loss.sees_clean:
+            return z0, x0
+        x0 = self.threat.feasible(batch.image).project(1e-3 * torch.randn_like(x0))
+        return (*tensors_of(z0), *tensors_of(z0)), x0
+
+    def problem(self, batch: LabelledBatch) -> JointProblem:
+        """In training with the loss that was chosen; in evaluation the cross-entropy under attack, whatever the loss.
+
+        With a loss that ``sees_clean``, z is the state of the clean image and then that of the attacked one.
+
+        Raises:
+            DataError: images outside [0, 1] or labels outside the classes.
+        """
+        check_batch(batch, self.classes)
+        threat = self.threat if self._loss.attacks else self.threat.at(0.0)
+        return self._problem(self._loss, batch.image, self._label(batch), threat)
+
+    def attack_problem(self, image: Tensor, label: Tensor, radius: float) -> JointProblem:
+        """``min_x -cross_entropy(head(z), label)`` with ``z = f(z, image + x)`` over the perturbations of a radius."""
+        return self._problem(Adversarial(), image, label, self.threat.at(radius))
+
+    def attack_start(self, image: Tensor) -> tuple[State, Tensor]:
+        """Zeros."""
+        return self.classifier.start(image), torch.zeros_like(image)
+
+    @property
+    def _loss(self) -> TrainingLoss:
+        return self.training_loss if self.training else Adversarial()
+
+    def _problem(self, loss: TrainingLoss, image: Tensor, label: Tensor, threat: Threat) -> JointProblem:
+        f = self._f_beside_clean if loss.sees_clean else self._f
+        return JointProblem(f, partial(self._objective, loss), threat.feasible(image), data=(image, label))
+
+    def _f(self, z: Branches, x: Tensor, data: tuple[Tensor, Tensor]) -> State:
+        return self.classifier.f(z, data[0] + x)
+
+    def _f_beside_clean(self, z: Branches, x: Tensor, data: tuple[Tensor, Tensor]) -> State:
+        half = len(z) // 2
+        return (*self.classifier.f(z[:half], data[0]), *self.classifier.f(z[half:], data[0] + x))
+
+    def _objective(self, loss: TrainingLoss, z: Branches, x: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
+        branches = len(self.classifier.shapes)
+        clean = self.classifier.logits(z[:branches]) if loss.sees_clean else None
+        return -loss.of(self.classifier.logits(z[-branches:]), data[1], clean)
+
+    def _label(self, batch: LabelledBatch) -> Tensor:
+        """The labels; those that are not known (-1) as the network sees the clean image."""
+        unknown = batch.label < 0
+        return torch.where(unknown, self._seen(batch.image), batch.label) if bool(unknown.any()) else batch.label
+
+    def _seen(self, image: Tensor) -> Tensor:
+        """(B,) the classes of images, at their exact equilibrium."""
+        return ExactClassifier(self.classifier).predict(image).label
+
+    # -- what is made of the solution -----------------------------------------------------------------------------
+
+    def loss(self, equilibrium: Equilibrium, batch: LabelledBatch) -> Tensor:
+        """Minus the inner objective: what the attack maximises, training minimises."""
+        return -equilibrium.objective
+
+    def metrics(self) -> Mapping[str, Metric]:
+        """``robust_accuracy``: under attack by the chosen solver; in training, of the images as the loss sees them."""
+        return {"robust_accuracy": MulticlassAccuracy(self.classes, average="micro")}
+
+    def outcome(self, equilibrium: Equilibrium, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
+        return self._attacked_logits(equilibrium), batch.label
+
+    def _attacked_logits(self, equilibrium: Equilibrium) -> Tensor:
+        return self.classifier.logits(tensors_of(equilibrium.z)[-len(self.classifier.shapes) :])
+
+    def figures(self, equilibrium: Equilibrium, batch: LabelledBatch) -> Mapping[str, Figure]:
+        """Images, their perturbations (grey is none, the largest one black or white) and what is seen in them."""
+        shown = slice(0, 12)
+        image, x = batch.image[shown], equilibrium.x[shown]
+        magnified = x / (2 * x.abs().max().clamp_min(1e-12)) + 0.5
+        names = self.class_names
+        before, after = self._seen(image).tolist(), self._attacked_logits(equilibrium)[shown].argmax(1).tolist()
+        notes = [f"{names[one]} \u2192 {names[other]}" for one, other in zip(before, after, strict=True)]
+        rows = {"clean": image, "perturbation": magnified, "attacked": image + x}
+        title = f"Attacked images, {self.threat}, and the classes that are seen before and after"
+        return {"attacks": image_rows({label: 2 * images - 1 for label, images in rows.items()}, title, notes)}
+
+    def callbacks(self) -> list[Callback]:
+        attacks = attacks_named(self._attacks, self.attack_problem, self.attack_start, self.classes)
+        swept = [attack for attack in attacks if attack.key in SWEPT] or attacks[:1]
+        report = RobustnessReport(
+            self.classifier, lambda batch: batch[:2], self.threat, attacks, swept, self._radii, self._attack_images
+        )
+        return [CleanAccuracy(self.classifier), report]
+
+    def write_predictions(self, equilibrium: Equilibrium, batch: LabelledBatch, directory: Path) -> list[Path]:
+        """``NAME.png``, the attacked image, and ``NAME.json``, the classes and their probabilities, for every NAME."""
+        files = []
+        images = (batch.image + equilibrium.x).float().cpu()
+        with torch.no_grad():
+            exact = ExactClassifier(self.classifier)
+            clean, attacked = (exact(one).softmax(1).cpu() for one in (batch.image, batch.image + equilibrium.x))
+        for row, index in enumerate(batch.index.tolist()):
+            name = self.data.predict_source.name(index)
+            said = {
+                "class": self._class_and_probability(clean[row]),
+                "attacked": self._class_and_probability(attacked[row]),
+                "norm": self.threat.norm.name,
+                "radius": self.radius,
+            }
+            save_image(directory / f"{name}.png", 2 * images[row] - 1)
+            (directory / f"{name}.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+            files += [directory / f"{name}.png", directory / f"{name}.json"]
+        return files
+
+    def _class_and_probability(self, probabilities: Tensor) -> dict[str, str | float]:
+        largest = int(probabilities.argmax())
+        return {"name": self.class_names[largest], "probability": round(float(probabilities[largest]), 4)}
+
+    # -- the names of the classes, which a checkpoint keeps ---------------------------------------------------------
+
+    def _opened(self) -> LabelledSource:
+        source = open_labelled(
+            self._root, size=self._size, channels=self._channels, classes=self.classes, download=self._download
+        )
+        self.class_names = source.class_names
+        return source
+
+    def get_extra_state(self) -> dict[str, list[str]]:
+        return {"class_names": self.class_names}
+
+    def set_extra_state(self, state: dict[str, list[str]]) -> None:
+        self.class_names = state["class_names"]
+
+
+def check_batch(batch: LabelledBatch, classes: int) -> None:
+    """Raise DataError for images outside [0, 1] and for labels that are neither a class nor -1, unknown."""
+    low, high = (float(bound) for bound in batch.image.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise DataError(f"cifar: images must be in [0, 1], those of the batch go from {low:g} to {high:g}")
+    first, last = (int(bound) for bound in batch.label.aminmax())
+    if not (first >= -1 and last < classes):
+        raise DataError(
+            f"cifar: labels must be 0 to {classes - 1} (or -1 where unknown), the batch has {first} to {last}: "
+            "set classes to their number"
+        )
