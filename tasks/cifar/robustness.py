@@ -29,9 +29,10 @@ RADII = (0.0, 0.5, 1.0, 1.5, 2.0)
 class RobustnessReport(Callback):
     """In test: attacks the first test images, logs accuracies, prints a table, writes ``figures/robustness.*``.
 
-    Logs ``test/clean_accuracy``, ``test/robust_accuracy_<attack>``, ``test/robust_accuracy_worst`` (of the images that
-    withstand every attack), and ``test/sweep_<attack>_<radius>``. The figure shows accuracy against radius; the CSV
-    beside it holds its points. With several processes each attacks its share.
+    Logs ``test/robust_accuracy_<attack>``, ``test/robust_accuracy_worst`` (of the images that withstand every attack),
+    ``test/robust_accuracy_none`` (without an attack, of the same images), and ``test/sweep_<attack>_<radius>``. The
+    figure shows accuracy against radius; the CSV beside it holds its points. With several processes each attacks its
+    share.
 
     Args:
         classifier: that is attacked.
@@ -98,7 +99,7 @@ class RobustnessReport(Callback):
         mine = torch.cat([torch.tensor([self._seen]), self._counts]).to(pl_module.device)
         self._seen, *counts = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
         summary = self._summary = self._robustness.summary(counts)
-        figures = {"clean_accuracy": summary.clean, "robust_accuracy_worst": summary.worst}
+        figures = {"robust_accuracy_none": summary.clean, "robust_accuracy_worst": summary.worst}
         figures |= {f"robust_accuracy_{attack.key}": share for attack, share in summary.attacked.items()}
         figures |= {f"sweep_{trial.attack.key}_{trial.radius:g}": share for trial, share in summary.sweep.items()}
         for name, share in figures.items():
