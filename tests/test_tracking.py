@@ -39,6 +39,31 @@ def test_the_steps_decay_as_told(decay: float) -> None:
     assert torch.allclose(steps, 0.3 * (1 - spent) ** decay)
 
 
+@pytest.mark.parametrize("kind", [Tracking, SecantTracking])
+@pytest.mark.parametrize(("warmup", "settle"), [(0, 0), (5, 0), (0, 4), (5, 4)])
+def test_x_rests_first_and_last(kind: type[Tracking], warmup: int, settle: int) -> None:
+    """And the steps between decay as they do in a solve that is made of these alone."""
+    solver = kind(max_nfe=20, tol=0, step_size=0.3, inner=1, warmup=warmup, settle=settle)
+    steps = path(solver, slope(), zeros([0], 3), zeros([0], 2)).diff(dim=0).norm(dim=2).flatten()
+    moving = 20 - warmup - settle
+    alone = 0.3 * (1 - torch.arange(1, moving, dtype=torch.float64) / moving)
+    rest_first, rest_last = torch.zeros(warmup).double(), torch.zeros(settle).double()
+    assert torch.allclose(steps, torch.cat([rest_first, alone, rest_last]))
+
+
+def test_a_first_move_that_waits_has_the_right_direction() -> None:
+    """The multiplier of z0 is not that of the equilibrium: here it has the other sign."""
+    problem = JointProblem(lambda z, x: 0.2 * z + x + 4, lambda z, x: (z - 4).square().sum(1))
+    hasty, patient = (
+        path(Tracking(max_nfe=20, tol=0, inner=1, warmup=warmup), problem, zeros([0], 1), zeros([0], 1)).diff(dim=0)
+        for warmup in (0, 6)
+    )
+    at = solve_exactly(problem, Tracking(max_nfe=20).solve(problem, zeros([0], 1), zeros([0], 1)))
+    assert at.x.item() < 0, "downhill is to the left"
+    assert hasty[1].item() > 0
+    assert patient[patient != 0][0].item() < 0
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_momentum_sums_up_earlier_steps(momentum: float) -> None:
     solver = Tracking(max_nfe=20, tol=0, step_size=0.3, inner=1, settle=0, decay=0, momentum=momentum)
@@ -124,6 +149,8 @@ def test_a_frozen_x_leaves_anderson_mixing() -> None:
         (Tracking, {"lag": -0.1}, "lag and decay must be 0 or larger, got -0.1"),
         (Tracking, {"decay": -1.0}, "lag and decay must be 0 or larger"),
         (Tracking, {"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        (Tracking, {"warmup": -1}, "warmup and settle at least 0, got 2, -1 and 3"),
+        (Tracking, {"max_nfe": 12, "warmup": 8}, "larger than inner.*warmup.* here 12; got 12"),
         (SecantTracking, {"memory": 1}, "memory must be at least 2, got 1"),
         (SecantTracking, {"coupling": 0.0}, "coupling must be larger than 0, got 0.0"),
         (SecantTracking, {"max_nfe": 4}, "SecantTracking would never move x"),

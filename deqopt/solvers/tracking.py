@@ -22,7 +22,8 @@ class Tracking(JointSolver):
 
         x <- Proj(x + v),      r = step_size (1 - k / K)^decay
 
-    where k / K is the spent share of the budget; the last ``settle`` evaluations leave x where it is.
+    where k / K is the spent share of the evaluations in which x may move: the first ``warmup`` and the last ``settle``
+    leave it where it is.
     The step is a length in the units of x, so that it needs no tuning to the scale of J.
 
     Args:
@@ -31,6 +32,8 @@ class Tracking(JointSolver):
         lag: a sample's x moves sooner once its z and mu are this close to their equilibrium, relative; 0 for never.
         decay: how the step falls: 1 linearly, 0 not at all.
         momentum: in [0, 1): the share of the last move that is kept.
+        warmup: evaluations at the start in which x rests, because the first multipliers are those of the start, z0. With
+            few and long steps a move that follows them is wasted.
         settle: evaluations at the end in which x rests.
     """
 
@@ -40,22 +43,27 @@ class Tracking(JointSolver):
     lag: float = 0.0
     decay: float = 1.0
     momentum: float = 0.0
+    warmup: int = 0
     settle: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.step_size > 0:
             raise ProblemError(f"step_size must be larger than 0, got {self.step_size}")
-        if self.inner < 1 or self.settle < 0:
-            raise ProblemError(f"inner must be at least 1 and settle at least 0, got {self.inner} and {self.settle}")
+        if self.inner < 1 or self.warmup < 0 or self.settle < 0:
+            raise ProblemError(
+                "inner must be at least 1, warmup and settle at least 0, "
+                f"got {self.inner}, {self.warmup} and {self.settle}"
+            )
         if not self.lag >= 0 or not self.decay >= 0:
             raise ProblemError(f"lag and decay must be 0 or larger, got {self.lag} and {self.decay}")
         if not 0 <= self.momentum < 1:
             raise ProblemError(f"momentum must be in [0, 1), got {self.momentum}")
-        if self.max_nfe <= self.inner + self.settle:
+        first = max(self.inner, self.warmup + 1)
+        if self.max_nfe <= first + self.settle:
             raise ProblemError(
-                f"{type(self).__name__} would never move x: max_nfe must be larger than "
-                f"inner + settle = {self.inner + self.settle}, got {self.max_nfe}"
+                f"{type(self).__name__} would never move x: max_nfe must be larger than inner + settle, and than "
+                f"warmup + 1 + settle, here {first + self.settle}; got {self.max_nfe}"
             )
 
     def begin(self, system: JointSystem, w: Tensor) -> TrackingMemory:
@@ -74,10 +82,11 @@ class Tracking(JointSolver):
         memory.evaluations += 1
         memory.since_move = memory.since_move + 1
         moving = self.max_nfe - self.settle
-        if memory.evaluations >= moving:
+        if not self.warmup < memory.evaluations < moving:
             return x
         due = (memory.since_move >= self.inner) | (evaluation.lag < self.lag)[:, None]
-        length = self.step_size * (1 - memory.evaluations / moving) ** self.decay * memory.rate
+        spent = (memory.evaluations - self.warmup) / (moving - self.warmup)
+        length = self.step_size * (1 - spent) ** self.decay * memory.rate
         size = evaluation.g_x.norm(dim=1, keepdim=True)
         downhill = -evaluation.g_x / torch.where(size > 0, size, 1.0)
         velocity = self.momentum * memory.velocity + (1 - self.momentum) * length * downhill

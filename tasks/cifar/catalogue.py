@@ -44,7 +44,7 @@ def attacks_named(
     classes: int,
     steps: int = 50,
     evaluations: int = 100,
-    queries: int = 1000,
+    queries: int = 500,
 ) -> list[Attack]:
     """The attacks, in the order of their names; a name that is given twice counts once.
 

@@ -46,8 +46,9 @@ class Cifar(Task):
     For an image y in [0, 1] with a label, a perturbation x is sought with ``max_x loss(head(z))``, ``z = f(z, y + x)``,
     ``|x| <= radius`` and ``0 <= y + x <= 1``. theta minimises the same loss, so that its gradient is the envelope's.
 
-    Training with ``--solver Bilevel`` is PGD adversarial training, ``--task.loss Clean`` is training without attacks,
-    and ``--task.unroll 8`` puts a weight-tied feed-forward network of the same size in the place of the equilibrium.
+    Training with ``--solver Bilevel --solver.descent PGD`` is PGD adversarial training, ``--task.loss Clean`` is
+    training without attacks (which ``--checkpoint.monitor val/clean_accuracy --checkpoint.mode max`` should judge), and
+    ``--task.unroll 8`` puts a weight-tied feed-forward network of the same size in the place of the equilibrium.
 
     Args:
         root: a folder with MNIST, CIFAR-10 or CIFAR-100 as torchvision lays them out, with ``train.npz`` and
@@ -66,10 +67,11 @@ class Cifar(Task):
         resolution: of the finest branch; divides ``size``. By default half of ``size``.
         unroll: how often the cell is applied, where the network is not to be solved for its equilibrium.
         norm: of the perturbation, L2 or LINF.
-        radius: the largest norm of a perturbation, in pixel values from 0 to 1.
+        radius: the largest norm of a perturbation, in pixel values from 0 to 1; usual are 0.5 and 1 in L2, and 8/255 of
+            CIFAR and 0.3 of MNIST in LINF.
         loss: ``Adversarial`` (the default), ``Clean`` or ``Trades``. Evaluation is under attack whatever the loss.
-        attacks: that ``test`` runs beside the solver of the training, by names of :class:`AttackName`. All but SOLVERS
-            need the extra ``adversarial``.
+        attacks: that ``test`` runs beside the solver of the training, by names of :class:`AttackName`; possibly none.
+            All but SOLVERS need the extra ``adversarial``.
         attack_images: the most test images that they attack, in all.
         radii: at which ``test`` sweeps PGD and secant tracking; by default 0, 1/2, 1, 3/2 and 2 of ``radius``.
     """
@@ -214,13 +216,15 @@ class Cifar(Task):
         magnified = x / (2 * x.abs().max().clamp_min(1e-12)) + 0.5
         names = self.class_names
         before, after = self._seen(image).tolist(), self._attacked_logits(equilibrium)[shown].argmax(1).tolist()
-        notes = [f"{names[one]} \u2192 {names[other]}" for one, other in zip(before, after, strict=True)]
+        notes = [f"{names[one]}\n\u2192 {names[other]}" for one, other in zip(before, after, strict=True)]
         rows = {"clean": image, "perturbation": magnified, "attacked": image + x}
         title = f"Attacked images, {self.threat}, and the classes that are seen before and after"
         return {"attacks": image_rows({label: 2 * images - 1 for label, images in rows.items()}, title, notes)}
 
     def callbacks(self) -> list[Callback]:
         attacks = attacks_named(self._attacks, self.attack_problem, self.attack_start, self.classes)
+        if not attacks:
+            return [CleanAccuracy(self.classifier)]
         swept = [attack for attack in attacks if attack.key in SWEPT] or attacks[:1]
         report = RobustnessReport(
             self.classifier, lambda batch: batch[:2], self.threat, attacks, swept, self._radii, self._attack_images
@@ -264,6 +268,13 @@ class Cifar(Task):
         return {"class_names": self.class_names}
 
     def set_extra_state(self, state: dict[str, list[str]]) -> None:
+        """Takes over the names; raises DataError where data that is open already calls a class by another one."""
+        for index, (here, there) in enumerate(zip(self.class_names, state["class_names"], strict=False)):
+            if here != there and str(index) not in (here, there):
+                raise DataError(
+                    f"cifar: class {index} is {here!r} in the data and {there!r} in the checkpoint: the data must have "
+                    "the classes of the training data, in the same order"
+                )
         self.class_names = state["class_names"]
 
 
