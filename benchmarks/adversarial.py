@@ -36,9 +36,9 @@ RADIUS = 1.5
 BATCH = 48
 HIGHEST_LR = 4e-3
 WARM_UP = 0.1
-PENALTY = 3.0
+PENALTY = 1.0
 CHUNK = 100
-CURVE = (1 / 6, 1 / 3, 2 / 3, 1.0)
+CURVE = (1 / 4, 1 / 2, 1.0)
 """Shares of the training after which the network is attacked."""
 
 
@@ -87,7 +87,7 @@ def bilevel(steps: int, evaluations: int, warm: bool) -> Bilevel:
 METHODS = {
     "joint": Method("joint (SecantTracking, 8 evaluations)", SecantTracking(max_nfe=8, step_size=RADIUS, decay=0.5)),
     "pgd": Method("PGD, 7 steps, each solved anew", bilevel(steps=7, evaluations=12, warm=False)),
-    "warm": Method("PGD, 5 steps, warm-started solves", bilevel(steps=5, evaluations=3, warm=True)),
+    "warm": Method("PGD, 3 steps, warm-started solves of 2", bilevel(steps=3, evaluations=2, warm=True)),
     "clean": Method("no attacks in training", SecantTracking(max_nfe=8, step_size=RADIUS), clean=True),
     "unrolled": Method("8 layers with tied weights, PGD, 5 steps", bilevel(5, 2, warm=True), unroll=8),
 }
@@ -213,8 +213,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--download", action="store_true", help="let torchvision download or unpack MNIST there")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["joint", "pgd", "warm"], help="%(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights and batches (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=360.0, help="of training on one core (%(default)s)")
-    parser.add_argument("--images", type=int, default=500, help="that are attacked (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=180.0, help="of training on one core (%(default)s)")
+    parser.add_argument("--images", type=int, default=300, help="that are attacked (%(default)s)")
     parser.add_argument("--validate", action="store_true", help="attack validation images: to choose settings with")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out" / "adversarial", help="%(default)s")
     chosen = parser.parse_args(argv)

@@ -322,7 +322,7 @@ def test_the_unrolled_network_is_the_cell_applied_by_hand() -> None:
     equilibrium, network, image = classifier(), classifier(unroll=3), torch.rand(2, 3, 16, 16)
     assert [*map(torch.Tensor.size, network.parameters())] == [*map(torch.Tensor.size, equilibrium.parameters())]
     network.load_state_dict(equilibrium.state_dict())
-    z = equilibrium.start(image)
+    z = equilibrium.zeros(image)
     for _ in range(3):
         z = equilibrium.f(z, image)
     for start in (network.start(image), tuple(torch.randn_like(part) for part in z)):

@@ -60,7 +60,7 @@ class Classifier(nn.Module):
         injected = self.injection(image)
         if self.unroll is None:
             return self.cell(z, injected)
-        z = self.start(image)
+        z = self.zeros(image)
         for _ in range(self.unroll):
             z = self.cell(z, injected)
         return z
@@ -74,6 +74,15 @@ class Classifier(nn.Module):
         return self.linear(torch.cat(pooled, dim=1))
 
     def start(self, image: Tensor) -> Branches:
+        """Where a solve starts: ``f(0, image)``, detached; zeros where f is a constant in z.
+
+        At 0 itself normalisation is singular: multipliers come out 100,000 times too large there, and it takes ten
+        evaluations until they have decayed.
+        """
+        zeros = self.zeros(image)
+        return zeros if self.unroll is not None else tuple(part.detach() for part in self.f(zeros, image))
+
+    def zeros(self, image: Tensor) -> Branches:
         """Zeros of the state's shapes for a batch of images."""
         return tuple(image.new_zeros(image.shape[0], *shape) for shape in self.shapes)
 

@@ -28,7 +28,7 @@ class GradientBy(Enum):
     IMPLICIT = "implicit"
     """``u = v + (d_z f)^T u`` is solved: the gradient of the equilibrium. v is the cotangent of z."""
     UNROLLED = "unrolled"
-    """That of plain updates of z from zero, with the cotangent v taken at the exact equilibrium."""
+    """That of plain updates of z from its start, with the cotangent v taken at the exact equilibrium."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class ExactClassifier(nn.Module):
         return Prediction(logits.argmax(1), solved.status == Status.CONVERGED)
 
     def solve(self, images: Tensor) -> FixedPoint:
-        """``z = f(z, image)`` from zero; without a gradient."""
+        """``z = f(z, image)`` from its start; without a gradient."""
         return self.solver.solve(self._f, self.classifier.start(images), images)
 
     def image_gradient(self, images: Tensor, z: State, cotangent: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class Cifar(Task):
     # -- the problem ----------------------------------------------------------------------------------------------
 
     def start(self, batch: LabelledBatch) -> tuple[State, Tensor]:
-        """Zeros; beside clean images a tiny random x, because their divergence has no gradient where it is zero."""
+        """Beside clean images a tiny random x, because their divergence has no gradient where it is zero."""
         z0, x0 = self.attack_start(batch.image)
         if not self._loss.sees_clean:
             return z0, x0
@@ -161,7 +161,7 @@ class Cifar(Task):
         return self._problem(Adversarial(), image, label, self.threat.at(radius))
 
     def attack_start(self, image: Tensor) -> tuple[State, Tensor]:
-        """Zeros."""
+        """The classifier's start, and no perturbation."""
         return self.classifier.start(image), torch.zeros_like(image)
 
     @property
