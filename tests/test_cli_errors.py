@@ -57,6 +57,18 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "task without name": (("fit", "--task"), r"^--task needs a value, a name$"),
     "unknown argument": ((*FIT, "--task.sise", "8"), r"^unknown option --task\.sise: did you mean --task\.size\?$"),
     "strange argument": ((*FIT, "--solver.zzz", "8"), r"^unknown option --solver\.zzz: Tracking has max_nfe, tol, "),
+    "null where a value is needed": (
+        (*FIT, "--task.size=null"),
+        r"^--task\.size: null is no value of it; leave it out for its default$",
+    ),
+    "null within a solver": (
+        (*FIT, "--solver=Bilevel", "--solver.max_nfe=null"),
+        r"^--solver\.max_nfe: null is no value of it",
+    ),
+    "option of a class that is not chosen": (
+        ("fit", "--task=cifar", "--task.loss.beta=3"),
+        r"^--task\.loss\.beta is an option of a class that is not chosen yet: give --task\.loss NAME before it$",
+    ),
     "argument below one": (
         (*FIT, "--task.latent.x=8"),
         r"^unknown option --task\.latent\.x: task\.latent is one value, int$",

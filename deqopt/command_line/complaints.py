@@ -62,25 +62,27 @@ class Complaints:
             if nested := OF_KEY.match(inner):
                 return self._about(f"{key}.{nested['key']}", nested["problem"])
         if found := NO_SUBCLASS.search(problem):
-            return f"{self._named(key)}: {found['path']} is no {found['base']}"
+            return f"{self.named(key)}: {found['path']} is no {found['base']}"
         if found := NO_CLASS.search(problem):
-            return f"{self._named(key)}: there is no {found['name']!r} to choose: give the name of a class, or its path"
+            return f"{self.named(key)}: there is no {found['name']!r} to choose: give the name of a class, or its path"
         value = VALUE.search(problem)
         types = [_readable(one["type"]) for one in EXPECTED.finditer(problem[: value.start() if value else None])]
         types = [one for one in dict.fromkeys(types) if one]
         if not types or value is None:
-            return f"{self._named(key)}: {problem.partition(' - ')[0]}"
+            return f"{self.named(key)}: {problem.partition(' - ')[0]}"
         expected = " or ".join(filter(None, (", ".join(types[:-1]), types[-1])))
         if found := NESTED.match(value["value"]):
-            below = self._named(f"{key}.{found['name']}")
+            below = self.named(f"{key}.{found['name']}")
+            if "class" in expected:
+                return f"{below} is an option of a class that is not chosen yet: give --{key} NAME before it"
             return f"unknown option {below}: {key} is one value, {expected}"
         hint = f"; --{key}+ VALUE adds one" if f"{key}+" in self.options else ""
-        return f"{self._named(key)}: expected {expected}, got {value['value']!r}{hint}"
+        return f"{self.named(key)}: expected {expected}, got {value['value']!r}{hint}"
 
     def _unknown(self, key: str) -> str:
         nearest = get_close_matches(key, self.options, n=1, cutoff=0.75)
         hint = f"did you mean {self._spelled(key, nearest[0])}?" if nearest else "--help lists all"
-        return f"unknown option {self._named(key)}: {hint}"
+        return f"unknown option {self.named(key)}: {hint}"
 
     def _unknown_argument(self, group: str, name: str, class_path: str) -> str:
         key = f"{group}.{name}"
@@ -88,9 +90,10 @@ class Complaints:
         nearest = get_close_matches(name, known, n=1)
         has = f"{class_path.rpartition('.')[2]} has {', '.join(known) or 'none'}"
         hint = f"did you mean {self._spelled(key, f'{group}.{nearest[0]}')}?" if nearest else has
-        return f"unknown option {self._named(key)}: {hint}"
+        return f"unknown option {self.named(key)}: {hint}"
 
-    def _named(self, key: str) -> str:
+    def named(self, key: str) -> str:
+        """A setting as the user gave it, and where."""
         place = self.place(key)
         return f"{self._spelled(key, key)}{'' if place in ('', ON_COMMAND_LINE) else f' {place}'}"
 

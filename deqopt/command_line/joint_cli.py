@@ -26,6 +26,7 @@ from deqopt.command_line.arguments import RUNS_ROOT, Invocation, read
 from deqopt.command_line.checkpoints import run_folder
 from deqopt.command_line.complaints import Complaints
 from deqopt.command_line.configuration import CHOICES
+from deqopt.command_line.nulls import refuse_nulls
 from deqopt.errors import DeqoptError
 from deqopt.module import JointModule
 from deqopt.solvers import JointSolver
@@ -35,6 +36,7 @@ NOISE = (
     ".*LeafSpec.*",
     ".*does not have many workers.*",
     "The dirpath has changed from",
+    "Be aware that when using `ckpt_path`, callbacks",
 )
 """Warnings of Lightning and PyTorch that a user can do nothing about."""
 
@@ -141,12 +143,15 @@ class JointCLI(LightningCLI):
             groups[name].title = title
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        options = [word.removeprefix("--") for action in parser._actions for word in action.option_strings]
+        complaints = Complaints(options, self._invocation.place)
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError) as error:  # TypeError: help on a class of another kind
-            options = [word.removeprefix("--") for action in parser._actions for word in action.option_strings]
-            complaints = Complaints(options, self._invocation.place)
             raise DeqoptError(complaints.explain(str(error))) from error
+        plain = self.config.as_dict()
+        for choice in CHOICES:
+            refuse_nulls(choice, plain[choice], complaints.named)
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()

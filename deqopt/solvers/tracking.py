@@ -32,8 +32,8 @@ class Tracking(JointSolver):
         lag: a sample's x moves sooner once its z and mu are this close to their equilibrium, relative; 0 for never.
         decay: how the step falls: 1 linearly, 0 not at all.
         momentum: in [0, 1): the share of the last move that is kept.
-        warmup: evaluations at the start in which x rests, because the first multipliers are those of the start, z0. With
-            few and long steps a move that follows them is wasted.
+        warmup: evaluations at the start in which x rests, because the first multipliers are those of the start, z0: a
+            few long steps should not be spent on them.
         settle: evaluations at the end in which x rests.
     """
 

@@ -55,7 +55,8 @@ class TorchAttack(Attack):
             import torchattacks
         except ImportError as error:
             raise ProblemError(
-                f"the attack {self.name} needs the extra adversarial: pip install 'deqopt[adversarial]'"
+                f"the attack {self.name} needs the extra adversarial: pip install 'deqopt[adversarial]'; "
+                "--task.attacks [SOLVERS] does without"
             ) from error
         package: ModuleType = torchattacks
         return package
