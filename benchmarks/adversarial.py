@@ -58,9 +58,9 @@ class Method:
     clean: bool = False
     unroll: int | None = None
 
-    def task(self, root: Path, download: Download | None) -> Cifar:
+    def task(self, root: Path | None, download: Download | None) -> Cifar:
         return Cifar(
-            root=str(root),
+            root=None if root is None else str(root),
             download=download,
             size=28,
             image_channels=1,
@@ -209,7 +209,9 @@ def run(method: str, seed: int, chosen: argparse.Namespace) -> None:
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adversarial", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="folder with MNIST as torchvision lays it out")
+    parser.add_argument(
+        "--root", type=Path, help="folder with MNIST as torchvision lays it out; else digits, to try it"
+    )
     parser.add_argument("--download", action="store_true", help="let torchvision download or unpack MNIST there")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["joint", "pgd", "warm"], help="%(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights and batches (%(default)s)")
