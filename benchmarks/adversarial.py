@@ -88,6 +88,7 @@ METHODS = {
     "joint": Method("joint (SecantTracking, 8 evaluations)", SecantTracking(max_nfe=8, step_size=RADIUS, decay=0.5)),
     "pgd": Method("PGD, 7 steps, each solved anew", bilevel(steps=7, evaluations=12, warm=False)),
     "warm": Method("PGD, 2 steps, warm-started solves of 2", bilevel(steps=2, evaluations=2, warm=True)),
+    "warm5": Method("PGD, 5 steps, warm-started solves of 3", bilevel(steps=5, evaluations=3, warm=True)),
     "clean": Method("no attacks in training", SecantTracking(max_nfe=8, step_size=RADIUS), clean=True),
     "unrolled": Method("8 layers with tied weights, PGD, 5 steps", bilevel(5, 2, warm=True), unroll=8),
 }
