@@ -76,7 +76,7 @@ def test_training_works_and_the_solver_state_stays_precise(
     module = JointModule(
         task,
         solver=Tracking(max_nfe=12, step_size=0.5),
-        regularizers=[JacobianPenalty(weight=0.01, visits=1)],
+        regularizers=[JacobianPenalty(weight=0.1, visits=1)],
         optimization=Optimization(lr=0.01),
     )
     losses = []
