@@ -214,7 +214,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--root", type=Path, help="folder with MNIST as torchvision lays it out; else digits, to try it"
     )
     parser.add_argument("--download", action="store_true", help="let torchvision download or unpack MNIST there")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["joint", "pgd", "warm"], help="%(default)s")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["joint", "pgd", "warm5"], help="%(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights and batches (%(default)s)")
     parser.add_argument("--seconds", type=float, default=180.0, help="of training on one core (%(default)s)")
     parser.add_argument("--images", type=int, default=300, help="that are attacked (%(default)s)")

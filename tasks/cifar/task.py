@@ -67,8 +67,8 @@ class Cifar(Task):
         resolution: of the finest branch; divides ``size``. By default half of ``size``.
         unroll: how often the cell is applied, where the network is not to be solved for its equilibrium.
         norm: of the perturbation, L2 or LINF.
-        radius: the largest norm of a perturbation, in pixel values from 0 to 1; usual are 0.5 and 1 in L2, and 8/255 of
-            CIFAR and 0.3 of MNIST in LINF.
+        radius: the largest norm of a perturbation, in pixel values from 0 to 1; 0 in evaluation only. Usual are 0.5 and
+            1 in L2, and 8/255 of CIFAR and 0.3 of MNIST in LINF.
         loss: ``Adversarial`` (the default), ``Clean`` or ``Trades``. Evaluation is under attack whatever the loss.
         attacks: that ``test`` runs beside the solver of the training, by names of :class:`AttackName`; possibly none.
             All but SOLVERS need the extra ``adversarial``.
@@ -106,11 +106,7 @@ class Cifar(Task):
     ) -> None:
         super().__init__()
         self.training_loss = loss or Adversarial()
-        if not radius > 0:
-            raise ProblemError(
-                f"cifar: radius must be larger than 0, got {radius}; to train without attacks choose the loss Clean"
-            )
-        self.threat, self.radius, self.classes = Threat(norm, radius), radius, classes
+        self.threat, self.classes = Threat(norm, radius), classes
         half = size // 2 if resolution is None else resolution
         self.classifier = Classifier(classes, image_channels, size, widths, half, unroll)
         self.class_names = [str(one) for one in range(classes)]
@@ -151,8 +147,13 @@ class Cifar(Task):
 
         Raises:
             DataError: images outside [0, 1] or labels outside the classes.
+            ProblemError: a radius of 0 in training.
         """
         check_batch(batch, self.classes)
+        if self.training and self._loss.attacks and self.threat.radius == 0:
+            raise ProblemError(
+                "cifar: radius must be larger than 0 in training, got 0; to train without attacks choose the loss Clean"
+            )
         threat = self.threat if self._loss.attacks else self.threat.at(0.0)
         return self._problem(self._loss, batch.image, self._label(batch), threat)
 
@@ -244,7 +245,7 @@ class Cifar(Task):
                 "class": self._class_and_probability(clean[row]),
                 "attacked": self._class_and_probability(attacked[row]),
                 "norm": self.threat.norm.name,
-                "radius": self.radius,
+                "radius": self.threat.radius,
             }
             save_image(directory / f"{name}.png", 2 * images[row] - 1)
             (directory / f"{name}.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
