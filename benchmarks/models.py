@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from deqopt_tasks.celeba.decoder import Decoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -16,7 +15,7 @@ from deqopt import Equilibrium, JointProblem
 from deqopt.adjoints import Envelope
 from deqopt.feasible import Box, FeasibleSet, Intersection, L2Ball
 from deqopt.fixed_point import Damped
-from deqopt.nn import MultiscaleCell, branch_shapes
+from deqopt.nn import Decoder, MultiscaleCell, branch_shapes
 from deqopt.solvers import Tracking
 from deqopt.state import State
 

@@ -354,12 +354,14 @@ def test_bilevel_on_the_unrolled_network_is_plain_projected_gradient_ascent(
 
 
 def test_normalisation_is_inside() -> None:
-    """Grey is the zero of the convolutions, so that an image and its negative are as far from it."""
-    injection, image = classifier().injection, torch.rand(2, 3, 16, 16)
-    grey = injection(torch.full_like(image, 0.5))
-    for at_grey, part, negative in zip(grey, injection(image), injection(1 - image), strict=True):
-        assert torch.equal(at_grey, at_grey[:, :, :1, :1].expand_as(at_grey))
-        torch.testing.assert_close(part + negative, 2 * at_grey, rtol=1e-4, atol=1e-4)
+    """Black is -1 and white 1 for the network, and grey its zero."""
+    one, image = classifier(), torch.rand(2, 3, 16, 16)
+    seen: list[torch.Tensor] = []
+    one.injection.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for shown in (torch.zeros_like(image), torch.full_like(image, 0.5), torch.ones_like(image), image):
+        one.f(one.zeros(shown), shown)
+    assert [part.unique().tolist() for part in seen[:3]] == [[-1], [0], [1]]
+    torch.testing.assert_close(seen[3] / 2 + 0.5, image)
 
 
 def test_no_image_sees_another() -> None:

@@ -1,5 +1,17 @@
-"""Cells and heads that several tasks may use."""
+"""Cells, what goes into them and what comes out: networks that several tasks may use."""
 
-from deqopt.nn.multiscale import ImageHead, LatentInjection, MultiscaleCell, branch_shapes, group_norm
+from deqopt.nn.decoder import Decoder
+from deqopt.nn.heads import ImageHead, PixelHead
+from deqopt.nn.injections import ImageInjection, LatentInjection
+from deqopt.nn.multiscale import MultiscaleCell, branch_shapes, group_norm
 
-__all__ = ["ImageHead", "LatentInjection", "MultiscaleCell", "branch_shapes", "group_norm"]
+__all__ = [
+    "Decoder",
+    "ImageHead",
+    "ImageInjection",
+    "LatentInjection",
+    "MultiscaleCell",
+    "PixelHead",
+    "branch_shapes",
+    "group_norm",
+]

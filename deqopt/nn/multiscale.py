@@ -64,53 +64,6 @@ class MultiscaleCell(nn.Module):
         return tuple(fused)
 
 
-class LatentInjection(nn.Module):
-    """A latent (B, latent) as one feature map a branch: learned projections to all of them."""
-
-    def __init__(self, latent: int, shapes: Sequence[tuple[int, int, int]]) -> None:
-        super().__init__()
-        self.shapes = list(shapes)
-        self.projections = nn.ModuleList(nn.Linear(latent, c * h * w) for c, h, w in shapes)
-
-    def forward(self, x: Tensor) -> Branches:
-        return tuple(
-            projection(x).unflatten(1, shape) for projection, shape in zip(self.projections, self.shapes, strict=True)
-        )
-
-
-class ImageHead(nn.Module):
-    """The branches as an image in (-1, 1): resampled to the finest, mixed, and painted by a sub-pixel convolution.
-
-    Args:
-        channels: of the branches, finest first.
-        resolution: of the finest branch.
-        image_channels: of the image.
-        size: height and width of the image, a multiple of ``resolution``.
-
-    Raises:
-        ProblemError: ``size`` is not a multiple of ``resolution``.
-    """
-
-    def __init__(
-        self, channels: Sequence[int], resolution: int, image_channels: int, size: int, groups: int = 8
-    ) -> None:
-        super().__init__()
-        if size < resolution or size % resolution:
-            raise ProblemError(f"the image size must be a multiple of the resolution {resolution}, got {size}")
-        factor = size // resolution
-        width = max(channels[0], image_channels * factor**2)
-        self.resolution = resolution
-        self.mix = weight_norm(nn.Conv2d(sum(channels), width, 1))
-        self.norm = group_norm(width, groups)
-        self.paint = nn.Conv2d(width, image_channels * factor**2, 3, padding=1)
-        self.shuffle = nn.PixelShuffle(factor)
-
-    def forward(self, z: Branches) -> Tensor:
-        """(B, image_channels, size, size) in (-1, 1) of branches (B, channels, height, width)."""
-        h = torch.cat([z[0], *(_upsample(part, self.resolution) for part in z[1:])], dim=1)
-        return torch.tanh(self.shuffle(self.paint(F.silu(self.norm(self.mix(h))))))
-
-
 class _InjectedBlock(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -132,10 +85,6 @@ def _modules(modules: nn.Module) -> nn.ModuleList:
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """GroupNorm with the largest number of groups up to ``groups`` that divides the channels."""
     return nn.GroupNorm(max(g for g in range(1, groups + 1) if channels % g == 0), channels)
-
-
-def _upsample(h: Tensor, size: int) -> Tensor:
-    return F.interpolate(h, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def _resampling(source: int, target: int, source_level: int, target_level: int) -> nn.Module:

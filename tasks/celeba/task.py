@@ -19,10 +19,10 @@ from deqopt.data import ImageBatch, ImageDataModule, open_images, save_image
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
 from deqopt.fixed_point import Anderson
+from deqopt.nn import Decoder
 from deqopt.state import State, tensors_of
 
 from .baseline import MeanImageBaseline
-from .decoder import Decoder
 from .sampling import SampleGallery
 
 

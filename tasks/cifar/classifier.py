@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deqopt.errors import ProblemError
-from deqopt.nn import MultiscaleCell, branch_shapes, group_norm
+from deqopt.nn import ImageInjection, MultiscaleCell, branch_shapes, group_norm
 
 Branches = tuple[Tensor, ...]
 
@@ -57,7 +57,7 @@ class Classifier(nn.Module):
 
     def f(self, z: Branches, image: Tensor) -> Branches:
         """One application of the cell, or with ``unroll`` all of them from zero; z is a tuple of (B, width, h, w)."""
-        injected = self.injection(image)
+        injected = self.injection(2 * image - 1)
         if self.unroll is None:
             return self.cell(z, injected)
         z = self.zeros(image)
@@ -85,27 +85,3 @@ class Classifier(nn.Module):
     def zeros(self, image: Tensor) -> Branches:
         """Zeros of the state's shapes for a batch of images."""
         return tuple(image.new_zeros(image.shape[0], *shape) for shape in self.shapes)
-
-
-GAIN = 4.0
-"""By how much the injection's first weights exceed PyTorch's: the state of an untrained cell then follows the image
-more than itself, and plain updates shrink the residual to 0.3 instead of 0.85 of it."""
-
-
-class ImageInjection(nn.Module):
-    """Images in [0, 1] as one feature map a branch, by strided convolutions."""
-
-    def __init__(self, image_channels: int, widths: Sequence[int], stride: int) -> None:
-        super().__init__()
-        strides = [stride * 2**i for i in range(len(widths))]
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(image_channels, width, step + 2, stride=step, padding=1)
-            for width, step in zip(widths, strides, strict=True)
-        )
-        with torch.no_grad():
-            for weight in self.parameters():
-                weight.mul_(GAIN)
-
-    def forward(self, image: Tensor) -> Branches:
-        seen = 2 * image - 1
-        return tuple(convolution(seen) for convolution in self.convolutions)

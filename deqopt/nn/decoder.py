@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from deqopt.nn import ImageHead, LatentInjection, MultiscaleCell, branch_shapes
-
-Branches = tuple[Tensor, ...]
+from deqopt.nn.heads import ImageHead
+from deqopt.nn.injections import LatentInjection
+from deqopt.nn.multiscale import Branches, MultiscaleCell, branch_shapes
 
 
 class Decoder(nn.Module):

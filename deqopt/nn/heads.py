@@ -1,0 +1,66 @@
+"""What comes out of a multiscale cell: images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from deqopt.errors import ProblemError
+from deqopt.nn.multiscale import Branches, group_norm
+
+
+class PixelHead(nn.Module):
+    """The branches as values of pixels: resampled to the finest, mixed, and painted by a sub-pixel convolution.
+
+    Args:
+        channels: of the branches, finest first.
+        pixel_channels: of the result.
+        factor: height and width of the result over those of the finest branch.
+    """
+
+    def __init__(self, channels: Sequence[int], pixel_channels: int, factor: int, groups: int = 8) -> None:
+        super().__init__()
+        width = max(channels[0], pixel_channels * factor**2)
+        self.mix = weight_norm(nn.Conv2d(sum(channels), width, 1))
+        self.norm = group_norm(width, groups)
+        self.paint = nn.Conv2d(width, pixel_channels * factor**2, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(factor)
+
+    def forward(self, z: Branches) -> Tensor:
+        """(B, pixel_channels, factor h, factor w) of branches (B, channels, h, w), finest first."""
+        h = torch.cat([z[0], *(_upsample(part, z[0]) for part in z[1:])], dim=1)
+        painted: Tensor = self.shuffle(self.paint(F.silu(self.norm(self.mix(h)))))
+        return painted
+
+
+class ImageHead(PixelHead):
+    """The branches as an image in (-1, 1): a :class:`PixelHead` and tanh.
+
+    Args:
+        channels: of the branches, finest first.
+        resolution: of the finest branch.
+        image_channels: of the image.
+        size: height and width of the image, a multiple of ``resolution``.
+
+    Raises:
+        ProblemError: ``size`` is not a multiple of ``resolution``.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], resolution: int, image_channels: int, size: int, groups: int = 8
+    ) -> None:
+        if size < resolution or size % resolution:
+            raise ProblemError(f"the image size must be a multiple of the resolution {resolution}, got {size}")
+        super().__init__(channels, image_channels, size // resolution, groups)
+
+    def forward(self, z: Branches) -> Tensor:
+        """(B, image_channels, size, size) in (-1, 1) of branches (B, channels, height, width)."""
+        return torch.tanh(super().forward(z))
+
+
+def _upsample(h: Tensor, finest: Tensor) -> Tensor:
+    return F.interpolate(h, size=finest.shape[-2:], mode="bilinear", align_corners=False)
