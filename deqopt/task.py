@@ -73,6 +73,10 @@ class Task(nn.Module, ABC):
         """Lightning callbacks that belong to this task. By default none."""
         return []
 
+    def prediction_directory(self) -> Path | None:
+        """Where ``deqopt predict`` writes. None, the default, is the folder ``predictions`` of the run."""
+        return None
+
     def write_predictions(self, equilibrium: Equilibrium, batch: Any, directory: Path) -> list[Path]:
         """Write what ``deqopt predict`` leaves behind for a batch; returns the files written."""
         raise ProblemError(f"{type(self).__name__} does not define write_predictions(), which predict needs")

@@ -75,7 +75,8 @@ def test_the_report_says_how_far_it_came(budget: int) -> None:
     theta = theta_of(gain=0.9)
     a, u, b = theta
     problem = JointProblem(
-        cell=lambda z, x: torch.tanh(z @ a.T + x @ u.T + b), objective=lambda z, x: z.square().sum(1) + x.square().sum(1)
+        cell=lambda z, x: torch.tanh(z @ a.T + x @ u.T + b),
+        objective=lambda z, x: z.square().sum(1) + x.square().sum(1),
     )
     zeros = torch.zeros(3, len(a), dtype=torch.float64), torch.zeros(3, u.shape[1], dtype=torch.float64)
     found = EXACT.solve(problem, *zeros, adjoint=InputHeld(tol=1e-6, max_nfe=budget))

@@ -10,7 +10,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deqopt.data import CelebAFaces, EmbeddedDigits, ImageArchive, ImageFolder, ImageSource, open_images
+from deqopt.data import (
+    CelebAFaces,
+    EmbeddedDigits,
+    EmbeddedPhotographs,
+    ImageArchive,
+    ImageFolder,
+    ImageSource,
+    open_images,
+)
 
 ORL_FACES = Path(__file__).parents[1].parent / "shared" / "data" / "faces-orl" / "orl_faces.npz"
 
@@ -81,6 +89,26 @@ def test_digits_keep_their_values_and_grow_bilinearly() -> None:
     grown = torch.nn.functional.interpolate(original, size=(16, 16), mode="bilinear", antialias=False)
     torch.testing.assert_close(all_images(EmbeddedDigits()), grown)
     assert EmbeddedDigits().name(12) == "digit_0012"
+
+
+@pytest.mark.parametrize("size", [32, 61, 213])
+def test_patches_of_the_photographs_are_put_together_row_by_row(size: int) -> None:
+    from sklearn.datasets import load_sample_image
+
+    source = EmbeddedPhotographs(size)
+    rows, columns = 427 // size, 640 // size
+    assert len(source) == 2 * rows * columns
+    photographs = all_images(source).unflatten(0, (2, rows, columns)).permute(0, 1, 4, 2, 5, 3)
+    for name, photograph in zip(("china", "flower"), photographs.flatten(3, 4).flatten(1, 2), strict=True):
+        original = torch.tensor(load_sample_image(f"{name}.jpg"))[: rows * size, : columns * size]
+        torch.testing.assert_close((photograph + 1) * 127.5, original.float(), atol=1e-4, rtol=0)
+    names = [source.name(i) for i in range(len(source))]
+    assert names[0] == "china_0000" and names[rows * columns + 1] == "flower_0001" and len(set(names)) == len(names)
+
+
+def test_grey_photographs_are_the_luma_of_the_coloured_ones() -> None:
+    grey, colour = EmbeddedPhotographs(64, channels=1)[7].image, EmbeddedPhotographs(64)[7].image
+    torch.testing.assert_close(grey[0], 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2])
 
 
 def test_black_and_white_are_exactly_minus_one_and_one_whatever_stores_them(tmp_path: Path) -> None:
@@ -262,6 +290,27 @@ def test_groups_never_straddle(sizes: list[int], seed: int, tmp_path: Path) -> N
     people = [set(groups[part]) for part in (splits.train, splits.val, splits.test)]
     assert all(people) and sum(map(len, people)) == len(sizes) == len(set.union(*people))
     assert sorted(splits.train + splits.val + splits.test) == list(range(len(groups)))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+@pytest.mark.parametrize("size", [8, 32, 100, 213])
+def test_no_column_of_a_photograph_is_in_two_splits(size: int, seed: int) -> None:
+    source = EmbeddedPhotographs(size)
+    rows, columns = 427 // size, 640 // size
+    splits = source.splits(seed)
+    assert sorted(splits.train + splits.val + splits.test) == list(range(len(source)))
+    for photograph in range(2):
+        parts = [
+            {i % columns for i in part if i // (rows * columns) == photograph}
+            for part in (splits.train, splits.val, splits.test)
+        ]
+        held = max(1, columns // 10)
+        assert [len(part) for part in parts] == [columns - 2 * held, held, held]
+        assert len(set.union(*parts)) == columns
+
+
+def test_columns_of_photographs_are_drawn_by_the_seed() -> None:
+    assert len({tuple(EmbeddedPhotographs().splits(seed).test) for seed in range(8)}) > 4
 
 
 @pytest.mark.skipif(not ORL_FACES.exists(), reason="the ORL faces are not in ../shared/data/faces-orl")

@@ -12,7 +12,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deqopt.data import CelebAFaces, EmbeddedDigits, ImageArchive, ImageFolder, ImageSource, open_images
+from deqopt.data import (
+    CelebAFaces,
+    EmbeddedDigits,
+    EmbeddedPhotographs,
+    ImageArchive,
+    ImageFolder,
+    ImageSource,
+    open_images,
+)
 from deqopt.errors import DataError
 
 
@@ -232,6 +240,14 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative seed": (
         lambda p: EmbeddedDigits().splits(-1),
         r"digits with seed -1: it should be 0 to 4294967295",
+    ),
+    "photographs in large patches": (
+        lambda p: EmbeddedPhotographs(214),
+        r"photographs cannot be cut into patches of size 214: it should be 213 or less",
+    ),
+    "photographs in no patches": (
+        lambda p: EmbeddedPhotographs(0),
+        r"photographs to size 0: it should be 1 or more",
     ),
 }
 

@@ -12,7 +12,10 @@ from torch.nn.utils import parametrize
 
 
 class PredictionWriter(Callback):
-    """Hands every solved batch to ``Task.write_predictions`` with the folder ``predictions`` of the run."""
+    """Hands every solved batch to ``Task.write_predictions``.
+
+    The folder is ``Task.prediction_directory``, by default ``predictions`` of the run; it is made where missing.
+    """
 
     def __init__(self) -> None:
         self._directory = Path()
@@ -20,7 +23,8 @@ class PredictionWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Asked for once, because log_dir is broadcast and processes may have different numbers of batches.
-        self._directory = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
+        run = Path(trainer.log_dir or trainer.default_root_dir)
+        self._directory = pl_module.task.prediction_directory() or run / "predictions"  # type: ignore[operator, union-attr]
         self._directory.mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(

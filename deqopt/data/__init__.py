@@ -1,4 +1,4 @@
-"""Images that several tasks share: embedded digits, folders, `.npz` archives and CelebA.
+"""Images that several tasks share: embedded digits and photographs, folders, `.npz` archives and CelebA.
 
 Every source gives float32 tensors (channels, size, size) in [-1, 1]. `open_images` finds the right source for
 what a user points at, `ImageDataModule` serves its splits to Lightning, and `save_image` writes a result. Images
@@ -7,7 +7,7 @@ with labels, in [0, 1], are in `deqopt.data.labelled`, and here by name: `open_l
 
 from deqopt.data.archive import ImageArchive
 from deqopt.data.celeba import CelebAFaces
-from deqopt.data.embedded import EmbeddedDigits
+from deqopt.data.embedded import EmbeddedDigits, EmbeddedPhotographs
 from deqopt.data.folder import ImageFolder
 from deqopt.data.labelled import (
     Augmentation,
@@ -19,7 +19,7 @@ from deqopt.data.labelled import (
     open_labelled,
     open_unlabelled,
 )
-from deqopt.data.module import ImageDataModule, SourceDataModule
+from deqopt.data.module import ImageDataModule, SourceDataModule, SplitDataModule
 from deqopt.data.opening import open_images
 from deqopt.data.pixels import UnreadableImageError, save_image
 from deqopt.data.source import ImageBatch, ImageSample, ImageSource
@@ -30,6 +30,7 @@ __all__ = [
     "CelebAFaces",
     "Download",
     "EmbeddedDigits",
+    "EmbeddedPhotographs",
     "ImageArchive",
     "ImageBatch",
     "ImageDataModule",
@@ -41,6 +42,7 @@ __all__ = [
     "LabelledSample",
     "LabelledSource",
     "SourceDataModule",
+    "SplitDataModule",
     "Splits",
     "UnreadableImageError",
     "open_images",

@@ -1,11 +1,15 @@
 """Images that come with a dependency: nothing to download."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deqopt.data.array import ImageArray
+from deqopt.data.source import ImageSource
+from deqopt.data.splits import Splits, split_groups
+from deqopt.errors import DataError
 
 
 class EmbeddedDigits(ImageArray):
@@ -26,3 +30,56 @@ class EmbeddedDigits(ImageArray):
         images = (digits.images / 16).astype(np.float32)
         super().__init__("scikit-learn's digits", images, "digit_", size=size, channels=channels)
         self.labels: NDArray[Any] = digits.target.astype(np.int64)
+
+
+class EmbeddedPhotographs(ImageSource):
+    """The two sample photographs of scikit-learn, china and flower, cut into patches that do not overlap.
+
+    Each is 427 pixels high and 640 wide, in colour. Its patches are read row by row, left to right; what is left at the
+    right and at the bottom is not used. With the default size there are 520.
+
+    Args:
+        size: height and width of the patches, which are not resized; 32 by default.
+        channels: 1 (their luma) or 3 (default).
+
+    Raises:
+        DataError: a size that leaves fewer than the three columns of patches that the splits need.
+    """
+
+    def __init__(self, size: int = 32, channels: int = 3) -> None:
+        from sklearn.datasets import load_sample_images  # type: ignore[import-untyped]
+
+        super().__init__("scikit-learn's photographs", size=size, channels=channels)
+        photographs = load_sample_images()
+        height, width, _ = photographs.images[0].shape
+        self._rows, self._columns = height // size, width // size
+        if self._columns < 3:
+            raise DataError(
+                f"{self.where} cannot be cut into patches of size {size}: it should be {width // 3} or less, so that "
+                "there is a column of patches each to train, validate and test"
+            )
+        self._photographs: list[NDArray[Any]] = photographs.images
+        self._stems = [Path(file).stem for file in photographs.filenames]
+
+    def __len__(self) -> int:
+        return len(self._photographs) * self._rows * self._columns
+
+    def name(self, index: int) -> str:
+        photograph, patch = divmod(index, self._rows * self._columns)
+        return f"{self._stems[photograph]}_{patch:04d}"
+
+    def pixels(self, index: int) -> NDArray[Any]:
+        photograph, patch = divmod(index, self._rows * self._columns)
+        top, left = (self.size * position for position in divmod(patch, self._columns))
+        return self._photographs[photograph][top : top + self.size, left : left + self.size]
+
+    def splits(self, seed: int) -> Splits:
+        """Whole columns of patches of each photograph: a tenth of them each (at least one) are val and test.
+
+        So no patch has patches of another split above or below it, and every split has both photographs.
+        """
+        columns = np.arange(self._rows * self._columns) % self._columns
+        one = split_groups(columns, seed, self.where)
+        shifts = range(0, len(self), len(columns))
+        train, val, test = ([shift + i for shift in shifts for i in part] for part in (one.train, one.val, one.test))
+        return Splits(train, val, test)

@@ -1,13 +1,13 @@
-"""The Lightning data module over a source of images, and what it has in common with that of labelled ones."""
+"""The Lightning data module over a source of images, and what it has in common with those of other samples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset, default_collate
 
 from deqopt.data.source import ImageBatch, ImageSample, ImageSource, Source
 from deqopt.data.splits import Splits
@@ -17,11 +17,22 @@ SourceT = TypeVar("SourceT", bound=Source[Any])
 Collate = Callable[[list[Any]], Any]
 
 
-class SourceDataModule(LightningDataModule, ABC, Generic[SourceT]):
-    """Batches of the splits of a source, and to predict, of all images of one in order.
+class LateLoader(DataLoader[Any]):
+    """A loader whose workers start on an epoch when its first batch is asked for, and not when `iter` is called.
+
+    Lightning calls `iter` in a run that is resumed before it has put the number of the epoch right, on which the
+    order of a subclass may depend.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
+class SplitDataModule(LightningDataModule, ABC, Generic[SourceT]):
+    """Batches of the splits of a source.
 
     Training is shuffled, anew in every epoch and by the global seed (`seed_everything`); a last, smaller
-    batch is dropped there, unless it is the only one. What a batch is, a subclass says.
+    batch is dropped there, unless it is the only one. What a batch is, and what to predict on, a subclass says.
 
     Args:
         source: opens the source, for example `functools.partial(open_images, "faces", size=32, channels=1)`;
@@ -29,36 +40,31 @@ class SourceDataModule(LightningDataModule, ABC, Generic[SourceT]):
         batch_size: images a batch, on each device.
         workers: processes that load images; 0, the default, loads them in the main process.
         seed: fixes the splits, and nothing else.
-        predict_source: opens the images to predict on, by default those of `source`.
 
     Raises:
         DataError: a batch size below 1 or workers below 0; later, all that opening and splitting raise.
     """
 
-    def __init__(
-        self,
-        source: Callable[[], SourceT],
-        *,
-        batch_size: int,
-        workers: int = 0,
-        seed: int = 0,
-        predict_source: Callable[[], ImageSource] | None = None,
-    ) -> None:
+    def __init__(self, source: Callable[[], SourceT], *, batch_size: int, workers: int = 0, seed: int = 0) -> None:
         super().__init__()
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}: it should be 1 or more")
         if workers < 0:
             raise DataError(f"workers is {workers}: it should be 0 (load in the main process) or more")
-        self._open, self._open_to_predict = source, predict_source
+        self._open = source
         self._batch_size, self._workers, self._seed = batch_size, workers, seed
-
-    @abstractmethod
-    def images(self) -> ImageSource:
-        """All images of the source."""
 
     @abstractmethod
     def collate(self, training: bool) -> Collate:
         """The function that makes a batch of samples; it is sent to the workers."""
+
+    def samples(self, split: list[int], training: bool = False) -> Dataset[Any]:
+        """The samples of a split, in its order."""
+        return Subset(self.source, split)
+
+    def order(self, count: int) -> Sampler[int]:
+        """What draws the order of an epoch of training; made once, iterated in every epoch, in the main process."""
+        return RandomSampler(range(count))
 
     @cached_property
     def source(self) -> SourceT:
@@ -68,11 +74,6 @@ class SourceDataModule(LightningDataModule, ABC, Generic[SourceT]):
     @cached_property
     def splits(self) -> Splits:
         return self.source.splits(self._seed)
-
-    @cached_property
-    def predict_source(self) -> ImageSource:
-        """The images to predict on; its `name` says what an index in a batch is called."""
-        return self.images() if self._open_to_predict is None else self._open_to_predict()
 
     def prepare_data(self) -> None:
         self._open_for("predict" if self.trainer is not None and self.trainer.predicting else "fit")
@@ -84,33 +85,76 @@ class SourceDataModule(LightningDataModule, ABC, Generic[SourceT]):
         split = self.splits.train
         devices = 1 if self.trainer is None else self.trainer.world_size
         return self._loader(
-            Subset(self.source, split), training=True, drop_last=len(split) > self._batch_size * devices
+            self.samples(split, training=True),
+            order=self.order(len(split)),
+            drop_last=len(split) > self._batch_size * devices,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(Subset(self.source, self.splits.val))
+        return self._loader(self.samples(self.splits.val))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(Subset(self.source, self.splits.test))
+        return self._loader(self.samples(self.splits.test))
+
+    def _open_for(self, stage: str) -> None:
+        """Fail here, before the model is built up, and not in the first batch."""
+        if stage != "predict":
+            _ = self.splits
+
+    def _loader(
+        self, samples: Dataset[Any], *, order: Sampler[int] | None = None, drop_last: bool = False
+    ) -> DataLoader[Any]:
+        return LateLoader(
+            samples,
+            batch_size=self._batch_size,
+            sampler=order,
+            drop_last=drop_last,
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=self.collate(training=order is not None),
+        )
+
+
+class SourceDataModule(SplitDataModule[SourceT]):
+    """Batches of the splits of a source, and to predict, of all images of one in order.
+
+    Args:
+        source, batch_size, workers, seed: as of every `SplitDataModule`.
+        predict_source: opens the images to predict on, by default those of `source`.
+
+    Raises:
+        DataError: as every `SplitDataModule`.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], SourceT],
+        *,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        predict_source: Callable[[], ImageSource] | None = None,
+    ) -> None:
+        super().__init__(source, batch_size=batch_size, workers=workers, seed=seed)
+        self._open_to_predict = predict_source
+
+    @abstractmethod
+    def images(self) -> ImageSource:
+        """All images of the source."""
+
+    @cached_property
+    def predict_source(self) -> ImageSource:
+        """The images to predict on; its `name` says what an index in a batch is called."""
+        return self.images() if self._open_to_predict is None else self._open_to_predict()
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.predict_source)
 
     def _open_for(self, stage: str) -> None:
-        """Fail here, before the model is built up, and not in the first batch."""
-        _ = self.predict_source if stage == "predict" else self.splits
-
-    def _loader(self, samples: Dataset[Any], *, training: bool = False, drop_last: bool = False) -> DataLoader[Any]:
-        return DataLoader(
-            samples,
-            batch_size=self._batch_size,
-            shuffle=training,
-            drop_last=drop_last,
-            num_workers=self._workers,
-            persistent_workers=self._workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=self.collate(training),
-        )
+        super()._open_for(stage)
+        if stage == "predict":
+            _ = self.predict_source
 
 
 class ImageDataModule(SourceDataModule[ImageSource]):

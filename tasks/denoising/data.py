@@ -1,0 +1,294 @@
+"""The data of inverse problems: clean images measured anew in every epoch, and a user's damaged images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count as counting
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from deqopt.data import ImageFolder, ImageSource, SplitDataModule, UnreadableImageError, open_images
+from deqopt.data.module import Collate
+from deqopt.data.pixels import LUMA
+from deqopt.errors import DataError
+
+from .operator import MeasurementOperator, measure
+
+Size = tuple[int, int]
+"""(height, width) of an image."""
+
+
+class RestorationSample(NamedTuple):
+    """A clean image, (channels, size, size) in [-1, 1], or (0,) where it is not known; its measurement y; the
+    parameters of the operator; its index in the source. All float32."""
+
+    clean: Tensor
+    y: Tensor
+    parameters: Tensor
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nothing here needs
+
+
+class RestorationBatch(NamedTuple):
+    """Clean images, (B, channels, size, size) in [-1, 1], or (B, 0) where they are not known; their measurements y,
+    (B, ...); the parameters of the operator, (B, ...); their indices in the source, (B,) int64."""
+
+    clean: Tensor
+    y: Tensor
+    parameters: Tensor
+    index: Tensor  # type: ignore[assignment]
+
+
+class MeasuredImages(Dataset[RestorationSample]):
+    """Clean images and their measurements, the same at every access.
+
+    Args:
+        source: the clean images.
+        indices: of those that are served, in this order.
+        operator: measures them.
+        seed: 0 or larger; parameters and noise of an image come from it and the image's index alone.
+    """
+
+    def __init__(self, source: ImageSource, indices: list[int], operator: MeasurementOperator, seed: int) -> None:
+        self._source, self._indices, self._operator, self._seed = source, indices, operator, seed
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, position: int) -> RestorationSample:
+        index = self._indices[position]
+        return self._measured(index, self._source[index].image, _generator(self._seed, 0, index))
+
+    def name(self, index: int) -> str:
+        """What the source calls the image with this index in a batch."""
+        return self._source.name(index)
+
+    def _measured(self, index: int, clean: Tensor, generator: torch.Generator) -> RestorationSample:
+        return RestorationSample(clean, *measure(self._operator, clean, generator), index)
+
+
+class TrainingImages(MeasuredImages):
+    """Clean images that are measured anew in every epoch: item ``epoch * len + i`` is the i-th image in an epoch.
+
+    So a worker learns the epoch from what a sampler such as `EpochOrder` asks for.
+
+    Args:
+        source, indices, operator, seed: as of `MeasuredImages`; the draws come from the epoch too.
+        flip: whether to swap left and right of an image with probability 1/2, before it is measured.
+    """
+
+    def __init__(
+        self, source: ImageSource, indices: list[int], operator: MeasurementOperator, seed: int, flip: bool
+    ) -> None:
+        super().__init__(source, indices, operator, seed)
+        self._flip = flip
+
+    def __getitem__(self, item: int) -> RestorationSample:
+        epoch, position = divmod(item, len(self))
+        index = self._indices[position]
+        clean, generator = self._source[index].image, _generator(self._seed, epoch, index)
+        if self._flip and torch.rand((), generator=generator) < 0.5:
+            clean = clean.flip(2)
+        return self._measured(index, clean, generator)
+
+
+class EpochOrder(Sampler[int]):
+    """``epoch * count + i`` for every i below ``count``, in an order that comes from the seed and the epoch alone.
+
+    It is therefore the same in all processes of a run, which may each take a share.
+
+    Args:
+        count: of the samples.
+        seed: 0 or larger.
+        epoch: says which epoch it is; asked once in every pass.
+    """
+
+    def __init__(self, count: int, seed: int, epoch: Callable[[], int]) -> None:
+        self._count, self._seed, self._epoch = count, seed, epoch
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self._epoch()
+        for i in torch.randperm(self._count, generator=_generator(self._seed, epoch)).tolist():
+            yield epoch * self._count + i
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that is no image: its path below the folder, and what is wrong with it, which names it too."""
+
+    file: str
+    reason: str
+
+
+class DamagedImages(Dataset[RestorationSample]):
+    """A user's damaged images at their own size: neither cut nor resized. Clean images are not known, (0,).
+
+    All are read when it is made, so that whatever is wrong is said then. Those that cannot be read are left out.
+
+    Attributes:
+        root: where they are.
+        unreadable: the files that are left out.
+
+    Args:
+        root: a folder, which is listed and whose images are named as by `deqopt.data.ImageFolder`, or an ``.npz`` file
+            with ``images``.
+        operator: says what measurement an image is.
+        channels: 1 (colours become their luma) or 3 (grey is repeated).
+
+    Raises:
+        DataError: no such folder or file, none that can be read, or images of several sizes.
+        DeqoptError: what the operator says of an image.
+    """
+
+    def __init__(self, root: str | Path, operator: MeasurementOperator, channels: int) -> None:
+        self.root, self._operator = Path(root).expanduser(), operator
+        # Their own size is kept: the one that is given here has no part.
+        self._source: ImageSource = (
+            ImageFolder(self.root, 1, channels)
+            if self.root.is_dir()
+            else open_images(self.root, size=1, channels=channels)
+        )
+        self.unreadable: list[Unreadable] = []
+        self._readable = self._of_one_size()
+        for position in range(len(self)):
+            _ = self[position]
+
+    def __len__(self) -> int:
+        return len(self._readable)
+
+    def __getitem__(self, position: int) -> RestorationSample:
+        index = self._readable[position]
+        image = _whole(self._source.pixels(index), self._source.channels)
+        y, parameters = self._operator.read(image, self._source.name(index))
+        return RestorationSample(torch.empty(0), y, parameters, position)
+
+    def name(self, index: int) -> str:
+        """A name for output files of the image with this index in a batch."""
+        return self._source.name(self._readable[index])
+
+    def _of_one_size(self) -> list[int]:
+        """The indices of the images that can be read."""
+        found: dict[Size, list[int]] = {}
+        for index in range(len(self._source)):
+            try:
+                height, width = self._source.pixels(index).shape[:2]
+            except UnreadableImageError as error:
+                self.unreadable.append(Unreadable(self._file(index), str(error)))
+            else:
+                found.setdefault((height, width), []).append(index)
+        if not found:
+            first = self.unreadable[0].reason
+            raise DataError(f"none of the {len(self._source)} images of {self.root} can be read: {first}")
+        if len(found) > 1:
+            often = sorted(found.items(), key=lambda item: -len(item[1]))[:2]
+            sizes = " and ".join(f"{h} x {w} ({self._file(indices[0])})" for (h, w), indices in often)
+            raise DataError(
+                f"the images of {self.root} have {len(found)} sizes, most often {sizes}: one run restores images of "
+                "one size, so sort them into folders by size"
+            )
+        return next(iter(found.values()))
+
+    def _file(self, index: int) -> str:
+        if isinstance(self._source, ImageFolder):
+            return self._source.paths[index].relative_to(self.root).as_posix()
+        return self._source.name(index)
+
+
+class RestorationData(SplitDataModule[ImageSource]):
+    """Batches (`RestorationBatch`) of the splits of a source of clean images, measured by an operator.
+
+    All that is random comes from ``(noise_seed, epoch, index)`` of a sample alone, whatever the global seed is and
+    however many workers, processes and batches there are: parameters, noise and mirroring, which are new in every epoch
+    of training and the same in every pass over val and test. The order of a training epoch comes from ``(noise_seed,
+    epoch)``. An epoch is that of the trainer, so a run that is resumed goes on as if it had not been interrupted;
+    without a trainer the passes over a loader count.
+
+    Args:
+        source: opens the clean images, for example `functools.partial(open_images, "faces", size=32, channels=1)`.
+        operator: measures them.
+        batch_size, workers, seed: as of every `SplitDataModule`.
+        noise_seed: 0 (default) or larger.
+        flip: whether to mirror half of the images to train on; off by default.
+        predict_source: opens a user's damaged images to predict on. By default predict serves the test images, measured
+            as in test.
+
+    Raises:
+        DataError: as every `SplitDataModule`; a negative noise_seed.
+        ProblemError: when it is opened, an operator that does not fit the images.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], ImageSource],
+        operator: MeasurementOperator,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        noise_seed: int = 0,
+        flip: bool = False,
+        predict_source: Callable[[], DamagedImages] | None = None,
+    ) -> None:
+        super().__init__(source, batch_size=batch_size, workers=workers, seed=seed)
+        if noise_seed < 0:
+            raise DataError(f"noise_seed is {noise_seed}: it should be 0 or larger")
+        self.operator = operator
+        self._noise_seed, self._flip, self._open_to_predict = noise_seed, flip, predict_source
+
+    @cached_property
+    def predict_source(self) -> MeasuredImages | DamagedImages:
+        """What to predict on; its `name` says what an index in a batch is called."""
+        return self.samples(self.splits.test) if self._open_to_predict is None else self._open_to_predict()
+
+    def samples(self, split: list[int], training: bool = False) -> MeasuredImages:
+        if training:
+            return TrainingImages(self.source, split, self.operator, self._noise_seed, self._flip)
+        return MeasuredImages(self.source, split, self.operator, self._noise_seed)
+
+    def order(self, count: int) -> EpochOrder:
+        trainer = self.trainer
+        epoch = counting().__next__ if trainer is None else lambda: trainer.current_epoch
+        return EpochOrder(count, self._noise_seed, epoch)
+
+    def collate(self, training: bool) -> Collate:
+        return _collate
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.predict_source)
+
+    def _open_for(self, stage: str) -> None:
+        if stage == "predict" and self._open_to_predict is not None:
+            _ = self.predict_source
+        else:
+            _ = self.splits
+            self.operator.check((self.source.channels, self.source.size, self.source.size))
+
+
+def _collate(samples: list[RestorationSample]) -> RestorationBatch:
+    return RestorationBatch(*default_collate(samples))
+
+
+def _generator(seed: int, *place: int) -> torch.Generator:
+    """Random numbers that depend on a seed and a place, such as (epoch, index), alone."""
+    state = np.random.SeedSequence(seed, spawn_key=place).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _whole(pixels: NDArray[Any], channels: int) -> Tensor:
+    """(channels, H, W), float32 in [-1, 1], of (H, W), (H, W, 1) or (H, W, 3), uint8 or floats in [0, 1]."""
+    height, width = pixels.shape[:2]
+    whole = torch.tensor(pixels).reshape(height, width, -1).permute(2, 0, 1)
+    image = whole.float() / (255 if whole.dtype == torch.uint8 else 1) * 2 - 1
+    if channels == 1 and len(image) == 3:
+        image = torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
+    return image.clamp(-1, 1).repeat(channels // len(image), 1, 1)

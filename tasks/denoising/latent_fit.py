@@ -1,0 +1,83 @@
+"""Latent fitting: the image is what a decoder makes of a latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from deqopt.errors import ProblemError
+from deqopt.nn import Decoder
+from deqopt.nn.multiscale import Branches
+
+from .operator import Shape
+from .prior import Prior, PriorFamily
+
+
+@dataclass(frozen=True)
+class LatentFit(PriorFamily):
+    """The image is ``u = G(x)``, read off the equilibrium of a decoder; the energy is ``weight |x|^2``.
+
+    Only images that the decoder can make are found, whatever is measured: good where much is missing.
+
+    Args:
+        latent: length of x.
+        widths: channels of the cell's branches, finest first; each branch has half the resolution of the one before.
+        resolution: of the finest branch; divides the size of the images. By default half of it.
+        weight: of ``|x|^2`` against half of the squared misfit, summed over what is measured.
+
+    Raises:
+        ProblemError: a length below 1 or a negative weight.
+    """
+
+    latent: int = 64
+    widths: list[int] = field(default_factory=lambda: [24, 32])
+    resolution: int | None = None
+    weight: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.latent < 1 or not self.weight >= 0:
+            raise ProblemError(
+                f"LatentFit: latent must be at least 1 and weight 0 or larger; got {self.latent} and {self.weight}"
+            )
+
+    def build(self, shape: Shape) -> LatentPrior:
+        return LatentPrior(self, shape)
+
+
+class LatentPrior(Prior):
+    """See :class:`LatentFit`; for images of one shape, height and width equal."""
+
+    def __init__(self, settings: LatentFit, shape: Shape) -> None:
+        super().__init__()
+        channels, size, width = shape
+        if size != width:
+            raise ProblemError(f"LatentFit makes square images, these are {size}x{width}")
+        resolution = size // 2 if settings.resolution is None else settings.resolution
+        self.latent, self.weight, self.shape = settings.latent, settings.weight, shape
+        self.decoder = Decoder(settings.latent, settings.widths, resolution, channels, size)
+        self.cell = self.decoder.cell
+
+    def start(self, estimate: Tensor, support: Tensor) -> tuple[Branches, Tensor]:
+        """The state of the zero latent.
+
+        Raises:
+            ProblemError: images of another shape than the network's.
+        """
+        if estimate.shape[1:] != self.shape:
+            raise ProblemError(
+                f"LatentFit was made for images of {'x'.join(map(str, self.shape))}, these are "
+                f"{'x'.join(map(str, estimate.shape[1:]))}: the prior Restorer takes any size"
+            )
+        x0 = estimate.new_zeros(estimate.shape[0], self.latent)
+        return self.decoder.start(x0), x0
+
+    def f(self, z: Branches, x: Tensor, support: Tensor) -> Branches:
+        return self.decoder.f(z, x)
+
+    def image(self, z: Branches, x: Tensor) -> Tensor:
+        image: Tensor = self.decoder.head(z)
+        return image
+
+    def energy(self, z: Branches, x: Tensor) -> Tensor:
+        return self.weight * x.square().sum(1)

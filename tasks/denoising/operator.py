@@ -1,0 +1,144 @@
+"""The measurement: what is known of an image, and how it is drawn for a sample."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deqopt.errors import DataError, ProblemError
+
+Shape = tuple[int, int, int]
+"""(channels, height, width) of an image."""
+
+
+class Measurement(NamedTuple):
+    """What is known of an image: y, and the parameters that the operator drew for it (empty where it draws none)."""
+
+    y: Tensor
+    parameters: Tensor
+
+
+@dataclass(frozen=True)
+class MeasurementOperator(ABC):
+    """``y = A x + sigma n`` with a linear A and white Gaussian n; images x are (B, channels, H, W) in [-1, 1].
+
+    A subclass says what ``A`` and ``A_adjoint`` do. One whose A differs from sample to sample, such as a mask at a
+    random place, draws its parameters in :meth:`draw` and gets them back, stacked for a batch, in :meth:`bind`.
+
+    Args:
+        sigma: standard deviation of the noise, on the range [-1, 1]; 0 or larger.
+
+    Raises:
+        ProblemError: a sigma that is negative or not finite.
+    """
+
+    sigma: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma < math.inf:
+            raise ProblemError(f"{type(self).__name__}: sigma must be 0 or larger and finite, got {self.sigma}")
+
+    @abstractmethod
+    def A(self, x: Tensor) -> Tensor:
+        """The measurement without noise, (B, ...), of images (B, channels, H, W)."""
+
+    @abstractmethod
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """``A^T y``, (B, channels, H, W): ``<A x, y> = <x, A^T y>``."""
+
+    @property
+    def tight(self) -> float | None:
+        """The c of ``A A^T y = c y`` for all y that A can yield; None where there is none, or it is not known.
+
+        With it the projection onto the images that fit a measurement is ``x + A^T (y - A x) / c``.
+        """
+        return None
+
+    def check(self, shape: Shape) -> None:  # noqa: B027
+        """Raise ProblemError where A does not fit images of a shape; by default any fits."""
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> Tensor:
+        """The parameters of A for one image, a tensor; by default empty, (0,)."""
+        return torch.empty(0)
+
+    def bind(self, parameters: Tensor) -> MeasurementOperator:
+        """A for a batch whose samples drew these parameters, (B, ...); by default A is the same for all."""
+        return self
+
+    def observed(self, y: Tensor) -> Tensor:
+        """y with 0 in the entries that are not measured, so that they get no noise; by default all are."""
+        return y
+
+    def estimate(self, y: Tensor) -> Tensor:
+        """A first image, (B, channels, H, W), of a measurement: ``A^T y / c`` where A is tight, else ``A^T y``."""
+        return self.A_adjoint(y) / (self.tight or 1.0)
+
+    def read(self, image: Tensor, name: str) -> Measurement:
+        """The measurement that a user's damaged image, (channels, h, w) in [-1, 1], is. By default the image itself.
+
+        Args:
+            name: of the image, for messages and for what lies beside it.
+
+        Raises:
+            DataError: an image cannot be the measurement, or something is missing beside it.
+        """
+        return Measurement(image, torch.empty(0))
+
+
+@dataclass(frozen=True)
+class External(MeasurementOperator):
+    """Any object with methods ``A`` and ``A_adjoint`` on batches of images, such as a linear physics of deepinv.
+
+    Args:
+        physics: the object. Noise of its own is not used: sigma is.
+
+    Raises:
+        ProblemError: it lacks one of the methods.
+    """
+
+    physics: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        missing = [name for name in ("A", "A_adjoint") if not callable(getattr(self.physics, name, None))]
+        if missing:
+            raise ProblemError(
+                f"a measurement operator needs the methods A and A_adjoint: {type(self.physics).__name__} has no "
+                f"{' and no '.join(missing)}"
+            )
+
+    def A(self, x: Tensor) -> Tensor:
+        y: Tensor = self.physics.A(x)
+        return y
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        x: Tensor = self.physics.A_adjoint(y)
+        return x
+
+
+def as_operator(operator: Any) -> MeasurementOperator:
+    """A measurement operator as it is, and any other object with ``A`` and ``A_adjoint`` as :class:`External`."""
+    return operator if isinstance(operator, MeasurementOperator) else External(physics=operator)
+
+
+def measure(operator: MeasurementOperator, image: Tensor, generator: torch.Generator) -> Measurement:
+    """The measurement of a clean image, (channels, H, W): parameters and noise come from the generator alone.
+
+    Raises:
+        DataError: A gave something that is not finite.
+    """
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    parameters = operator.draw(shape, generator)
+    bound = operator.bind(parameters[None])
+    with torch.no_grad():
+        clean = bound.A(image[None])
+        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+        y = clean + operator.sigma * bound.observed(noise)
+    if not y.isfinite().all():
+        raise DataError(f"{type(operator).__name__}: the measurement of an image is not finite")
+    return Measurement(y[0], parameters)

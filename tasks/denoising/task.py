@@ -1,0 +1,221 @@
+"""The task `denoising`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from deqopt import Equilibrium, JointProblem, Task
+from deqopt.data import EmbeddedPhotographs, ImageSource, open_images, save_image
+from deqopt.errors import ProblemError
+from deqopt.figures import image_rows
+from deqopt.state import State, tensors_of
+
+from . import inpainting, latent_fit, operators, restorer  # noqa: F401  (their classes are options by name)
+from .compared import ComparedModel
+from .data import DamagedImages, RestorationBatch, RestorationData
+from .operator import MeasurementOperator, as_operator
+from .prior import PriorFamily
+from .report import RestorationReport
+from .unreadable import ReportUnreadable
+
+Data = tuple[Tensor, Tensor, Tensor]
+"""y, the operator's parameters, and the support ``A^T A 1`` of a batch."""
+
+
+class Denoising(Task):
+    """Restores images from measurements ``y = A u + sigma n``, and learns the prior through the optimum.
+
+    The inner problem sees the measurement alone,
+
+        min_x  |A u(z, x) - y|^2 / 2 + R(z, x)     subject to   z = f(z, x),   x in X
+
+    and the outer loss compares u with the clean image, a pixel: ``|u - clean|^2 / pixels``. So its gradient must pass
+    through x: ``--adjoint Unrolled`` or ``Implicit`` (or their cheaper kin). With ``Envelope`` the value of the loss is
+    the same, but what is learned is to lower the inner objective, which knows no clean image.
+
+    Args:
+        root: a folder of clean images, an ``.npz`` with ``images``, or a folder with torchvision's ``celeba/`` inside;
+            without it patches of scikit-learn's two photographs. In ``predict``: a folder (or ``.npz``) of damaged
+            images, which are restored at their own size into the folder ``ROOT_restored`` beside it.
+        download: let torchvision download CelebA to ``root``.
+        groups: name of an array in the ``.npz`` whose equal entries stay in one split, such as ``subject``.
+        size: clean images are cropped to squares and resized to this height and width.
+        image_channels: 1 or 3.
+        batch_size: images a batch and device.
+        workers: processes that load images; 0 loads them in the main process.
+        split_seed: fixes the division into train, validation and test (80/10/10, or CelebA's own).
+        noise_seed: of noise and masks; those of training change with the epoch, those of evaluation do not.
+        flip: training images are mirrored at random.
+        operator: what is measured: ``Denoising`` (the default, sigma 0.2), ``Inpainting``, ``SuperResolution``,
+            ``Deblurring``, ``CompressedSensing``; in code any object with ``A`` and ``A_adjoint`` too.
+        prior: the family of models: ``Restorer`` (the default) or ``LatentFit``.
+        compared: checkpoints of other models for the same measurement that ``test`` puts beside, such as the same one
+            trained with another adjoint.
+        test_images: the most test images that ``test`` restores by classical methods and by these too, and the most
+            validation images on which the settings of the classical ones are chosen.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        download: bool = False,
+        groups: str | None = None,
+        size: int = 32,
+        image_channels: int = 3,
+        batch_size: int = 16,
+        workers: int = 0,
+        split_seed: int = 0,
+        noise_seed: int = 0,
+        flip: bool = True,
+        operator: MeasurementOperator | None = None,
+        prior: PriorFamily | None = None,
+        compared: list[str] = [],  # noqa: B006
+        test_images: int = 64,
+    ) -> None:
+        super().__init__()
+        if test_images < 1:
+            raise ProblemError(f"denoising: test_images must be at least 1, got {test_images}")
+        self.operator = operators.Denoising() if operator is None else as_operator(operator)
+        self.image_shape = (image_channels, size, size)
+        self.operator.check(self.image_shape)
+        self.prior = (prior or restorer.Restorer()).build(self.image_shape)
+        self._root = None if root is None else Path(root).expanduser()
+        self._compared, self._test_images = compared, test_images
+        self._open = partial(_open_clean, root, size=size, channels=image_channels, download=download, groups=groups)
+        self._loaded = partial(
+            RestorationData,
+            batch_size=batch_size,
+            workers=workers,
+            seed=split_seed,
+            noise_seed=noise_seed,
+            flip=flip,
+        )
+
+    @property
+    def cell(self) -> nn.Module:
+        """The network behind f."""
+        return self.prior.cell
+
+    @cached_property
+    def data(self) -> RestorationData:
+        """The images; made once, so that what is restored can be named after its file."""
+        damaged = None
+        if self._root is not None:
+            damaged = partial(DamagedImages, self._root, self.operator, self.image_shape[0])
+        return self._loaded(self._open, self.operator, predict_source=damaged)
+
+    def datamodule(self) -> RestorationData:
+        return self.data
+
+    # -- the problem ----------------------------------------------------------------------------------------------
+
+    def start(self, batch: RestorationBatch) -> tuple[State, Tensor]:
+        return self.prior.start(self.estimate(batch), self._support(batch))
+
+    def problem(self, batch: RestorationBatch) -> JointProblem:
+        feasible = self.prior.feasible(self.operator, batch.y, batch.parameters)
+        return JointProblem(self._f, self._objective, feasible, data=(batch.y, batch.parameters, self._support(batch)))
+
+    def _f(self, z: tuple[Tensor, ...], x: Tensor, data: Data) -> State:
+        return self.prior.f(z, x, data[2])
+
+    def _objective(self, z: tuple[Tensor, ...], x: Tensor, data: Data) -> Tensor:
+        y, parameters, _ = data
+        image = self.prior.image(z, x)
+        misfit = self.operator.bind(parameters).A(image.to(y.dtype)) - y
+        return misfit.square().flatten(1).sum(1) / 2 + self.prior.energy(z, x)
+
+    def estimate(self, batch: RestorationBatch) -> Tensor:
+        """(B, channels, H, W): the measurement as an image."""
+        return self.operator.bind(batch.parameters).estimate(batch.y)
+
+    def _support(self, batch: RestorationBatch) -> Tensor:
+        bound = self.operator.bind(batch.parameters)
+        seen = bound.A_adjoint(bound.A(torch.ones_like(self.estimate(batch))))
+        return seen / (self.operator.tight or 1.0)
+
+    # -- what is made of the solution -----------------------------------------------------------------------------
+
+    def restored(self, equilibrium: Equilibrium) -> Tensor:
+        """u, (B, channels, H, W)."""
+        return self.prior.image(tensors_of(equilibrium.z), equilibrium.x)
+
+    def loss(self, equilibrium: Equilibrium, batch: RestorationBatch) -> Tensor:
+        """The squared error a pixel. Where the adjoint lets no gradient through z and x, but through the objective, the
+        value is the same and the gradient is that of the inner objective a pixel.
+
+        Raises:
+            ProblemError: the adjoint holds x, and the image is x itself, so that nothing would be learned.
+        """
+        error = (self.restored(equilibrium) - batch.clean).square().flatten(1).mean(1)
+        if not equilibrium.objective.requires_grad:
+            return error
+        if any(part.requires_grad for part in (*tensors_of(equilibrium.z), equilibrium.x)):
+            if not error.requires_grad:
+                raise ProblemError(
+                    "denoising: the image that is restored does not depend on what the adjoint differentiates: the "
+                    "prior Restorer optimises the image itself, so take Unrolled, Implicit, Phantom or JacobianFree"
+                )
+            return error
+        objective = equilibrium.objective / batch.clean[0].numel()
+        return error.detach() + objective - objective.detach()
+
+    def metrics(self) -> Mapping[str, Metric]:
+        return {
+            "psnr": PeakSignalNoiseRatio(data_range=(-1.0, 1.0), dim=(1, 2, 3)),
+            "ssim": StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0)),
+        }
+
+    def outcome(self, equilibrium: Equilibrium, batch: RestorationBatch) -> tuple[Tensor, Tensor]:
+        return self.restored(equilibrium).clamp(-1, 1), batch.clean
+
+    def figures(self, equilibrium: Equilibrium, batch: RestorationBatch) -> Mapping[str, Figure]:
+        shown = slice(0, 10)
+        image, clean = self.restored(equilibrium)[shown], batch.clean[shown]
+        error = (image.clamp(-1, 1) - clean).square().flatten(1).mean(1)
+        psnr = [f"{value:.1f} dB" for value in (10 * torch.log10(4 / error)).tolist()]
+        rows = {"clean": clean, "measurement": self.estimate(batch)[shown], "restored": image}
+        return {"restored": image_rows(rows, "Images, what was measured of them, and what was restored", psnr)}
+
+    def callbacks(self) -> list[Callback]:
+        report = RestorationReport(
+            self.data,
+            self.operator,
+            restore=lambda equilibrium, batch: self.restored(equilibrium),
+            others=self._others(),
+            images=self._test_images,
+        )
+        return [report, ReportUnreadable(self.data)]
+
+    def _others(self) -> dict[str, ComparedModel]:
+        """The models to compare with by name: that of their adjoint, with the path where two have the same."""
+        models = {path: ComparedModel(path, Denoising, self.operator) for path in self._compared}
+        names = [one.name for one in models.values()]
+        return {one.name if names.count(one.name) == 1 else f"{one.name} {path}": one for path, one in models.items()}
+
+    def prediction_directory(self) -> Path | None:
+        """``ROOT_restored``, beside the folder of damaged images; that of the run where there is none."""
+        return None if self._root is None else self._root.with_name(f"{self._root.stem}_restored")
+
+    def write_predictions(self, equilibrium: Equilibrium, batch: RestorationBatch, directory: Path) -> list[Path]:
+        """``NAME.png``, the restored image, for every image NAME."""
+        files = []
+        for index, image in zip(batch.index.tolist(), self.restored(equilibrium).float().cpu(), strict=True):
+            files.append(directory / f"{self.data.predict_source.name(index)}.png")
+            save_image(files[-1], image)
+        return files
+
+
+def _open_clean(root: str | None, *, size: int, channels: int, download: bool, groups: str | None) -> ImageSource:
+    if root is None and groups is None and not download:
+        return EmbeddedPhotographs(size, channels)
+    return open_images(root, size=size, channels=channels, download=download, groups=groups)
