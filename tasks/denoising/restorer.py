@@ -76,8 +76,7 @@ class ImagePrior(Prior):
             estimate.new_zeros(len(estimate), count, height // side, width // side)
             for count, side in zip(self.widths, sides, strict=True)
         )
-        with torch.no_grad():
-            return self.f(zeros, estimate, support), estimate
+        return tuple(part.detach() for part in self.f(zeros, estimate, support)), estimate
 
     def f(self, z: Branches, x: Tensor, support: Tensor) -> Branches:
         found: Branches = self.cell(z, self.injection(self._padded(torch.cat([x, support], dim=1))))
