@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from benchmarks.adversarial_report import write
+from benchmarks.schedule import WARM_UP as WARM_UP
+from benchmarks.schedule import shape
 from deqopt.adjoints import Envelope
 from deqopt.data import Download, LabelledBatch
 from deqopt.fixed_point import Anderson
@@ -35,7 +36,6 @@ from deqopt.solvers import Bilevel, JointSolver, SecantTracking
 RADIUS = 1.5
 BATCH = 48
 HIGHEST_LR = 4e-3
-WARM_UP = 0.1
 PENALTY = 1.0
 CHUNK = 100
 CURVE = (1 / 4, 1 / 2, 1.0)
@@ -164,13 +164,6 @@ def train(task: Cifar, solver: JointSolver, seconds: float, seed: int) -> list[S
             weights = {name: value.clone() for name, value in task.classifier.state_dict().items()}
             snapshots.append(Snapshot(spent, steps, weights))
     return snapshots
-
-
-def shape(share: float) -> float:
-    """The learning rate after a share of the training: up to 1 in a tenth of it, then down to 0 by a cosine."""
-    if share < WARM_UP:
-        return 0.1 + 0.9 * share / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * min((share - WARM_UP) / (1 - WARM_UP), 1.0)))
 
 
 def mark(task: Cifar, snapshot: Snapshot, images: Images) -> Mark:

@@ -1,0 +1,289 @@
+"""Classical restorations, beside which a learned one is printed. Their settings are chosen on validation images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from deqopt.errors import ProblemError
+
+from .data import RestorationBatch
+from .inpainting import Inpainting
+from .operator import MeasurementOperator
+from .operators import Deblurring, Denoising, SuperResolution
+
+
+@dataclass(frozen=True)
+class Baseline(ABC):
+    """A restoration without learning. Its fields are its settings; it sees the measurement and the operator alone."""
+
+    name: ClassVar[str]
+
+    @property
+    def setting(self) -> str:
+        """What :func:`choose` has chosen, in words; empty where there is nothing to choose."""
+        return ""
+
+    def settings(self, operator: MeasurementOperator) -> Sequence[Baseline]:
+        """The same method with each of the settings that are worth trying for an operator; by default itself alone."""
+        return (self,)
+
+    @abstractmethod
+    def image(self, operator: MeasurementOperator, y: Tensor) -> Tensor:
+        """The restored image, (1, channels, H, W), of the measurement y, (1, ...), of the operator bound to it."""
+
+    @torch.no_grad()
+    def restore(self, operator: MeasurementOperator, y: Tensor, parameters: Tensor) -> Tensor:
+        """The restored images, (B, channels, H, W), float32 in [-1, 1], of measurements; each is restored alone.
+
+        Args:
+            operator: measured them; not bound.
+            y: (B, ...).
+            parameters: that the operator drew for them, (B, ...).
+        """
+        y = y.float()
+        images = [self.image(operator.bind(parameters[i : i + 1]), y[i : i + 1]) for i in range(len(y))]
+        return torch.cat(images).float().clamp(-1, 1)
+
+
+@dataclass(frozen=True)
+class TotalVariation(Baseline):
+    """``min_x  |A x - y|^2 / (2 L) + w TV(x)``, with the isotropic total variation of every channel and ``L = |A|^2``.
+
+    By FISTA (Beck and Teboulle 2009), that is accelerated steps ``x <- prox_{w TV}(v - A^T (A v - y) / L)``, where the
+    prox is scikit-image's (Chambolle 2004). Of a pure denoising problem it is the first step alone. Where y has no
+    noise, the image is at last projected onto those that fit it, if A is tight.
+
+    Args:
+        weight: w, larger than 0.
+        iterations: the most steps; fewer where no pixel moves any more.
+    """
+
+    name: ClassVar[str] = "total variation"
+    weight: float = 0.1
+    iterations: int = 60
+
+    @property
+    def setting(self) -> str:
+        return f"weight {self.weight:.2g}"
+
+    def settings(self, operator: MeasurementOperator) -> Sequence[TotalVariation]:
+        """Weights in proportion to sigma, and to 0.02 below that; the grid is fine where one step is all."""
+        if isinstance(operator, Denoising):
+            shares = [0.3 * 1.25**k for k in range(10)]
+        else:
+            shares = [0.05 * 2.0**k for k in range(6)]
+        return [replace(self, weight=share * max(operator.sigma, 0.02)) for share in shares]
+
+    def image(self, operator: MeasurementOperator, y: Tensor) -> Tensor:
+        from skimage.restoration import denoise_tv_chambolle
+
+        x = v = operator.estimate(y)
+        L, t, before = operator.tight or squared_norm(operator, x), 1.0, None
+        for _ in range(self.iterations):
+            target = v - operator.A_adjoint(operator.A(v) - y) / L
+            if before is not None and (target - before).abs().max() < 1e-5:
+                break
+            moved = _tensor(denoise_tv_chambolle(_array(target), weight=self.weight, channel_axis=0), y)
+            t, last = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
+            x, v, before = moved, moved + (last - 1) / t * (moved - x), target
+        if operator.sigma == 0 and operator.tight is not None:
+            x = x + operator.A_adjoint(y - operator.A(x)) / operator.tight
+        return x
+
+
+@dataclass(frozen=True)
+class NonLocalMeans(Baseline):
+    """Every pixel is the mean of those whose surroundings look alike (Buades, Coll and Morel 2005), by scikit-image.
+
+    Only for noise alone. The weights take account of the known sigma.
+
+    Args:
+        decay: of the weights with the distance of patches, in units of sigma.
+        patch: side of a patch in pixels.
+        reach: how far away patches are looked for, in pixels.
+    """
+
+    name: ClassVar[str] = "non-local means"
+    decay: float = 0.8
+    patch: int = 5
+    reach: int = 6
+
+    @property
+    def setting(self) -> str:
+        return f"decay {self.decay:g}, patch {self.patch}, reach {self.reach}"
+
+    def settings(self, operator: MeasurementOperator) -> Sequence[NonLocalMeans]:
+        grid = product((0.45, 0.6, 0.75, 0.9, 1.2), (3, 5, 7), (3, 6, 11))
+        return [NonLocalMeans(*setting) for setting in grid]
+
+    def image(self, operator: MeasurementOperator, y: Tensor) -> Tensor:
+        from skimage.restoration import denoise_nl_means
+
+        image = _array(y)
+        restored = denoise_nl_means(
+            image if len(image) > 1 else image[0],  # of one channel it would return the transpose
+            patch_size=self.patch,
+            patch_distance=self.reach,
+            h=self.decay * operator.sigma,
+            sigma=operator.sigma,
+            channel_axis=0 if len(image) > 1 else None,
+        )
+        return _tensor(restored, y).reshape(y.shape)
+
+
+@dataclass(frozen=True)
+class Biharmonic(Baseline):
+    """Hidden pixels are those of the surface with ``Laplace^2 x = 0`` through the known ones (Damelin and Hoang 2018).
+
+    Only for inpainting, by scikit-image. Known pixels are left as they are, noise and all.
+    """
+
+    name: ClassVar[str] = "biharmonic"
+
+    def image(self, operator: MeasurementOperator, y: Tensor) -> Tensor:
+        from skimage.restoration import inpaint_biharmonic
+
+        hidden = operator.observed(torch.ones_like(y))[0, 0] == 0
+        restored = inpaint_biharmonic(_array(y), hidden.cpu().numpy(), channel_axis=0)
+        return _tensor(restored, y)
+
+
+@dataclass(frozen=True)
+class Bicubic(Baseline):
+    """Bicubic interpolation between the measured pixels (Keys 1981). Only for super-resolution."""
+
+    name: ClassVar[str] = "bicubic"
+
+    def image(self, operator: MeasurementOperator, y: Tensor) -> Tensor:
+        # With antialias the kernel is that of Keys, which continues planes; without it PyTorch takes another.
+        return F.interpolate(y, size=operator.estimate(y).shape[2:], mode="bicubic", antialias=True)
+
+
+@dataclass(frozen=True)
+class Wiener(Baseline):
+    """Deconvolution with a smooth image in mind, ``min_x  |k * x - y|^2 + b |Laplace x|^2`` (Hunt 1973), by FFT.
+
+    Only for deblurring, by scikit-image, which takes images for periodic. So the measurement, whose frame is smaller
+    than the image's, is continued by its border: up to the image, and by as many pixels more as the kernel has, which
+    are cut off in the end.
+
+    Args:
+        balance: b, larger than 0.
+    """
+
+    name: ClassVar[str] = "Wiener"
+    balance: float = 0.1
+
+    @property
+    def setting(self) -> str:
+        return f"balance {self.balance:.2g}"
+
+    def settings(self, operator: MeasurementOperator) -> Sequence[Wiener]:
+        """Two a decade from 1e-5 to 10."""
+        return [Wiener(balance=10.0 ** (k / 2)) for k in range(-10, 3)]
+
+    def image(self, operator: MeasurementOperator, y: Tensor) -> Tensor:
+        from skimage.restoration import wiener
+
+        assert isinstance(operator, Deblurring)
+        kernel = operator.weights.numpy().astype(np.float32)
+        h, w = kernel.shape
+        wide = _array(F.pad(operator.estimate(y), (w, w, h, h), mode="replicate"))
+        restored = np.stack([wiener(channel, kernel, self.balance, clip=False) for channel in wide])
+        return _tensor(restored[:, h:-h, w:-w], y)
+
+
+def baselines_for(operator: MeasurementOperator) -> list[Baseline]:
+    """The methods that fit an operator; of one that is not known, total variation alone."""
+    match operator:
+        case Denoising() if operator.sigma > 0:
+            return [TotalVariation(), NonLocalMeans()]
+        case Inpainting():
+            return [Biharmonic(), TotalVariation()]
+        case SuperResolution():
+            return [Bicubic(), TotalVariation()]
+        case Deblurring():
+            return [Wiener(), TotalVariation()]
+        case _:
+            return [TotalVariation()]
+
+
+class Choice(NamedTuple):
+    """A baseline with the settings that were best, and its mean PSNR with them, in dB."""
+
+    baseline: Baseline
+    psnr: float
+
+
+def choose(baseline: Baseline, operator: MeasurementOperator, batches: Sequence[RestorationBatch]) -> Choice:
+    """The setting of a baseline with the highest mean PSNR on images that it is not judged by; the first of equals.
+
+    Args:
+        operator: measured them; not bound.
+        batches: at least one image, whose clean one is known.
+
+    Raises:
+        ProblemError: no image.
+    """
+    if not sum(len(batch.y) for batch in batches):
+        raise ProblemError(f"there is no validation image by which the settings of {baseline.name} could be chosen")
+    choices = []
+    for candidate in baseline.settings(operator):
+        found = [psnr(candidate.restore(operator, b.y, b.parameters), b.clean) for b in batches]
+        choices.append(Choice(candidate, float(torch.cat(found).mean())))
+    return max(choices, key=lambda choice: choice.psnr)
+
+
+ROUNDING = (2 / 255) ** 2 / 12
+"""The mean squared error of rounding an image in [-1, 1] to 8 bits."""
+
+
+def psnr(images: Tensor, clean: Tensor, where: Tensor | None = None) -> Tensor:
+    """``10 log10(4 / mse)`` of every image, (B,), in dB.
+
+    An error below that of rounding to 8 bits counts as it, 58.9 dB, so that no perfect image makes a mean infinite.
+
+    Args:
+        images, clean: (B, channels, H, W) in [-1, 1].
+        where: the pixels that count, bools (B, 1 or channels, H, W), by default all; NaN for an image without any.
+    """
+    squares = (images.float() - clean.float()).square()
+    weights = torch.ones_like(squares) if where is None else where.expand_as(squares).float()
+    mse = (weights * squares).flatten(1).sum(1) / weights.flatten(1).sum(1)
+    return 10 * torch.log10(4 / mse.clamp_min(ROUNDING))
+
+
+def squared_norm(operator: MeasurementOperator, like: Tensor, iterations: int = 30) -> float:
+    """``|A|^2``, the largest eigenvalue of ``A^T A``, a little above what power iterations find; at least 1e-12.
+
+    Args:
+        operator: bound to one image.
+        like: an image of its shape, (1, channels, H, W).
+    """
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(like.shape, generator=generator).to(like)
+    norm = v.norm()
+    for _ in range(iterations):
+        v = operator.A_adjoint(operator.A(v / norm))
+        norm = v.norm().clamp_min(1e-12)
+    return 1.05 * float(norm)
+
+
+def _array(images: Tensor) -> NDArray[Any]:
+    """(channels, H, W), of (1, channels, H, W)."""
+    return images[0].cpu().numpy()
+
+
+def _tensor(image: NDArray[Any], like: Tensor) -> Tensor:
+    """(1, channels, H, W), of (channels, H, W), on the device of a measurement."""
+    return torch.from_numpy(np.ascontiguousarray(image)).to(like)[None]
