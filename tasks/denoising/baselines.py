@@ -77,12 +77,12 @@ class TotalVariation(Baseline):
         return f"weight {self.weight:.2g}"
 
     def settings(self, operator: MeasurementOperator) -> Sequence[TotalVariation]:
-        """Weights in proportion to sigma, and to 0.02 below that; the grid is fine where one step is all."""
+        """Weights in proportion to sigma, down to a little noise; the grid is fine where one step is all."""
         if isinstance(operator, Denoising):
-            shares = [0.3 * 1.25**k for k in range(10)]
+            weights = [0.3 * 1.25**k * max(operator.sigma, 0.02) for k in range(10)]
         else:
-            shares = [0.05 * 2.0**k for k in range(6)]
-        return [replace(self, weight=share * max(operator.sigma, 0.02)) for share in shares]
+            weights = [0.05 * 2.0**k * max(operator.sigma, 0.005) for k in range(8)]
+        return [replace(self, weight=weight) for weight in weights]
 
     def image(self, operator: MeasurementOperator, y: Tensor) -> Tensor:
         from skimage.restoration import denoise_tv_chambolle
