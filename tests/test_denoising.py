@@ -18,7 +18,7 @@ from deqopt_tasks.denoising.operators import (
     SuperResolution,
 )
 from deqopt_tasks.denoising.operators import Denoising as Noise
-from deqopt_tasks.denoising.prior import PriorFamily
+from deqopt_tasks.denoising.prior import Known, PriorFamily
 from deqopt_tasks.denoising.restorer import Restorer
 from deqopt_tasks.denoising.task import Denoising
 from torch import Tensor
@@ -96,7 +96,10 @@ def test_the_objective_is_half_the_misfit_and_the_energy(operator: str) -> None:
             parts = tuple(part[row : row + 1] for part in z)
             image = task.prior.image(parts, x[row : row + 1])
             misfit = task.operator.bind(batch.parameters[row : row + 1]).A(image) - batch.y[row : row + 1]
-            expected.append(0.5 * misfit.pow(2).sum() + task.prior.energy(parts, x[row : row + 1])[0])
+            expected.append(
+                0.5 * misfit.pow(2).sum()
+                + task.prior.energy(parts, x[row : row + 1], Known(*(part[row : row + 1] for part in problem.data)))[0]
+            )
         torch.testing.assert_close(problem.J(z, x), torch.stack(expected))
 
 
@@ -138,9 +141,9 @@ def test_only_tight_operators_have_a_projection() -> None:
 def test_the_network_sees_which_pixels_are_unknown() -> None:
     task = task_of(operator=OPERATORS["hole"])
     batch = batch_of(task)
-    whole = torch.ones_like(batch.clean)
-    (seen,), x = task.start(batch)
-    (other,), _ = task.prior.start(x, whole)
+    known = task.problem(batch).data
+    (seen,), _ = task.prior.start(known)
+    (other,), _ = task.prior.start(known._replace(support=torch.ones_like(batch.clean)))
     assert (seen - other).abs().max() > 1e-2
 
 
@@ -236,8 +239,8 @@ def test_padding_repeats_the_border() -> None:
     x = torch.randn(2, 1, 7, 5)
     wide = torch.cat([x, x[..., -1:, :]], dim=2)
     wide = torch.cat([wide, wide[..., -1:]], dim=3)
-    (first,), _ = task.prior.start(x, torch.ones_like(x))
-    (second,), _ = task.prior.start(wide, torch.ones_like(wide))
+    (first,), _ = task.prior.start(Known.of(task.operator, x, torch.empty(2, 0)))
+    (second,), _ = task.prior.start(Known.of(task.operator, wide, torch.empty(2, 0)))
     torch.testing.assert_close(first, second)
 
 

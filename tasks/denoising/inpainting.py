@@ -16,6 +16,7 @@ from deqopt.data import ImageFolder
 from deqopt.data.pixels import read_pixels
 from deqopt.errors import DataError, ProblemError
 
+from .harmonic import harmonic
 from .operator import Measurement, MeasurementOperator, Shape
 
 Size = tuple[int, int]
@@ -264,6 +265,10 @@ class _Bound(MeasurementOperator):
 
     def observed(self, y: Tensor) -> Tensor:
         return self.known.to(y) * y
+
+    def initial(self, y: Tensor) -> Tensor:
+        """The holes filled as smoothly as can be."""
+        return harmonic(y, self.known)
 
 
 def _unbound() -> ProblemError:

@@ -11,7 +11,7 @@ from deqopt.nn import Decoder
 from deqopt.nn.multiscale import Branches
 
 from .operator import Shape
-from .prior import Prior, PriorFamily
+from .prior import Known, Prior, PriorFamily
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,26 @@ class LatentPrior(Prior):
         self.decoder = Decoder(settings.latent, settings.widths, resolution, channels, size)
         self.cell = self.decoder.cell
 
-    def start(self, estimate: Tensor, support: Tensor) -> tuple[Branches, Tensor]:
-        """The state of the zero latent.
+    def start(self, known: Known) -> tuple[Branches, Tensor]:
+        """The zero latent, and the state after one application of the cell: normalisation is singular at zero.
 
         Raises:
             ProblemError: images of another shape than the network's.
         """
-        if estimate.shape[1:] != self.shape:
+        if known.initial.shape[1:] != self.shape:
             raise ProblemError(
                 f"LatentFit was made for images of {'x'.join(map(str, self.shape))}, these are "
-                f"{'x'.join(map(str, estimate.shape[1:]))}: the prior Restorer takes any size"
+                f"{'x'.join(map(str, known.initial.shape[1:]))}: the prior Restorer takes any size"
             )
-        x0 = estimate.new_zeros(estimate.shape[0], self.latent)
-        return self.decoder.start(x0), x0
+        x0 = known.initial.new_zeros(len(known.initial), self.latent)
+        return tuple(part.detach() for part in self.decoder.f(self.decoder.start(x0), x0)), x0
 
-    def f(self, z: Branches, x: Tensor, support: Tensor) -> Branches:
+    def f(self, z: Branches, x: Tensor, known: Known) -> Branches:
         return self.decoder.f(z, x)
 
     def image(self, z: Branches, x: Tensor) -> Tensor:
         image: Tensor = self.decoder.head(z)
         return image
 
-    def energy(self, z: Branches, x: Tensor) -> Tensor:
+    def energy(self, z: Branches, x: Tensor, known: Known) -> Tensor:
         return self.weight * x.square().sum(1)

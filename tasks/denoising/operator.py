@@ -78,6 +78,13 @@ class MeasurementOperator(ABC):
         """A first image, (B, channels, H, W), of a measurement: ``A^T y / c`` where A is tight, else ``A^T y``."""
         return self.A_adjoint(y) / (self.tight or 1.0)
 
+    def initial(self, y: Tensor) -> Tensor:
+        """The image, (B, channels, H, W), from which a restorer starts: by default :meth:`estimate`.
+
+        Where A is tight and there is no noise it must fit the measurement, ``A initial(y) = y``.
+        """
+        return self.estimate(y)
+
     def read(self, image: Tensor, name: str) -> Measurement:
         """The measurement that a user's damaged image, (channels, h, w) in [-1, 1], is. By default the image itself.
 

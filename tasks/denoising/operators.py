@@ -76,6 +76,11 @@ class SuperResolution(MeasurementOperator):
     def A_adjoint(self, y: Tensor) -> Tensor:
         return y.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3) / self.factor**2
 
+    def initial(self, y: Tensor) -> Tensor:
+        """Bicubic interpolation, moved to the nearest image with the measured means."""
+        x = F.interpolate(y.float(), scale_factor=self.factor, mode="bicubic", antialias=True).to(y.dtype)
+        return x + self.A_adjoint(y - self.A(x)) / self.tight
+
 
 # -- blur -------------------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from deqopt.feasible import Everywhere, FeasibleSet
 from deqopt.nn.multiscale import Branches
 
 from .operator import MeasurementOperator, Shape
+
+
+class Known(NamedTuple):
+    """What is known of the images of a batch.
+
+    Attributes:
+        y: the measurements, (B, ...).
+        parameters: that the operator drew for them, (B, ...).
+        support: ``A^T A 1 / c``, (B, channels, H, W): how much was seen of a pixel, 0 for nothing.
+        initial: a first guess, (B, channels, H, W); see :meth:`MeasurementOperator.initial`.
+    """
+
+    y: Tensor
+    parameters: Tensor
+    support: Tensor
+    initial: Tensor
+
+    @classmethod
+    def of(cls, operator: MeasurementOperator, y: Tensor, parameters: Tensor) -> Known:
+        """From the measurements of an operator that is not bound."""
+        bound = operator.bind(parameters)
+        with torch.no_grad():
+            initial = bound.initial(y)
+            support = bound.A_adjoint(bound.A(torch.ones_like(initial))) / (operator.tight or 1.0)
+        return cls(y, parameters, support, initial)
 
 
 class Prior(nn.Module, ABC):
@@ -23,15 +50,11 @@ class Prior(nn.Module, ABC):
     """The network behind f."""
 
     @abstractmethod
-    def start(self, estimate: Tensor, support: Tensor) -> tuple[Branches, Tensor]:
-        """``(z0, x0)``, detached, where the first estimate of the image is (B, channels, H, W).
-
-        Args:
-            support: ``A^T A 1``, (B, channels, H, W): 0 where a pixel was not seen.
-        """
+    def start(self, known: Known) -> tuple[Branches, Tensor]:
+        """``(z0, x0)``, detached."""
 
     @abstractmethod
-    def f(self, z: Branches, x: Tensor, support: Tensor) -> Branches:
+    def f(self, z: Branches, x: Tensor, known: Known) -> Branches:
         """One application of the cell; z is a tuple of (B, width, h, w)."""
 
     @abstractmethod
@@ -39,16 +62,11 @@ class Prior(nn.Module, ABC):
         """u, (B, channels, H, W): the image that a solution stands for."""
 
     @abstractmethod
-    def energy(self, z: Branches, x: Tensor) -> Tensor:
+    def energy(self, z: Branches, x: Tensor, known: Known) -> Tensor:
         """R, (B,)."""
 
-    def feasible(self, operator: MeasurementOperator, y: Tensor, parameters: Tensor) -> FeasibleSet:
-        """X; by default everywhere.
-
-        Args:
-            operator: not bound.
-            y, parameters: of the batch.
-        """
+    def feasible(self, operator: MeasurementOperator, known: Known) -> FeasibleSet:
+        """X; by default everywhere. The operator is not bound."""
         return Everywhere()
 
 

@@ -15,16 +15,16 @@ from deqopt.nn.multiscale import Branches
 
 from .consistent import Consistent
 from .operator import MeasurementOperator, Shape
-from .prior import Prior, PriorFamily
+from .prior import Known, Prior, PriorFamily
 
 
 @dataclass(frozen=True)
 class Restorer(PriorFamily):
-    """The image is x itself; the energy is ``|r|^2 / 2``, where r(z), as large as the image, is what the network finds
-    unlike an image in x.
+    """The image is x itself; the energy is ``|x - D|^2 / 2`` with the network's guess ``D = s x + (1 - s) e + h(z)``.
 
-    ``x - r`` is the network's own guess, so that the energy is that of a gradient-step denoiser, ``|x - D(x)|^2 / 2``
-    (Hurault, Leclaire, Papadakis 2022), with an equilibrium network inside, trained through the optimum (Gilton, Ongie,
+    s is how much was seen of a pixel and e a first guess of the image: by h the network says what is wrong with x where
+    something was seen, and what is wrong with e where nothing was. It is the energy of a gradient-step denoiser
+    (Hurault, Leclaire, Papadakis 2022) with an equilibrium network inside, trained through the optimum (Gilton, Ongie,
     Willett: Deep equilibrium architectures for inverse problems, 2021). Where a measurement has no noise and its A is
     tight, x stays among the images that fit it (Heaton, Wu Fung, Gibali, Yin: Feasibility-based fixed point networks,
     2021). Images may have any size: they are padded inside to whole cells.
@@ -68,35 +68,37 @@ class ImagePrior(Prior):
             for weight in self.head.paint.parameters():
                 weight.mul_(settings.first_scale)
 
-    def start(self, estimate: Tensor, support: Tensor) -> tuple[Branches, Tensor]:
-        """The estimate, and the state after one application of the cell: at zero itself normalisation is singular."""
-        height, width = self._padded(estimate).shape[-2:]
+    def start(self, known: Known) -> tuple[Branches, Tensor]:
+        """The first guess, and the state after one application of the cell: normalisation is singular at zero."""
+        x0 = known.initial
+        height, width = self._padded(x0).shape[-2:]
         sides = [self.factor * 2**i for i in range(len(self.widths))]
         zeros = tuple(
-            estimate.new_zeros(len(estimate), count, height // side, width // side)
+            x0.new_zeros(len(x0), count, height // side, width // side)
             for count, side in zip(self.widths, sides, strict=True)
         )
-        return tuple(part.detach() for part in self.f(zeros, estimate, support)), estimate
+        return tuple(part.detach() for part in self.f(zeros, x0, known)), x0
 
-    def f(self, z: Branches, x: Tensor, support: Tensor) -> Branches:
-        found: Branches = self.cell(z, self.injection(self._padded(torch.cat([x, support], dim=1))))
+    def f(self, z: Branches, x: Tensor, known: Known) -> Branches:
+        found: Branches = self.cell(z, self.injection(self._padded(torch.cat([x, known.support], dim=1))))
         return found
 
     def image(self, z: Branches, x: Tensor) -> Tensor:
         return x
 
-    def energy(self, z: Branches, x: Tensor) -> Tensor:
-        return self.residual(z, x).square().flatten(1).sum(1) / 2
+    def energy(self, z: Branches, x: Tensor, known: Known) -> Tensor:
+        return (x - self.guess(z, x, known)).square().flatten(1).sum(1) / 2
 
-    def residual(self, z: Branches, x: Tensor) -> Tensor:
-        """r, (B, channels, H, W): what the network finds unlike an image in x."""
-        found: Tensor = self.head(z)
-        return found[..., : x.shape[-2], : x.shape[-1]]
+    def guess(self, z: Branches, x: Tensor, known: Known) -> Tensor:
+        """D, (B, channels, H, W)."""
+        h: Tensor = self.head(z)
+        s = known.support.clamp(0, 1)
+        return s * x + (1 - s) * known.initial + h[..., : x.shape[-2], : x.shape[-1]]
 
-    def feasible(self, operator: MeasurementOperator, y: Tensor, parameters: Tensor) -> FeasibleSet:
+    def feasible(self, operator: MeasurementOperator, known: Known) -> FeasibleSet:
         if operator.sigma == 0 and operator.tight:
-            return Consistent(operator, y, parameters)
-        return super().feasible(operator, y, parameters)
+            return Consistent(operator, known.y, known.parameters)
+        return super().feasible(operator, known)
 
     def _padded(self, image: Tensor) -> Tensor:
         """Repeats the last row and column until the network's coarsest branch has whole pixels."""

@@ -23,12 +23,9 @@ from . import inpainting, latent_fit, operators, restorer  # noqa: F401  (their 
 from .compared import ComparedModel
 from .data import DamagedImages, RestorationBatch, RestorationData
 from .operator import MeasurementOperator, as_operator
-from .prior import PriorFamily
+from .prior import Known, PriorFamily
 from .report import RestorationReport
 from .unreadable import ReportUnreadable
-
-Data = tuple[Tensor, Tensor, Tensor]
-"""y, the operator's parameters, and the support ``A^T A 1`` of a batch."""
 
 
 class Denoising(Task):
@@ -119,29 +116,27 @@ class Denoising(Task):
     # -- the problem ----------------------------------------------------------------------------------------------
 
     def start(self, batch: RestorationBatch) -> tuple[State, Tensor]:
-        return self.prior.start(self.estimate(batch), self._support(batch))
+        return self.prior.start(self._known(batch))
 
     def problem(self, batch: RestorationBatch) -> JointProblem:
-        feasible = self.prior.feasible(self.operator, batch.y, batch.parameters)
-        return JointProblem(self._f, self._objective, feasible, data=(batch.y, batch.parameters, self._support(batch)))
+        known = self._known(batch)
+        feasible = self.prior.feasible(self.operator, known)
+        return JointProblem(self._f, self._objective, feasible, data=known)
 
-    def _f(self, z: tuple[Tensor, ...], x: Tensor, data: Data) -> State:
-        return self.prior.f(z, x, data[2])
+    def _f(self, z: tuple[Tensor, ...], x: Tensor, known: Known) -> State:
+        return self.prior.f(z, x, known)
 
-    def _objective(self, z: tuple[Tensor, ...], x: Tensor, data: Data) -> Tensor:
-        y, parameters, _ = data
+    def _objective(self, z: tuple[Tensor, ...], x: Tensor, known: Known) -> Tensor:
         image = self.prior.image(z, x)
-        misfit = self.operator.bind(parameters).A(image.to(y.dtype)) - y
-        return misfit.square().flatten(1).sum(1) / 2 + self.prior.energy(z, x)
+        misfit = self.operator.bind(known.parameters).A(image.to(known.y.dtype)) - known.y
+        return misfit.square().flatten(1).sum(1) / 2 + self.prior.energy(z, x, known)
 
     def estimate(self, batch: RestorationBatch) -> Tensor:
         """(B, channels, H, W): the measurement as an image."""
         return self.operator.bind(batch.parameters).estimate(batch.y)
 
-    def _support(self, batch: RestorationBatch) -> Tensor:
-        bound = self.operator.bind(batch.parameters)
-        seen = bound.A_adjoint(bound.A(torch.ones_like(self.estimate(batch))))
-        return seen / (self.operator.tight or 1.0)
+    def _known(self, batch: RestorationBatch) -> Known:
+        return Known.of(self.operator, batch.y, batch.parameters)
 
     # -- what is made of the solution -----------------------------------------------------------------------------
 
