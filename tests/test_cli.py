@@ -271,6 +271,8 @@ def holds(config: Any, expected: Any) -> bool:
         return all(key in config and holds(config[key], value) for key, value in expected.items() if key != CLASS)
     if isinstance(expected, list):
         return len(config) == len(expected) and all(map(holds, config, expected))
+    if isinstance(expected, str) and isinstance(config, dict):
+        return bool(config[CLASS].rpartition(".")[2] == expected)
     return bool(config == expected)
 
 
