@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchmetrics import MetricCollection
 
-from deqopt.adjoints import Adjoint, Envelope
+from deqopt.adjoints import Adjoint
 from deqopt.batch import finite_samples, pick, size_of
 from deqopt.compiled import CompiledCell
 from deqopt.equilibrium import BackwardReport, Equilibrium
@@ -24,7 +24,7 @@ from deqopt.iteration import Status
 from deqopt.optimization import Optimization
 from deqopt.problem import JointProblem
 from deqopt.regularizers import Regularizer
-from deqopt.solvers import JointSolver, SecantTracking, solve_exactly
+from deqopt.solvers import JointSolver, solve_exactly
 from deqopt.spec import NotPlainError, spec
 from deqopt.task import Task
 
@@ -38,8 +38,8 @@ class JointModule(LightningModule):
 
     Args:
         task: what is solved and learned.
-        solver: how (z, x, mu) is found.
-        adjoint: how gradients reach theta.
+        solver: how (z, x, mu) is found; by default as the task would have it.
+        adjoint: how gradients reach theta; by default as the task would have it.
         regularizers: penalties added to the loss, such as the Jacobian penalty.
         optimization: optimiser and schedule of theta.
         compile: compile the task's ``cell`` with torch.compile for the solve; gradients to theta and regularisers
@@ -61,8 +61,8 @@ class JointModule(LightningModule):
     ) -> None:
         super().__init__()
         self.task = task
-        self.solver = solver or SecantTracking()
-        self.adjoint = adjoint or Envelope()
+        self.solver = solver or task.default_solver()
+        self.adjoint = adjoint or task.default_adjoint()
         self.regularizers = tuple(regularizers or ())
         self.optimization = optimization or Optimization()
         self.stages = nn.ModuleDict(

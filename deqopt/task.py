@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from deqopt.adjoints import Adjoint, Envelope
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
+from deqopt.solvers import JointSolver, SecantTracking
 from deqopt.state import State
 
 
@@ -40,6 +42,17 @@ class Task(nn.Module, ABC):
         given = dict(list(bound.arguments.items())[1:])
         task.__dict__["init_args"] = given
         return task
+
+    @classmethod
+    def default_solver(cls) -> JointSolver:
+        """How it is solved where nobody says otherwise: by default ``SecantTracking()``."""
+        return SecantTracking()
+
+    @classmethod
+    def default_adjoint(cls) -> Adjoint:
+        """How gradients reach theta where nobody says otherwise: by default ``Envelope()``, for losses made of the
+        objective alone. A task with another loss should say ``Unrolled()`` or ``Implicit()``."""
+        return Envelope()
 
     @abstractmethod
     def datamodule(self) -> LightningDataModule:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import SMALL_TRAINER, column, complaint, deqopt, succeeded, written
+from command import SMALL_TRAINER, column, complaint, deqopt, resolved, succeeded, written
 from deqopt_tasks.denoising.data import RestorationBatch
 from PIL import Image
 
@@ -77,6 +77,17 @@ def test_fit_learns_to_denoise(trained: Path) -> None:
     assert psnr > 10 * np.log10(4 / 0.3**2) + 0.5, "better than the measurement"
     assert 0 < ssim < 1
     assert {path.name for path in (trained / "figures").iterdir()} == {"val_restored.png", "val_convergence.png"}
+
+
+def test_it_learns_through_the_optimum_unless_told_otherwise() -> None:
+    config = resolved("fit", "--task=denoising", "--solver.max_nfe=9")
+    assert config["adjoint"]["class_path"].endswith(".Unrolled")
+    assert config["solver"]["class_path"].endswith(".JointAnderson") and config["solver"]["init_args"]["max_nfe"] == 9
+    assert config["solver"]["init_args"]["memory"] == 5
+    other = resolved("fit", "--task=denoising", "--adjoint=Envelope", "--solver=Tracking")
+    assert other["adjoint"]["class_path"].endswith(".Envelope") and other["solver"]["class_path"].endswith(".Tracking")
+    celeba = resolved("fit", "--task=celeba")
+    assert celeba["adjoint"]["class_path"].endswith(".Envelope")
 
 
 def test_fit_goes_on(trained: Path) -> None:

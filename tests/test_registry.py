@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import invalidate_caches
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -58,9 +59,11 @@ def group(request: pytest.FixtureRequest) -> Group:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """The only place with plugins: folders where deqopt itself is installed leave sys.path for the test."""
     modules_before = set(sys.modules)
-    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if not registers_plugins(folder)])
     (tmp_path / "site").mkdir()
-    monkeypatch.syspath_prepend(tmp_path / "site")
+    others = [folder for folder in sys.path if not registers_plugins(folder)]
+    # Not by syspath_prepend, which would leave the other folders out for the tests to come.
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *others])
+    invalidate_caches()
     yield Site(tmp_path / "site")
     for name in set(sys.modules) - modules_before:
         if name.startswith("fake"):
@@ -145,7 +148,8 @@ def test_an_ambiguous_name_cannot_be_used_but_by_its_class_path(
 ) -> None:
     site.install("one", {"mine": "fake_one:Task", "other": "fake_one:Other"}, group=group)
     Site(tmp_path / "earlier").install("two", {"mine": "fake_two:Task"}, group=group, version="2.0")
-    monkeypatch.syspath_prepend(tmp_path / "earlier")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "earlier"), *sys.path])
+    invalidate_caches()
     site.write("fake_one.py", "class Task: ...\nclass Other: ...")
     message = message_of(lambda: use(group))
     assert message.startswith(f"{group.singular} 'mine' is ambiguous")

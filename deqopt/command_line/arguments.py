@@ -20,11 +20,11 @@ from deqopt.command_line.checkpoints import NEWEST, newest_checkpoint, settings_
 from deqopt.command_line.complaints import ON_COMMAND_LINE
 from deqopt.command_line.configuration import (
     CHOICES,
-    DEFAULTS,
     Source,
     checked,
     class_of,
     class_path,
+    defaults,
     environment,
     load_yaml,
     merge,
@@ -103,7 +103,8 @@ def read(command: str, words: Sequence[str]) -> Invocation:
         trained = Source(f"in {path}", settings_of(path))
         _check_task(given, trained)
         sources, options = (checked(trained), *sources), (*options, f"--ckpt_path={path}")
-    invocation = Invocation(command, (DEFAULTS, *variables, *sources), options)
+    said = (*variables, *sources)
+    invocation = Invocation(command, (defaults(Invocation(command, said, options).task), *said), options)
     if any(_asks_for_help(word) for word in options):
         return replace(invocation, options=tuple(_with_class(word, invocation) for word in options))
     if invocation.task is None:

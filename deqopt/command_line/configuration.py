@@ -48,14 +48,14 @@ class Source:
         return True
 
 
-DEFAULTS = Source(
-    "by default",
-    {
-        "solver": {"class_path": "deqopt.solvers.secant_tracking.SecantTracking"},
-        "adjoint": {"class_path": "deqopt.adjoints.envelope.Envelope"},
-    },
-)
-"""What holds where nothing else says otherwise."""
+def defaults(task: str | None) -> Source:
+    """What holds where nothing else says otherwise: the solver and the adjoint of the task with this class path."""
+    from deqopt.spec import spec
+    from deqopt.task import Task
+
+    named = None if task is None else resolve_name(task)
+    kind = named if isinstance(named, type) and issubclass(named, Task) else Task
+    return Source("by default", {"solver": spec(kind.default_solver()), "adjoint": spec(kind.default_adjoint())})
 
 
 def read_config(name: str, command: str, option: str = "--config") -> Source:

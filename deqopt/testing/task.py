@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from deqopt.adjoints import Adjoint, Envelope
+from deqopt.adjoints import Adjoint
 from deqopt.errors import ProblemError
 from deqopt.solvers import JointSolver, Tracking
 from deqopt.task import Task
@@ -34,7 +34,7 @@ def check_task(
         batch: 3 samples or more, of which 6 are used. Without it, the first batches of the task's own loaders, which
             then are examined as well.
         solver: by default Tracking with 12 evaluations.
-        adjoint: how gradients reach theta; by default Envelope, which is for losses made of the objective.
+        adjoint: how gradients reach theta; by default that of the task.
 
     Raises:
         ContractError: it breaks clauses of the contract; lists all of them, with what was expected and what came.
@@ -42,7 +42,7 @@ def check_task(
     """
     if not isinstance(task, Task):
         raise ProblemError(f"check_task takes an instance of a Task, such as MyTask(), got {task!r}")
-    bench = Bench(task, batch, solver or SOLVER, adjoint or Envelope())
+    bench = Bench(task, batch, solver or SOLVER, adjoint or task.default_adjoint())
     devices = [bench.device] if bench.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)

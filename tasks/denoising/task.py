@@ -14,9 +14,11 @@ from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from deqopt import Equilibrium, JointProblem, Task
+from deqopt.adjoints import Adjoint, Unrolled
 from deqopt.data import EmbeddedPhotographs, ImageSource, open_images, save_image
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
+from deqopt.solvers import JointAnderson, JointSolver
 from deqopt.state import State, tensors_of
 
 from . import inpainting, latent_fit, operators, restorer  # noqa: F401  (their classes are options by name)
@@ -36,8 +38,8 @@ class Denoising(Task):
         min_x  |A u(z, x) - y|^2 / 2 + R(z, x)     subject to   z = f(z, x),   x in X
 
     and the outer loss compares u with the clean image, a pixel: ``|u - clean|^2 / pixels``. So its gradient must pass
-    through x: ``--adjoint Unrolled`` or ``Implicit`` (or their cheaper kin). With ``Envelope`` the value of the loss is
-    the same, but what is learned is to lower the inner objective, which knows no clean image.
+    through x: ``--adjoint Unrolled`` (the default here), ``Implicit`` or their kin. With ``Envelope`` the value of the
+    loss is the same, but what is learned is to lower the inner objective, which knows no clean image.
 
     Args:
         root: a folder of clean images, an ``.npz`` with ``images``, or a folder with torchvision's ``celeba/`` inside;
@@ -96,6 +98,15 @@ class Denoising(Task):
             noise_seed=noise_seed,
             flip=flip,
         )
+
+    @classmethod
+    def default_solver(cls) -> JointSolver:
+        """Short and with memory, so that its gradient can be taken through all evaluations."""
+        return JointAnderson(max_nfe=6, step_size=0.3, memory=5)
+
+    @classmethod
+    def default_adjoint(cls) -> Adjoint:
+        return Unrolled()
 
     @property
     def cell(self) -> nn.Module:
