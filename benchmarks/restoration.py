@@ -90,8 +90,7 @@ class Setting:
         )
 
 
-TRACKING = SecantTracking(max_nfe=24, step_size=2.0)
-ANDERSON = JointAnderson(max_nfe=8, step_size=0.3, memory=5)
+TRACKING = SecantTracking(max_nfe=16, step_size=2.0)
 SETTINGS = {
     "latent": Setting(
         label="latent fit, noise 0.6",
@@ -99,26 +98,27 @@ SETTINGS = {
         operator=operators.Denoising(0.6),
         methods={
             "envelope": Method(Envelope(), TRACKING),
-            "held": Method(InputHeld(), TRACKING),
-            "implicit": Method(Implicit(), TRACKING),
-            "unrolled": Method(Unrolled(), TRACKING),
+            "held": Method(InputHeld(tol=1e-2, max_nfe=20), TRACKING),
+            "implicit": Method(Implicit(tol=0.1, max_nfe=40), JointAnderson(max_nfe=32, step_size=0.05, memory=5)),
+            "unrolled": Method(Unrolled(), JointAnderson(max_nfe=8, step_size=0.05, memory=5)),
         },
-        lr=2e-3,
-        clip=1.0,
-        penalty=JacobianPenalty(weight=1.0, visits=1),
+        lr=3e-3,
+        clip=0.1,
+        penalty=JacobianPenalty(weight=0.2, visits=1),
     ),
     "restorer": Setting(
         label="restorer, noise 0.2",
         prior=Restorer(widths=[64]),
         operator=operators.Denoising(0.2),
         methods={
-            "envelope": Method(Envelope(), ANDERSON),
-            "implicit": Method(Implicit(), ANDERSON),
-            "unrolled": Method(Unrolled(), ANDERSON),
+            "envelope": Method(Envelope(), JointAnderson(max_nfe=6, step_size=0.3, memory=5)),
+            "implicit": Method(Implicit(tol=0.1, max_nfe=20), JointAnderson(max_nfe=16, step_size=0.1, memory=5)),
+            "unrolled": Method(Unrolled(), JointAnderson(max_nfe=6, step_size=0.3, memory=5)),
         },
         lr=2e-3,
         clip=0.1,
         penalty=JacobianPenalty(weight=0.04),
+        batch=8,
     ),
 }
 """InputHeld holds the image that the restorer optimises, so it has no gradient there."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,7 @@ from deqopt.solvers import JointAnderson
 from deqopt.state import detach
 from deqopt.testing import check_task
 
+ROOT = Path(__file__).parents[1]
 OPERATORS: dict[str, MeasurementOperator] = {
     "noise": Noise(0.2),
     "hole": Inpainting(RandomBoxes(4)),
@@ -145,6 +148,17 @@ def test_the_network_sees_which_pixels_are_unknown() -> None:
     (seen,), _ = task.prior.start(known)
     (other,), _ = task.prior.start(known._replace(support=torch.ones_like(batch.clean)))
     assert (seen - other).abs().max() > 1e-2
+
+
+def test_an_operator_of_the_documentation_works_as_it_stands() -> None:
+    """It has the adjoint that it says, is tight, and is solved with what it measured kept."""
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", (ROOT / "docs/restoration.md").read_text(), flags=re.DOTALL)[0], names)
+    task = task_of(operator=names["EverySecondRow"]())
+    batch = batch_of(task)
+    x, y = torch.randn_like(batch.clean), torch.randn_like(batch.y)
+    torch.testing.assert_close((task.operator.A(x) * y).sum(), (x * task.operator.A_adjoint(y)).sum())
+    torch.testing.assert_close(task.operator.A(task.restored(solved(task, batch, SHORT, None))), batch.y)
 
 
 # -- the outer loss and its gradients ---------------------------------------------------------------------------------
