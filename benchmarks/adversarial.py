@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from benchmarks.adversarial_report import write
-from benchmarks.schedule import WARM_UP as WARM_UP
 from benchmarks.schedule import shape
 from deqopt.adjoints import Envelope
 from deqopt.data import Download, LabelledBatch

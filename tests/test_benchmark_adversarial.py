@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import adversarial
+from benchmarks import adversarial, schedule
 from benchmarks.adversarial_report import write
 
 
 def test_the_rate_rises_and_falls() -> None:
     shares = [k / 1000 for k in range(1001)]
-    rates = [adversarial.shape(share) for share in shares]
+    rates = [schedule.shape(share) for share in shares]
     peak = rates.index(max(rates))
-    assert shares[peak] == pytest.approx(adversarial.WARM_UP) and rates[peak] == pytest.approx(1.0)
+    assert shares[peak] == pytest.approx(schedule.WARM_UP) and rates[peak] == pytest.approx(1.0)
     assert rates[0] == pytest.approx(0.1) and rates[-1] == pytest.approx(0.0, abs=1e-12)
     assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
 
