@@ -19,7 +19,7 @@ from torch import Tensor
 from deqopt import Equilibrium, JointModule
 from deqopt.adjoints import Adjoint, Envelope, Implicit, JacobianFree, OnFailure, Phantom, Unrolled
 from deqopt.errors import BackwardError, ProblemError
-from deqopt.solvers import JointAnderson, Tracking
+from deqopt.solvers import JointAnderson, JointSolver, SecantTracking, Tracking
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -107,6 +107,25 @@ def test_training_with_it_lowers_a_loss_that_the_inner_problem_does_not_know(tmp
 def test_the_envelope_has_no_gradient_for_such_a_loss(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="does not require grad"):
         step(tmp_path, made(Envelope()))
+
+
+class Knowing(Sparse):
+    """Says itself how it is to be learned."""
+
+    @classmethod
+    def default_solver(cls) -> JointSolver:
+        return JointAnderson(max_nfe=7)
+
+    @classmethod
+    def default_adjoint(cls) -> Adjoint:
+        return Unrolled()
+
+
+def test_a_task_says_how_it_is_solved_where_nobody_else_does() -> None:
+    own, other = JointModule(Knowing()), JointModule(Knowing(), solver=Tracking(), adjoint=Envelope())
+    assert (own.solver, own.adjoint) == (JointAnderson(max_nfe=7), Unrolled())
+    assert (other.solver, other.adjoint) == (Tracking(), Envelope())
+    assert (JointModule(Tiny()).solver, JointModule(Tiny()).adjoint) == (SecantTracking(), Envelope())
 
 
 @pytest.mark.parametrize("adjoint", [Implicit(tol=1e-6), Phantom(steps=4)], ids=repr)
