@@ -117,7 +117,7 @@ SETTINGS = {
         },
         lr=2e-3,
         clip=0.1,
-        penalty=JacobianPenalty(weight=0.04),
+        penalty=JacobianPenalty(weight=0.1),
         batch=8,
     ),
 }
