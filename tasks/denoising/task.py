@@ -31,9 +31,9 @@ from .unreadable import ReportUnreadable
 
 
 class Denoising(Task):
-    """Restores images from measurements ``y = A u + sigma n``, and learns the prior through the optimum.
+    """Restores images from noisy, incomplete or blurred measurements, and learns their prior through the optimum.
 
-    The inner problem sees the measurement alone,
+    A measurement is ``y = A u + sigma n``. The inner problem sees it alone,
 
         min_x  |A u(z, x) - y|^2 / 2 + R(z, x)     subject to   z = f(z, x),   x in X
 
