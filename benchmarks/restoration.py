@@ -112,12 +112,12 @@ SETTINGS = {
         operator=operators.Denoising(0.2),
         methods={
             "envelope": Method(Envelope(), JointAnderson(max_nfe=6, step_size=0.3, memory=5)),
-            "implicit": Method(Implicit(tol=0.1, max_nfe=20), JointAnderson(max_nfe=16, step_size=0.1, memory=5)),
+            "implicit": Method(Implicit(tol=0.1, max_nfe=30), JointAnderson(max_nfe=24, step_size=0.1, memory=5)),
             "unrolled": Method(Unrolled(), JointAnderson(max_nfe=6, step_size=0.3, memory=5)),
         },
-        lr=2e-3,
+        lr=1e-3,
         clip=0.1,
-        penalty=JacobianPenalty(weight=0.1),
+        penalty=JacobianPenalty(weight=0.5),
         batch=8,
     ),
 }
