@@ -38,7 +38,7 @@ class Restorer(PriorFamily):
         ProblemError: no widths, or settings that are not positive.
     """
 
-    widths: list[int] = field(default_factory=lambda: [32, 32])
+    widths: list[int] = field(default_factory=lambda: [64])
     factor: int = 2
     first_scale: float = 0.3
 
