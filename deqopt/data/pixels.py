@@ -74,12 +74,19 @@ def to_tensor(
     height, width = pixels.shape[:2]
     side = min(height, width, crop or height)
     top, left = (height - side) // 2, (width - side) // 2
-    square = torch.tensor(pixels[top : top + side, left : left + side]).reshape(side, side, -1).permute(2, 0, 1)
-    image = square.float() / (255 if square.dtype == torch.uint8 else 1) * (1 - black) + black
-    if channels == 1 and len(image) == 3:
-        image = torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
+    image = whole_tensor(pixels[top : top + side, left : left + side], channels=channels, black=black)
     if side != size:
         image = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True)[0]
+    return image.clamp(black, 1)
+
+
+def whole_tensor(pixels: NDArray[np.generic], *, channels: int, black: float = -1.0) -> Tensor:
+    """The same at its own size, neither cut nor resized: (channels, H, W), float32 in [black, 1]."""
+    height, width = pixels.shape[:2]
+    whole = torch.tensor(pixels).reshape(height, width, -1).permute(2, 0, 1)
+    image = whole.float() / (255 if whole.dtype == torch.uint8 else 1) * (1 - black) + black
+    if channels == 1 and len(image) == 3:
+        image = torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
     return image.clamp(black, 1).repeat(channels // len(image), 1, 1)
 
 

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from deqopt.data import ImageFolder, ImageSource, SplitDataModule, UnreadableImageError, open_images
 from deqopt.data.module import Collate
-from deqopt.data.pixels import LUMA
+from deqopt.data.pixels import whole_tensor
 from deqopt.errors import DataError
 
 from .operator import MeasurementOperator, measure
@@ -168,7 +167,7 @@ class DamagedImages(Dataset[RestorationSample]):
 
     def __getitem__(self, position: int) -> RestorationSample:
         index = self._readable[position]
-        image = _whole(self._source.pixels(index), self._source.channels)
+        image = whole_tensor(self._source.pixels(index), channels=self._source.channels)
         y, parameters = self._operator.read(image, self._source.name(index))
         return RestorationSample(torch.empty(0), y, parameters, position)
 
@@ -282,13 +281,3 @@ def _generator(seed: int, *place: int) -> torch.Generator:
     """Random numbers that depend on a seed and a place, such as (epoch, index), alone."""
     state = np.random.SeedSequence(seed, spawn_key=place).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
-
-
-def _whole(pixels: NDArray[Any], channels: int) -> Tensor:
-    """(channels, H, W), float32 in [-1, 1], of (H, W), (H, W, 1) or (H, W, 3), uint8 or floats in [0, 1]."""
-    height, width = pixels.shape[:2]
-    whole = torch.tensor(pixels).reshape(height, width, -1).permute(2, 0, 1)
-    image = whole.float() / (255 if whole.dtype == torch.uint8 else 1) * 2 - 1
-    if channels == 1 and len(image) == 3:
-        image = torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
-    return image.clamp(-1, 1).repeat(channels // len(image), 1, 1)
