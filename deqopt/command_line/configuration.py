@@ -212,7 +212,9 @@ def _adjoint(name: str) -> type:
     adjoints = import_module("deqopt.adjoints")
     exported = {one: getattr(adjoints, one) for one in adjoints.__all__}
     known: dict[str, type] = {
-        one: kind for one, kind in exported.items() if issubclass(kind, adjoints.Adjoint) and not isabstract(kind)
+        one: kind
+        for one, kind in exported.items()
+        if isinstance(kind, type) and issubclass(kind, adjoints.Adjoint) and not isabstract(kind)
     }
     if name not in known:
         raise PluginError(f"unknown adjoint {name!r}. Known adjoints: {', '.join(known)}")
