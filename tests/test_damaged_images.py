@@ -15,7 +15,6 @@ from deqopt_tasks.denoising.data import DamagedImages, RestorationBatch, Restora
 from deqopt_tasks.denoising.inpainting import GivenMask, Inpainting
 from deqopt_tasks.denoising.operator import MeasurementOperator
 from deqopt_tasks.denoising.operators import Denoising
-from deqopt_tasks.denoising.unreadable import ReportUnreadable
 from lightning.pytorch import Callback
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from deqopt import Equilibrium, JointModule, JointProblem
 from deqopt.batch import finite_samples, pick, size_of
-from deqopt.callbacks import PredictionWriter
+from deqopt.callbacks import PredictionWriter, ReportUnreadable
 from deqopt.data import EmbeddedDigits, ImageArchive, ImageSource, save_image
 from deqopt.errors import DataError, DeqoptError
 from deqopt.solvers import Tracking
@@ -164,7 +163,7 @@ class Restorer(Tiny):
         return super().outcome(equilibrium, {"y": batch.clean.flatten(1)})
 
     def callbacks(self) -> list[Callback]:
-        return [ReportUnreadable(self.data)]
+        return [ReportUnreadable(self.data.damaged, "restored")]
 
     def prediction_directory(self) -> Path:
         return self.root.with_name(f"{self.root.name}_restored")

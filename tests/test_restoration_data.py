@@ -11,12 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from deqopt_tasks.denoising.data import (
-    EpochOrder,
-    RestorationBatch,
-    RestorationData,
-    RestorationSample,
-)
+from deqopt_tasks.denoising.data import RestorationBatch, RestorationData, RestorationSample
 from deqopt_tasks.denoising.inpainting import Inpainting, RandomBoxes, RandomPixels
 from deqopt_tasks.denoising.operator import MeasurementOperator, Shape
 from deqopt_tasks.denoising.operators import Denoising, SuperResolution
@@ -25,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tiny_task import quiet_trainer
 from torch import Tensor
 
-from deqopt.data import EmbeddedDigits, ImageArchive, ImageSource
+from deqopt.data import EmbeddedDigits, EpochOrder, ImageArchive, ImageSource
 from deqopt.errors import DataError, ProblemError
 
 pytestmark = [

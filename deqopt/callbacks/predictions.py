@@ -10,21 +10,28 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch.nn.utils import parametrize
 
+from deqopt.task import Task
+
+
+def prediction_directory(trainer: Trainer, task: Task) -> Path:
+    """Where predict writes: ``Task.prediction_directory``, by default the folder ``predictions`` of the run.
+
+    To be asked by all processes at once, because the folder of the run is broadcast.
+    """
+    run = Path(trainer.log_dir or trainer.default_root_dir)
+    return task.prediction_directory() or run / "predictions"
+
 
 class PredictionWriter(Callback):
-    """Hands every solved batch to ``Task.write_predictions``.
-
-    The folder is ``Task.prediction_directory``, by default ``predictions`` of the run; it is made where missing.
-    """
+    """Hands every solved batch to ``Task.write_predictions``, for :func:`prediction_directory`, which it makes."""
 
     def __init__(self) -> None:
         self._directory = Path()
         self._written = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Asked for once, because log_dir is broadcast and processes may have different numbers of batches.
-        run = Path(trainer.log_dir or trainer.default_root_dir)
-        self._directory = pl_module.task.prediction_directory() or run / "predictions"  # type: ignore[operator, union-attr]
+        # Asked for once: processes may have different numbers of batches.
+        self._directory = prediction_directory(trainer, pl_module.task)  # type: ignore[arg-type]
         self._directory.mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(

@@ -8,6 +8,7 @@ with labels, in [0, 1], are in `deqopt.data.labelled`, and here by name: `open_l
 from deqopt.data.archive import ImageArchive
 from deqopt.data.celeba import CelebAFaces
 from deqopt.data.embedded import EmbeddedDigits, EmbeddedPhotographs
+from deqopt.data.epochs import EpochOrder, epochs_of, generator_of
 from deqopt.data.folder import ImageFolder
 from deqopt.data.labelled import (
     Augmentation,
@@ -31,6 +32,7 @@ __all__ = [
     "Download",
     "EmbeddedDigits",
     "EmbeddedPhotographs",
+    "EpochOrder",
     "ImageArchive",
     "ImageBatch",
     "ImageDataModule",
@@ -45,6 +47,8 @@ __all__ = [
     "SplitDataModule",
     "Splits",
     "UnreadableImageError",
+    "epochs_of",
+    "generator_of",
     "open_images",
     "open_labelled",
     "open_unlabelled",

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
-from itertools import count as counting
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from deqopt.data import ImageFolder, ImageSource, SplitDataModule, UnreadableImageError, open_images
+from deqopt.data import (
+    EpochOrder,
+    ImageFolder,
+    ImageSource,
+    SplitDataModule,
+    UnreadableImageError,
+    epochs_of,
+    generator_of,
+    open_images,
+)
 from deqopt.data.module import Collate
 from deqopt.data.pixels import whole_tensor
+from deqopt.data.unreadable import Unreadable
 from deqopt.errors import DataError
 
 from .operator import MeasurementOperator, measure
@@ -63,7 +70,7 @@ class MeasuredImages(Dataset[RestorationSample]):
 
     def __getitem__(self, position: int) -> RestorationSample:
         index = self._indices[position]
-        return self._measured(index, self._source[index].image, _generator(self._seed, 0, index))
+        return self._measured(index, self._source[index].image, generator_of(self._seed, 0, index))
 
     def name(self, index: int) -> str:
         """What the source calls the image with this index in a batch."""
@@ -92,41 +99,10 @@ class TrainingImages(MeasuredImages):
     def __getitem__(self, item: int) -> RestorationSample:
         epoch, position = divmod(item, len(self))
         index = self._indices[position]
-        clean, generator = self._source[index].image, _generator(self._seed, epoch, index)
+        clean, generator = self._source[index].image, generator_of(self._seed, epoch, index)
         if self._flip and torch.rand((), generator=generator) < 0.5:
             clean = clean.flip(2)
         return self._measured(index, clean, generator)
-
-
-class EpochOrder(Sampler[int]):
-    """``epoch * count + i`` for every i below ``count``, in an order that comes from the seed and the epoch alone.
-
-    It is therefore the same in all processes of a run, which may each take a share.
-
-    Args:
-        count: of the samples.
-        seed: 0 or larger.
-        epoch: says which epoch it is; asked once in every pass.
-    """
-
-    def __init__(self, count: int, seed: int, epoch: Callable[[], int]) -> None:
-        self._count, self._seed, self._epoch = count, seed, epoch
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[int]:
-        epoch = self._epoch()
-        for i in torch.randperm(self._count, generator=_generator(self._seed, epoch)).tolist():
-            yield epoch * self._count + i
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A file that is no image: its path below the folder, and what is wrong with it, which names it too."""
-
-    file: str
-    reason: str
 
 
 class DamagedImages(Dataset[RestorationSample]):
@@ -164,6 +140,11 @@ class DamagedImages(Dataset[RestorationSample]):
 
     def __len__(self) -> int:
         return len(self._readable)
+
+    @property
+    def count(self) -> int:
+        """How many can be read."""
+        return len(self)
 
     def __getitem__(self, position: int) -> RestorationSample:
         index = self._readable[position]
@@ -249,15 +230,18 @@ class RestorationData(SplitDataModule[ImageSource]):
         """What to predict on; its `name` says what an index in a batch is called."""
         return self.samples(self.splits.test) if self._open_to_predict is None else self._open_to_predict()
 
+    def damaged(self) -> DamagedImages | None:
+        """What to predict on, where it is a user's."""
+        images = self.predict_source
+        return images if isinstance(images, DamagedImages) else None
+
     def samples(self, split: list[int], training: bool = False) -> MeasuredImages:
         if training:
             return TrainingImages(self.source, split, self.operator, self._noise_seed, self._flip)
         return MeasuredImages(self.source, split, self.operator, self._noise_seed)
 
     def order(self, count: int) -> EpochOrder:
-        trainer = self.trainer
-        epoch = counting().__next__ if trainer is None else lambda: trainer.current_epoch
-        return EpochOrder(count, self._noise_seed, epoch)
+        return EpochOrder(count, self._noise_seed, epochs_of(self.trainer))
 
     def collate(self, training: bool) -> Collate:
         return _collate
@@ -275,9 +259,3 @@ class RestorationData(SplitDataModule[ImageSource]):
 
 def _collate(samples: list[RestorationSample]) -> RestorationBatch:
     return RestorationBatch(*default_collate(samples))
-
-
-def _generator(seed: int, *place: int) -> torch.Generator:
-    """Random numbers that depend on a seed and a place, such as (epoch, index), alone."""
-    state = np.random.SeedSequence(seed, spawn_key=place).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))

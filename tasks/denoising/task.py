@@ -15,6 +15,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from deqopt import Equilibrium, JointProblem, Task
 from deqopt.adjoints import Adjoint, Unrolled
+from deqopt.callbacks import ReportUnreadable
 from deqopt.data import EmbeddedPhotographs, ImageSource, open_images, save_image
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
@@ -27,7 +28,6 @@ from .data import DamagedImages, RestorationBatch, RestorationData
 from .operator import MeasurementOperator, as_operator
 from .prior import Known, PriorFamily
 from .report import RestorationReport
-from .unreadable import ReportUnreadable
 
 
 class Denoising(Task):
@@ -200,7 +200,7 @@ class Denoising(Task):
             others=self._others(),
             images=self._test_images,
         )
-        return [report, ReportUnreadable(self.data)]
+        return [report, ReportUnreadable(self.data.damaged, "restored")]
 
     def _others(self) -> dict[str, ComparedModel]:
         """The models to compare with by name: that of their adjoint, with the path where two have the same."""

@@ -45,7 +45,7 @@ def _is_in_parts(root: Path) -> bool:
 
 def _whole(root: Path, size: int, channels: int) -> tuple[ImageSource, NDArray[np.int64], list[str]]:
     images = ImageFolder(root, size, channels)
-    return images, *_classes(images)
+    return images, *class_labels(images)
 
 
 def _parts(root: Path, size: int, channels: int) -> tuple[ImageSource, NDArray[np.int64], list[str]]:
@@ -54,7 +54,7 @@ def _parts(root: Path, size: int, channels: int) -> tuple[ImageSource, NDArray[n
     for part in Part:
         if (root / part.value).is_dir():
             parts[part] = images = ImageFolder(root / part.value, size, channels)
-            found, names[part] = _classes(images)
+            found, names[part] = class_labels(images)
             labels.append(found)
     everything = set().union(*names.values())
     for part, present in names.items():
@@ -64,8 +64,12 @@ def _parts(root: Path, size: int, channels: int) -> tuple[ImageSource, NDArray[n
     return OfficialParts(str(root), parts), np.concatenate(labels), names[Part.TRAIN]
 
 
-def _classes(images: ImageFolder) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels (N,) and the sorted names of the classes."""
+def class_labels(images: ImageFolder) -> tuple[NDArray[np.int64], list[str]]:
+    """The class of every image, (N,), and the names of the classes: those of the subfolders, sorted.
+
+    Raises:
+        DataError: an image in no subfolder; a subfolder without images.
+    """
     root, names = images.root, subfolders(images.root)
     homes = []
     for path in images.paths:

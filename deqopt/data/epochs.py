@@ -1,0 +1,52 @@
+"""Random numbers of a place, and the order of an epoch: what makes a resumed run go on as if it had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count as counting
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import Sampler
+
+
+def generator_of(seed: int, *place: int) -> torch.Generator:
+    """Random numbers that depend on a seed and a place, such as (epoch, index), alone.
+
+    Args:
+        seed: 0 or larger.
+        place: numbers that are 0 or larger; places of other lengths are other places.
+    """
+    state = np.random.SeedSequence(seed, spawn_key=place).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+class EpochOrder(Sampler[int]):
+    """``epoch * count + i`` for every i below ``count``, in an order that comes from the seed and the epoch alone.
+
+    It is therefore the same in all processes of a run, which may each take a share; and a worker learns the epoch from
+    the item that it is asked for.
+
+    Args:
+        count: of the samples.
+        seed: 0 or larger.
+        epoch: says which epoch it is; asked once in every pass.
+    """
+
+    def __init__(self, count: int, seed: int, epoch: Callable[[], int]) -> None:
+        self._count, self._seed, self._epoch = count, seed, epoch
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self._epoch()
+        for i in torch.randperm(self._count, generator=generator_of(self._seed, epoch)).tolist():
+            yield epoch * self._count + i
+
+
+def epochs_of(trainer: Trainer | None) -> Callable[[], int]:
+    """Says which epoch it is: that of the trainer, so that a run that is resumed goes on where it was; without a
+    trainer 0, 1 and so on, one a call."""
+    return counting().__next__ if trainer is None else lambda: trainer.current_epoch

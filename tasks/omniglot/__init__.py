@@ -1,0 +1,1 @@
+"""Few-shot meta-learning: the context of an episode is optimised jointly with the equilibria of its support set."""

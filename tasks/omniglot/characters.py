@@ -1,0 +1,144 @@
+"""Omniglot (Lake et al. 2015): 1623 characters of 50 alphabets, each drawn by 20 people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.datasets import Omniglot  # type: ignore[import-untyped]
+
+from deqopt.data import Splits
+from deqopt.data.pixels import read_pixels
+from deqopt.data.splits import hold_out
+from deqopt.errors import DataError
+
+from .sources import ClassSource
+
+FOLDER, BACKGROUND, EVALUATION = "omniglot-py", "images_background", "images_evaluation"
+DRAWERS, SIDE = 20, 105
+LAYOUT = f"{FOLDER}/{BACKGROUND}/ALPHABET/CHARACTER/NAME.png, and the same below {FOLDER}/{EVALUATION}"
+
+
+class OmniglotCharacters(ClassSource):
+    """The characters of Omniglot, in memory as 8 bits a pixel: 25 MB at 28 x 28, read in seconds.
+
+    The layout is torchvision's. The classes are those of the background set, 964 characters of 30 alphabets, then those
+    of the evaluation set, 659 of 20, both sorted by name. Images are resized from 105 x 105 with antialiasing, as a
+    stroke is about two pixels wide.
+
+    Args:
+        root: the folder that holds `omniglot-py`.
+        size: height and width of the images, 28 by default.
+        channels: 1 (default) or 3 equal ones.
+        download: fetch and unpack what is missing through torchvision, which checks it; what is there stays.
+
+    Raises:
+        DataError: files that are missing, not unpacked, incomplete or unreadable; a failed download.
+    """
+
+    def __init__(self, root: str | Path, size: int = 28, channels: int = 1, *, download: bool = False) -> None:
+        super().__init__(f"Omniglot in {root}", size=size, channels=channels)
+        background, evaluation = (_characters(Path(root), name, download=download) for name in (BACKGROUND, EVALUATION))
+        self._background = len(background)
+        characters = [*background.items(), *evaluation.items()]
+        self._names = [name for name, _ in characters]
+        self._pixels = torch.stack([_drawings(files, size) for _, files in characters])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """The alphabet and the number of the character, as in Latin_character01."""
+        return self._names[index].replace("/", "_")
+
+    def group(self, c: int) -> str:
+        """Its alphabet."""
+        return self._names[c].split("/")[0]
+
+    def count(self, c: int) -> int:
+        return DRAWERS
+
+    def images(self, classes: Tensor, numbers: Tensor) -> Tensor:
+        return (self._pixels[classes, numbers].float() / 255)[:, None].repeat(1, self.channels, 1, 1)
+
+    def splits(self, seed: int) -> Splits:
+        """Test is the evaluation set, val a tenth of the background alphabets, by `seed` alone, train the rest."""
+        classes = range(self._background)
+        alphabets = sorted({self.group(c) for c in classes})
+        if len(alphabets) < 2:
+            raise DataError(f"{self.where} has one background alphabet, {alphabets[0]}: 2 or more are needed to split")
+        _, held = hold_out(list(range(len(alphabets))), seed, self.where)
+        val = {alphabets[i] for i in held}
+        return Splits(
+            [c for c in classes if self.group(c) not in val],
+            [c for c in classes if self.group(c) in val],
+            list(range(self._background, len(self))),
+        )
+
+
+class _Unpacked(Omniglot):  # type: ignore[misc]
+    """Takes the unpacked images as they are, where torchvision asks for the zip files that they came from."""
+
+    def _check_integrity(self) -> bool:
+        return self.unpacked.is_dir()
+
+    @property
+    def unpacked(self) -> Path:
+        return Path(self.root) / self._get_target_folder()
+
+    def characters(self) -> dict[str, list[Path]]:
+        """The files of every character, which is called ALPHABET/CHARACTER; both in sorted order."""
+        return {
+            name: sorted(self.unpacked / name / file for file, _ in files)
+            for name, files in sorted(zip(self._characters, self._character_images, strict=True))
+        }
+
+
+def _characters(root: Path, part: str, *, download: bool) -> dict[str, list[Path]]:
+    folder = root / FOLDER / part
+    if not download and not folder.is_dir():
+        packed = folder.with_suffix(".zip").is_file()
+        lacks = f"{folder}.zip is not unpacked" if packed else f"{folder} is missing"
+        by_hand = "unpack it there" if packed else f"it should hold {LAYOUT}"
+        raise DataError(f"no Omniglot in {root}: {lacks}: {by_hand}, or set download to have torchvision do it")
+    try:
+        found = _Unpacked(str(root), background=part == BACKGROUND, download=download).characters()
+    except Exception as error:  # torchvision's own errors, those of the network and of zip files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"Omniglot in {root} cannot be read or fetched ({reason}): it should hold {LAYOUT}") from error
+    if not found:
+        raise DataError(f"{folder} holds no characters: it should hold ALPHABET/CHARACTER/NAME.png")
+    for name, files in found.items():
+        if len(files) != DRAWERS:
+            raise DataError(
+                f"{folder / name} has {len(files)} images, it should have {DRAWERS}: unpack {part}.zip anew"
+            )
+    return found
+
+
+def _drawings(files: list[Path], size: int) -> Tensor:
+    """(DRAWERS, size, size) uint8."""
+    pixels = [read_pixels(file) for file in files]
+    for file, found in zip(files, pixels, strict=True):
+        if found.shape != (SIDE, SIDE) or found.dtype != np.uint8:
+            shape = " x ".join(map(str, found.shape))
+            raise DataError(
+                f"{file} is {shape} of {found.dtype}: an image of Omniglot should be {SIDE} x {SIDE}, black and white"
+            )
+    images = torch.from_numpy(np.stack(pixels))[:, None].float()
+    if size != SIDE:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return images[:, 0].round().clamp(0, 255).to(torch.uint8)
+
+
+def looks_like_omniglot(root: Path) -> bool:
+    """Whether `root` holds Omniglot in torchvision's layout, or a part of it."""
+    return (root / FOLDER).is_dir()
+
+
+def is_inside_omniglot(folder: Path) -> bool:
+    """Whether `folder` holds the sets themselves, so that its parent is the root."""
+    return (folder / BACKGROUND).is_dir() or (folder / EVALUATION).is_dir()

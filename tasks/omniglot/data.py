@@ -1,0 +1,192 @@
+"""The data of few-shot learning: episodes of classes that no other split has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from deqopt.data import EpochOrder, SplitDataModule, epochs_of
+from deqopt.data.module import Collate
+from deqopt.data.splits import Part
+from deqopt.errors import DataError
+
+from .episodes import ClassPool, EpisodeBatch, Episodes, EpisodeShape, OwnChoice
+from .learn2learn_episodes import Learn2LearnChoice
+from .sources import ClassSource
+
+
+class Sampler(Enum):
+    """What chooses the images of an episode."""
+
+    OWN = "own"
+    LEARN2LEARN = "learn2learn"
+
+
+class EpisodeData(SplitDataModule[ClassSource]):
+    """Batches (`EpisodeBatch`) of episodes of the splits of a source of classes.
+
+    All that is random comes from ``(episode_seed, split, epoch, index)`` of an episode alone, whatever the global seed
+    is and however many workers, processes and batches there are: episodes are new in every epoch of training and the
+    same in every pass over val and test. An epoch is that of the trainer, so a run that is resumed goes on as if it had
+    not been interrupted; without a trainer the passes over a loader count.
+
+    Attributes:
+        shapes: what an episode of every split has.
+
+    Args:
+        source: opens the classes, for example `functools.partial(open_classes, None, size=28, channels=1)`.
+        ways: classes of an episode.
+        shots: support images of a class.
+        queries: query images of a class.
+        train_ways: classes of an episode to train on; by default as many as of the others. More make harder ones.
+        train_queries: query images of a class to train on; by default as many as of the others.
+        batch_size: episodes a batch, on each device.
+        train_episodes: episodes in an epoch of training, 800 by default.
+        val_episodes: episodes to validate with, 200 by default.
+        test_episodes: episodes to test with, 600 by default.
+        rotations: whether classes to train on, turned by quarters, are classes of their own; the others never are.
+        split_seed: fixes which classes are in which split, and nothing else.
+        episode_seed: 0 (default) or larger.
+        workers: as of every `SplitDataModule`.
+        sampler: what chooses the images of an episode.
+        predict_source: opens episodes to predict on, one an item; by default those of test. They may be of several
+            shapes, so a batch holds one of them.
+
+    Raises:
+        DataError: as every `SplitDataModule`; fewer than 2 ways, no shots, queries or episodes, a negative
+            episode_seed; when it is opened, a split with fewer classes than ways, a class with fewer images than shots
+            and queries.
+        ProblemError: when it is opened, learn2learn is asked for, but missing.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], ClassSource],
+        *,
+        ways: int,
+        shots: int,
+        queries: int,
+        train_ways: int | None = None,
+        train_queries: int | None = None,
+        batch_size: int,
+        train_episodes: int = 800,
+        val_episodes: int = 200,
+        test_episodes: int = 600,
+        rotations: bool = False,
+        split_seed: int = 0,
+        episode_seed: int = 0,
+        workers: int = 0,
+        sampler: Sampler = Sampler.OWN,
+        predict_source: Callable[[], Dataset[EpisodeBatch]] | None = None,
+    ) -> None:
+        super().__init__(source, batch_size=batch_size, workers=workers, seed=split_seed)
+        train_ways = ways if train_ways is None else train_ways
+        train_queries = queries if train_queries is None else train_queries
+        for name, value, least in (
+            ("ways", ways, 2),
+            ("shots", shots, 1),
+            ("queries", queries, 1),
+            ("train_ways", train_ways, 2),
+            ("train_queries", train_queries, 1),
+            ("train_episodes", train_episodes, 1),
+            ("val_episodes", val_episodes, 1),
+            ("test_episodes", test_episodes, 1),
+            ("episode_seed", episode_seed, 0),
+        ):
+            if value < least:
+                raise DataError(f"{name} is {value}: it should be {least} or more")
+        evaluated = EpisodeShape(ways, shots, queries)
+        self.shapes = {
+            Part.TRAIN: EpisodeShape(train_ways, shots, train_queries),
+            Part.VAL: evaluated,
+            Part.TEST: evaluated,
+        }
+        self._counts = {Part.TRAIN: train_episodes, Part.VAL: val_episodes, Part.TEST: test_episodes}
+        self._rotations, self._episode_seed, self._sampler = rotations, episode_seed, sampler
+        self._open_to_predict = predict_source
+
+    @cached_property
+    def episodes(self) -> dict[Part, Episodes]:
+        """The episodes of every split."""
+        classes = {Part.TRAIN: self.splits.train, Part.VAL: self.splits.val, Part.TEST: self.splits.test}
+        pools = {
+            part: ClassPool(self.source, members, rotations=self._rotations and part is Part.TRAIN)
+            for part, members in classes.items()
+        }
+        self._check_classes(pools)
+        self._check_images(classes)
+        kind = OwnChoice if self._sampler is Sampler.OWN else Learn2LearnChoice
+        return {
+            part: Episodes(
+                pool,
+                kind(pool.counts, self.shapes[part], self._episode_seed),
+                self.shapes[part],
+                split=number,
+                count=self._counts[part],
+            )
+            for number, (part, pool) in enumerate(pools.items())
+        }
+
+    @cached_property
+    def predict_source(self) -> Dataset[EpisodeBatch]:
+        """What to predict on."""
+        return self.episodes[Part.TEST] if self._open_to_predict is None else self._open_to_predict()
+
+    def collate(self, training: bool) -> Collate:
+        return default_collate
+
+    def order(self, count: int) -> EpochOrder:
+        return EpochOrder(count, self._episode_seed, epochs_of(self.trainer))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        count = self._counts[Part.TRAIN]
+        devices = 1 if self.trainer is None else self.trainer.world_size
+        return self._loader(
+            self.episodes[Part.TRAIN], order=self.order(count), drop_last=count > self._batch_size * devices
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.episodes[Part.VAL])
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.episodes[Part.TEST])
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        if self._open_to_predict is None:
+            return self.test_dataloader()
+        return DataLoader(self.predict_source, batch_size=1, num_workers=self._workers, collate_fn=default_collate)
+
+    def _open_for(self, stage: str) -> None:
+        _ = self.predict_source if stage == "predict" else self.episodes
+
+    def _check_classes(self, pools: dict[Part, ClassPool]) -> None:
+        lacking = [part for part, pool in pools.items() if len(pool) < self.shapes[part].ways]
+        if not lacking:
+            return
+        part = min(lacking, key=lambda part: len(pools[part]))
+        found, train, ways = len(pools[part]), self.shapes[Part.TRAIN].ways, self.shapes[Part.TEST].ways
+        name = "train_ways" if self.shapes[part].ways != ways else "ways"
+        counts = "{}, {} and {}".format(*map(len, pools.values()))
+        fewer = f"set {name} to {found} or less, or " if found > 1 else ""
+        raise DataError(
+            f"{self.source.where} has {counts} classes to train, validate and test with, and {name} is "
+            f"{self.shapes[part].ways}, for which {part.value} has too few: {fewer}give {max(10 * ways, 2 * train)} "
+            f"classes or more, or train/, val/ and test/ with {train}, {ways} and {ways} or more"
+        )
+
+    def _check_images(self, classes: dict[Part, list[int]]) -> None:
+        needed = {part: shape.images for part, shape in self.shapes.items()}
+        few = [(part, c) for part, members in classes.items() for c in members if self.source.count(c) < needed[part]]
+        if few:
+            part, c = few[0]
+            shape, others = self.shapes[part], f", and {len(few) - 1} other class(es) have too few" if few[1:] else ""
+            name = "train_queries" if shape.queries != self.shapes[Part.TEST].queries else "queries"
+            raise DataError(
+                f"class {self.source.name(c)} of {self.source.where} has {self.source.count(c)} image(s){others}: shots "
+                f"is {shape.shots} and {name} is {shape.queries}, so a class of {part.value} should have {needed[part]} "
+                "or more"
+            )

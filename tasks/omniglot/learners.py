@@ -1,0 +1,189 @@
+"""Methods that the joint one is compared with: what a learner gives for a batch is a loss, and probabilities."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from .convolutional import ConvolutionalNet, package
+from .episodes import EpisodeBatch
+
+
+class Learner(nn.Module, ABC):
+    """Learns from the support set of an episode to classify its queries.
+
+    Attributes:
+        learning_rate: of Adam on the outer loss.
+        batch_size: episodes in a training step.
+        ways: the most classes that an episode may have; None where any number will do.
+    """
+
+    learning_rate: ClassVar[float]
+    batch_size: ClassVar[int]
+    ways: int | None = None
+
+    @abstractmethod
+    def logits(self, batch: EpisodeBatch) -> Tensor:
+        """(B, Q, ways) of the queries, differentiable in the weights."""
+
+    def loss(self, batch: EpisodeBatch) -> Tensor:
+        """The outer loss: the mean cross-entropy of all queries, a scalar."""
+        return F.cross_entropy(self.logits(batch).flatten(0, 1), batch.query_label.flatten())
+
+    def backward(self, batch: EpisodeBatch) -> Tensor:
+        """Add the gradient of the loss to that of the weights; returns the loss."""
+        loss = self.loss(batch)
+        loss.backward()
+        return loss.detach()
+
+    def probabilities(self, batch: EpisodeBatch) -> Tensor:
+        """(B, Q, ways), detached; it may be asked for under ``torch.no_grad``."""
+        with torch.enable_grad():
+            return self.logits(batch).detach().softmax(-1)
+
+
+class Adapted(Learner):
+    """A learner that adapts to one episode after the other, in Python, because learn2learn does.
+
+    Their graphs are dropped one by one too, so that a batch needs the memory of an episode.
+    """
+
+    learning_rate = 3e-3
+    batch_size = 4
+
+    def __init__(self, ways: int) -> None:
+        super().__init__()
+        self.ways = ways
+
+    @abstractmethod
+    def episode(self, support: Tensor, label: Tensor, query: Tensor) -> Tensor:
+        """Logits (Q, ways) of one episode."""
+
+    def logits(self, batch: EpisodeBatch) -> Tensor:
+        return torch.stack([self.episode(one.support[0], one.support_label[0], one.query[0]) for one in _each(batch)])
+
+    def backward(self, batch: EpisodeBatch) -> Tensor:
+        episodes = list(_each(batch))
+        return torch.stack([_backward(self.loss(one) / len(episodes)) for one in episodes]).sum()
+
+    def probabilities(self, batch: EpisodeBatch) -> Tensor:
+        return torch.cat([super(Adapted, self).probabilities(one) for one in _each(batch)])
+
+
+class MAML(Adapted):
+    """Gradient steps on the support set from learned weights, differentiated through (Finn et al. 2017).
+
+    Args:
+        net: images (n, channels, H, W) to logits (n, ways).
+        ways: classes of an episode.
+        steps: of gradient descent an episode.
+        rate: their length.
+    """
+
+    def __init__(self, net: nn.Module, ways: int, steps: int = 1, rate: float = 0.5) -> None:
+        super().__init__(ways)
+        self._steps = steps
+        self.maml = package().algorithms.MAML(net, lr=rate)
+
+    def episode(self, support: Tensor, label: Tensor, query: Tensor) -> Tensor:
+        adapted = self.maml.clone()
+        for _ in range(self._steps):
+            adapted.adapt(F.cross_entropy(adapted(support), label))
+        return adapted(query)
+
+
+class ANIL(Adapted):
+    """MAML of the last layer alone, on learned features (Raghu et al. 2020).
+
+    As in learn2learn's example, all images of an episode go through the features at once.
+
+    Args:
+        features: images (n, channels, H, W) to (n, width).
+        classifier: these to logits (n, ways).
+        ways, steps, rate: as of MAML.
+    """
+
+    def __init__(
+        self, features: nn.Module, classifier: nn.Module, ways: int, steps: int = 5, rate: float = 0.1
+    ) -> None:
+        super().__init__(ways)
+        self._steps = steps
+        self.features = features
+        self.maml = package().algorithms.MAML(classifier, lr=rate)
+
+    def episode(self, support: Tensor, label: Tensor, query: Tensor) -> Tensor:
+        known, asked = self.features(torch.cat([support, query])).split([len(support), len(query)])
+        adapted = self.maml.clone()
+        for _ in range(self._steps):
+            adapted.adapt(F.cross_entropy(adapted(known), label))
+        return adapted(asked)
+
+
+class Prototypes(Learner):
+    """``-|phi(q) - c_k|^2`` as logits, c_k the mean of phi over the support images of class k (Snell et al. 2017).
+
+    Args:
+        network: ``network.embed(images)`` is phi: (B, S, channels, H, W) to (B, S, width), differentiable.
+    """
+
+    learning_rate = 1e-3
+    batch_size = 4
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def logits(self, batch: EpisodeBatch) -> Tensor:
+        shots = batch.support.shape[1]
+        with parametrize.cached():
+            phi = self.network.embed(torch.cat([batch.support, batch.query], dim=1))  # type: ignore[operator]
+        member = F.one_hot(batch.support_label).to(phi)  # every class is there, so that this finds their number
+        centres = torch.einsum("bsk,bsd->bkd", member / member.sum(1, keepdim=True), phi[:, :shots])
+        return -(phi[:, shots:, None] - centres[:, None]).square().sum(-1)
+
+
+class Baseline(Enum):
+    """Methods to train beside the joint one."""
+
+    MAML = "MAML"
+    ANIL = "ANIL"
+    PROTOTYPES = "prototypes"
+    """A prototypical head on the features of the equilibrium, without a context."""
+
+
+def make_learner(
+    baseline: Baseline, image_channels: int, size: int, ways: int, network: Callable[[], nn.Module]
+) -> Learner:
+    """A new learner.
+
+    Args:
+        baseline: which.
+        image_channels, size: of the images.
+        ways: classes of an episode.
+        network: makes what PROTOTYPES embeds images by, the network of the joint method for instance.
+
+    Raises:
+        ProblemError: MAML and ANIL: learn2learn is missing; the images are too small.
+    """
+    if baseline is Baseline.PROTOTYPES:
+        return Prototypes(network())
+    net = ConvolutionalNet(image_channels, size, ways)
+    return MAML(net, ways) if baseline is Baseline.MAML else ANIL(net.features, net.classifier, ways)
+
+
+def _each(batch: EpisodeBatch) -> Iterator[EpisodeBatch]:
+    """The episodes as batches of one."""
+    for number in range(len(batch.support)):
+        yield EpisodeBatch(*(part[number : number + 1] for part in batch))
+
+
+def _backward(loss: Tensor) -> Tensor:
+    loss.backward()
+    return loss.detach()

@@ -1,0 +1,135 @@
+"""The network of an episode: features of images at the equilibrium of a cell that a context conditions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deqopt.adjoints.fixed_point import implicit_fixed_point
+from deqopt.errors import ProblemError
+from deqopt.fixed_point import Anderson
+from deqopt.nn import ImageInjection, MultiscaleCell, branch_shapes, group_norm
+from deqopt.nn.multiscale import Branches
+from deqopt.state import State, tensors_of
+
+POOLED = 7
+"""Height and width to which every branch is pooled before the linear layer, where it is larger."""
+FIRST_SCALE = 4.0
+"""Of the logits, before it is learned."""
+IN_TRAINING, EXACT = Anderson(max_nfe=20, tol=1e-3), Anderson(max_nfe=100, tol=1e-5)
+"""How equilibria of a given context are solved."""
+BACKWARD = Anderson(max_nfe=20, tol=1e-2)
+
+
+class EpisodeNetwork(nn.Module):
+    """``z = f(z, u, c)`` with ``f = cell(z, (1 + gamma(c)) u + beta(c))``, and features phi of z.
+
+    u is an image as the cell's injection, which depends on no unknown and is computed once. The context c of an episode
+    scales and shifts it channel by channel (FiLM: Perez et al. 2018; as the context of an episode: Zintgraf et al.
+    2019); at ``c = 0`` it does nothing. Nothing couples the images of an episode but c.
+
+    Images are (B, S, channels, size, size) in [0, 1], S of each of B episodes; states are (B, S, width, h, w) a branch.
+
+    Args:
+        image_channels, size: of the images.
+        widths: channels of the cell's branches, finest first; each branch has half the resolution of the one before.
+        resolution: of the finest branch; ``size`` is 2, 4, 8 ... times as large.
+        context: width of c.
+        features: width of phi.
+
+    Raises:
+        ProblemError: widths, a resolution, a context or features that make no network.
+    """
+
+    def __init__(
+        self, image_channels: int, size: int, widths: Sequence[int], resolution: int, context: int, features: int
+    ) -> None:
+        super().__init__()
+        if context < 1 or features < 1:
+            raise ProblemError(f"context and features must be at least 1, got {context} and {features}")
+        shapes = branch_shapes(widths, resolution)
+        self.stem = _stem(image_channels, widths[0], size, resolution)
+        self.injection = ImageInjection(widths[0], widths, stride=1)
+        self.film = nn.ModuleList(nn.Linear(context, 2 * width, bias=False) for width in widths)
+        self.cell = MultiscaleCell(widths)
+        self.norms = nn.ModuleList(group_norm(width, 8) for width in widths)
+        self.pooled = [min(POOLED, height) for _, height, _ in shapes]
+        total = sum(width * side**2 for width, side in zip(widths, self.pooled, strict=True))
+        self.linear = nn.Linear(total, features)
+        self.last_norm = nn.LayerNorm(features)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
+        self.context, self.width = context, features
+
+    def injected(self, images: Tensor) -> Branches:
+        """u of images. The network sees ``1 - image``, so that white paper is 0."""
+        u = self.injection(self.stem(1 - images.flatten(0, 1)))
+        return tuple(part.unflatten(0, images.shape[:2]) for part in u)
+
+    def f(self, z: Branches, c: Tensor, u: Branches) -> Branches:
+        """One application; c is (B, context)."""
+        injected = []
+        for film, part in zip(self.film, u, strict=True):
+            gamma, beta = film(c)[:, None, :, None, None].chunk(2, dim=2)
+            injected.append(((1 + gamma) * part + beta).flatten(0, 1))
+        found = self.cell(tuple(part.flatten(0, 1) for part in z), tuple(injected))
+        return tuple(part.unflatten(0, u[0].shape[:2]) for part in found)
+
+    def start(self, c: Tensor, u: Branches) -> Branches:
+        """Where a solve starts: ``f(0, u, c)``, detached; normalisation is singular at 0 itself."""
+        return tuple(part.detach() for part in self.f(tuple(torch.zeros_like(part) for part in u), c, u))
+
+    def features(self, z: Branches) -> Tensor:
+        """phi, (B, S, features)."""
+        h = [F.silu(norm(part.flatten(0, 1))) for norm, part in zip(self.norms, z, strict=True)]
+        pooled = [
+            part if part.shape[-1] == side else F.adaptive_avg_pool2d(part, side)
+            for part, side in zip(h, self.pooled, strict=True)
+        ]
+        phi: Tensor = self.last_norm(self.linear(torch.cat([part.flatten(1) for part in pooled], dim=1)))
+        return phi.unflatten(0, z[0].shape[:2])
+
+    def logits(self, phi: Tensor, w: Tensor, count: int) -> Tensor:
+        """``a sqrt(count) <phi, w_k> / sqrt(features)``, (B, S, ways), with a learned scale a.
+
+        Args:
+            phi: (B, S, features).
+            w: (B, ways, features), a vector a class.
+            count: the number of support images. The curvature of their mean cross-entropy in w then does not depend
+                on it.
+        """
+        return phi @ w.mT * (self.log_scale.exp() * math.sqrt(count / self.width))
+
+    def solved(self, images: Tensor, c: Tensor) -> Branches:
+        """``z = f(z, u, c)`` of every image alone, differentiable in theta and c by the implicit function theorem."""
+        sets = images.shape[:2]
+        u = tuple(part.flatten(0, 1)[:, None] for part in self.injected(images))
+        c = c.repeat_interleave(sets[1], dim=0)
+
+        def f(z: State, known: tuple[Tensor, ...]) -> State:
+            return self.f(tensors_of(z), known[0], known[1:])
+
+        solver = IN_TRAINING if self.training else EXACT
+        z = solver.solve(f, self.start(c, u), tuple(part.detach() for part in (c, *u))).z
+        if torch.is_grad_enabled():
+            z, _ = implicit_fixed_point(lambda z: self.f(tensors_of(z), c, u), z, BACKWARD)
+        return tuple(part.squeeze(1).unflatten(0, sets) for part in tensors_of(z))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """phi at the equilibrium without a context, (B, S, features), differentiable."""
+        return self.features(self.solved(images, images.new_zeros(len(images), self.context)))
+
+
+def _stem(image_channels: int, width: int, size: int, resolution: int) -> nn.Sequential:
+    """Images to feature maps (B, width, resolution, resolution) by convolutions that halve the size."""
+    layers: list[nn.Module] = []
+    channels, side = image_channels, size
+    while side > resolution and side % 2 == 0:
+        layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), group_norm(width, 8), nn.SiLU()]
+        channels, side = width, side // 2
+    if side != resolution or not layers:
+        raise ProblemError(f"the image size must be 2, 4, 8 ... times the resolution {resolution}, got {size}")
+    return nn.Sequential(*layers)

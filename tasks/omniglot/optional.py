@@ -1,0 +1,38 @@
+"""learn2learn (Arnold et al. 2020), an optional package: imported when it is used, and not before."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import nullcontext
+from importlib.util import find_spec
+from types import ModuleType
+from unittest.mock import patch
+
+from deqopt.errors import ProblemError
+
+INSTALL = """pip install learn2learn==0.2.0 --config-settings "--build-option=build_ext\""""
+NOTICES = "gym_notices"
+
+
+def learn2learn(used_by: str, instead: str) -> ModuleType:
+    """The package, imported on demand and without the notice that gym, which it imports, writes to stderr.
+
+    Args:
+        used_by: what needs it, for the message: "the sampler LEARN2LEARN".
+        instead: what does without, for the message: "--task.sampler OWN".
+
+    Raises:
+        ProblemError: it is not installed, or cannot be imported.
+    """
+    # gym prints what it finds in this dictionary; all else that it, or learn2learn, has to say is heard.
+    unnoticed = patch.dict(f"{NOTICES}.notices.notices", clear=True) if find_spec(NOTICES) else nullcontext()
+    try:
+        with unnoticed:
+            return importlib.import_module("learn2learn")
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "learn2learn"
+        state = "is not installed" if missing else f"cannot be imported ({error})"
+        raise ProblemError(
+            f"{used_by} needs learn2learn, which {state}: {INSTALL} (the option is for Python 3.11 and later; it "
+            f"brings numpy < 2, so give it an environment of its own); {instead} does without"
+        ) from error

@@ -1,0 +1,202 @@
+"""A user's own episode: a folder of support images, one folder a class, and a folder of images to classify."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deqopt.callbacks.predictions import prediction_directory
+from deqopt.data import ImageFolder, UnreadableImageError
+from deqopt.data.labelled.folders import class_labels
+from deqopt.data.unreadable import Unreadable
+from deqopt.errors import DataError
+from deqopt.figures import write_figure
+from deqopt.tables import write_csv
+
+from .drawing import episode_figure
+from .episodes import EpisodeBatch
+
+CHUNK = 64
+"""The most queries that are classified at once."""
+PREDICTIONS, PARTS = "predictions.csv", ".predictions_*.csv"
+
+
+class FolderEpisode(Dataset[EpisodeBatch]):
+    """The episode of a user, in chunks of its queries, each with all of the support: rows of an `EpisodeBatch`.
+
+    A batch holds one of them, because the last chunk may be smaller. All images are read when it is made, so that
+    whatever is wrong is said then. Queries that cannot be read are left out.
+
+    Attributes:
+        root: the folder of the queries.
+        class_names: the names of the class folders, sorted: classes 0, 1 and on.
+        unreadable: the queries that are left out.
+
+    Args:
+        support: a folder with a folder of images for every class; two classes or more, one image or more of each.
+        query: a folder of images, whose subfolders count too. Both folders are listed as by `deqopt.data.ImageFolder`.
+        size: height and width of the images, which are cut to their central square.
+        channels: 1 or 3.
+        chunk: the most queries in a chunk.
+
+    Raises:
+        DataError: a folder that is not given, missing or empty; a support folder that has images beside the folders of
+            classes, a class without images, or one class; a support image that cannot be read, or no query that can;
+            one folder in the other.
+    """
+
+    def __init__(
+        self, support: str | Path | None, query: str | Path | None, size: int, channels: int, chunk: int = CHUNK
+    ) -> None:
+        if support is None or query is None:
+            missing = "support" if support is None else "query"
+            raise DataError(
+                f"no {missing} folder is given: predict needs a folder of support images, with a folder for every "
+                "class, and a folder of query images to classify"
+            )
+        known, self.root = Path(support).expanduser(), Path(query).expanduser()
+        _check_apart(known, self.root)
+        self.class_names, self._support, self._label = _read_support(known, size, channels)
+        self._queries, self._chunk = ImageFolder(self.root, size, channels), chunk
+        self.unreadable: list[Unreadable] = []
+        self._readable = [index for index in range(len(self._queries)) if self._can_read(index)]
+        if not self._readable:
+            first = self.unreadable[0].reason
+            raise DataError(f"none of the {len(self._queries)} images of {self.root} can be read: {first}")
+
+    def __len__(self) -> int:
+        return -(-self.count // self._chunk)
+
+    @property
+    def count(self) -> int:
+        """How many queries can be read."""
+        return len(self._readable)
+
+    def __getitem__(self, index: int) -> EpisodeBatch:
+        query = torch.stack([self._queries.tensor(i, black=0.0) for i in self._indices(index)])
+        unknown = torch.full((len(query),), -1)
+        return EpisodeBatch(self._support, self._label, query, unknown, torch.tensor(index))
+
+    def files(self, index: int) -> list[str]:
+        """The queries of a chunk: their paths below the folder."""
+        return [self._file(i) for i in self._indices(index)]
+
+    def _indices(self, chunk: int) -> list[int]:
+        places = range(len(self))[chunk] * self._chunk
+        return self._readable[places : places + self._chunk]
+
+    def _file(self, index: int) -> str:
+        return self._queries.paths[index].relative_to(self.root).as_posix()
+
+    def _can_read(self, index: int) -> bool:
+        try:
+            self._queries.pixels(index)
+        except UnreadableImageError as error:
+            self.unreadable.append(Unreadable(self._file(index), str(error)))
+            return False
+        return True
+
+
+def classified_directory(query: str | Path) -> Path:
+    """``QUERY_classified`` beside the folder of queries."""
+    folder = Path(os.path.abspath(Path(query).expanduser()))
+    return folder.parent / f"{folder.name}_classified"
+
+
+def write_classes(
+    batch: EpisodeBatch,
+    probabilities: Tensor,
+    files: Callable[[int], Sequence[str]],
+    class_names: Sequence[str],
+    directory: Path,
+) -> list[Path]:
+    """Write the classes of the queries of chunks, and for chunk 0 the figure ``episode.png``.
+
+    Every chunk is a file of its own, hidden until `JoinClasses` makes one of them: ``predictions.csv``, with the
+    columns ``file``, ``class``, ``probability``, and ``p(NAME)`` for every class.
+
+    Args:
+        batch: chunks; their ``index`` is their number.
+        probabilities: (B, Q, ways).
+        files: the names of the queries of a chunk.
+        class_names: of classes 0, 1 and on.
+        directory: where they are written; it exists.
+    """
+    columns = ["file", "class", "probability", *(f"p({name})" for name in class_names)]
+    written = []
+    for row, chunk in enumerate(batch.index.tolist()):
+        rows = []
+        for file, shares in zip(files(chunk), probabilities[row].tolist(), strict=True):
+            largest = max(shares)
+            said = [f"{share:.6f}" for share in (largest, *shares)]
+            rows.append([file, class_names[shares.index(largest)], *said])
+        written.append(directory / PARTS.replace("*", f"{chunk:08d}"))
+        write_csv(columns, rows, written[-1])
+        if chunk == 0:
+            written.append(directory / "episode.png")
+            write_figure(episode_figure(batch, probabilities, class_names, row), written[-1])
+    return written
+
+
+class JoinClasses(Callback):
+    """At the end of predict: ``predictions.csv`` with the rows of all chunks of all processes, whole or not at all."""
+
+    def __init__(self) -> None:
+        self._directory = Path()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._directory = prediction_directory(trainer, pl_module.task)  # type: ignore[arg-type]
+        if trainer.is_global_zero:
+            for left in self._directory.glob(PARTS):  # by a run that was interrupted
+                left.unlink()
+        trainer.strategy.barrier()
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.strategy.barrier()
+        parts = sorted(self._directory.glob(PARTS)) if trainer.is_global_zero else []
+        if not parts:
+            return
+        tables = [_rows(part) for part in parts]
+        path = self._directory / PREDICTIONS
+        write_csv(tables[0][0], [row for _, *rows in tables for row in rows], path)
+        for part in parts:
+            part.unlink()
+        rank_zero_info(f"The classes of {sum(map(len, tables)) - len(tables)} images are in {path}")
+
+
+def _rows(part: Path) -> list[list[str]]:
+    with part.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.reader(file))
+
+
+def _check_apart(support: Path, query: Path) -> None:
+    known, asked = support.resolve(), query.resolve()
+    if known == asked:
+        raise DataError(f"{support} is given as support and as query folder: they should be two folders")
+    for inner, outer in ((known, asked), (asked, known)):
+        if inner.is_relative_to(outer):
+            raise DataError(f"{inner} lies in {outer}: support and query folder should not lie in each other")
+
+
+def _read_support(root: Path, size: int, channels: int) -> tuple[list[str], Tensor, Tensor]:
+    """The names of the classes, the images (S, channels, size, size) in [0, 1], and their classes (S,)."""
+    layout = "the support folder should have a folder of images for every class"
+    if not root.is_dir():
+        raise DataError(f"{root} is {'a file' if root.exists() else 'missing'}: {layout}")
+    images = ImageFolder(root, size, channels)
+    for path in images.paths:
+        if path.parent == root:
+            raise DataError(f"{path} is in no class folder: {layout}")
+    label, names = class_labels(images)
+    if len(names) < 2:
+        raise DataError(f"{root} has a single class folder, {names[0]}: {layout}, and two classes or more")
+    support = torch.stack([images.tensor(i, black=0.0) for i in range(len(images))])
+    return names, support, torch.from_numpy(label)

@@ -1,0 +1,155 @@
+"""Images by class: what episodes are drawn from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deqopt.data import ImageFolder, Splits
+from deqopt.data.folder import subfolders
+from deqopt.data.labelled.folders import class_labels
+from deqopt.data.source import Source
+from deqopt.data.splits import Part, split_groups
+from deqopt.errors import DataError
+
+LAYOUT = "CLASS/NAME.png, or train/CLASS/NAME.png and the same in val/ and test/, with other classes in each"
+
+
+class ClassSource(Source[Tensor]):
+    """Square images of many classes; an item is a class, all its images, (count, channels, size, size).
+
+    Images are float32 in [0, 1], as the files have them: paper is 1, ink is 0. Splits hold classes, not images: no
+    class is in two of them.
+
+    Args:
+        where: what the images are read from, for messages.
+        size: height and width of the images.
+        channels: 1 or 3.
+
+    Raises:
+        DataError: a size below 1 or another number of channels.
+    """
+
+    def __init__(self, where: str, *, size: int, channels: int) -> None:
+        if size < 1:
+            raise DataError(f"cannot give the images of {where} size {size}: it should be 1 or more")
+        if channels not in (1, 3):
+            raise DataError(f"cannot give the images of {where} {channels} channels: it should be 1 or 3")
+        self.where, self.size, self.channels = where, size, channels
+
+    @abstractmethod
+    def count(self, c: int) -> int:
+        """How many images class c has."""
+
+    @abstractmethod
+    def images(self, classes: Tensor, numbers: Tensor) -> Tensor:
+        """Image ``numbers[i]`` of class ``classes[i]``, for all i: (n, channels, size, size). Both are (n,) int64."""
+
+    def group(self, c: int) -> str:
+        """What is not to be split: the alphabet of a character; by default the class alone."""
+        return self.name(c)
+
+    def image(self, c: int, i: int) -> Tensor:
+        """(channels, size, size): image i of class c."""
+        return self.images(torch.tensor([c]), torch.tensor([i]))[0]
+
+    def __getitem__(self, c: int) -> Tensor:
+        numbers = torch.arange(self.count(c))
+        return self.images(torch.full_like(numbers, c), numbers)
+
+
+class ClassFolders(ClassSource):
+    """Images in folders, one a class, decoded when they are asked for, cut to their central square and resized.
+
+    The classes are the subfolders of `root`, or of its `train/`, `val/` and `test/`, as in mini-ImageNet: these are the
+    splits then, and no class may be in two of them. Without them the splits are 80, 10 and 10 percent of the classes.
+
+    Args:
+        root: the folder.
+        size: height and width of the images.
+        channels: 1 (colours become their luma) or 3 (default; grey is repeated).
+
+    Raises:
+        DataError: no such folder; no images, or images in no class folder; a class folder without images; some of
+            train/, val/ and test/, but not all; a class in two of them; on access, an image that cannot be read.
+    """
+
+    def __init__(self, root: str | Path, size: int, channels: int = 3) -> None:
+        super().__init__(str(root), size=size, channels=channels)
+        root = Path(root)
+        if not root.is_dir():
+            raise DataError(f"{root} is {'a file' if root.exists() else 'missing'}: it should be a folder of {LAYOUT}")
+        self._members: list[tuple[ImageFolder, list[int]]] = []
+        self._names: list[str] = []
+        self._parts: dict[Part, list[int]] = {}
+        if _is_in_parts(root):
+            for part in Part:
+                self._parts[part] = self._add(root / part.value)
+            self._check_disjoint()
+        else:
+            self._add(root)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """The name of the folder."""
+        return self._names[index]
+
+    def count(self, c: int) -> int:
+        return len(self._members[c][1])
+
+    def images(self, classes: Tensor, numbers: Tensor) -> Tensor:
+        found = []
+        for c, i in zip(classes.tolist(), numbers.tolist(), strict=True):
+            folder, members = self._members[c]
+            found.append(folder.tensor(members[i], black=0.0))
+        return torch.stack(found)
+
+    def splits(self, seed: int) -> Splits:
+        """Train, val and test as in `root`, or 80, 10 and 10 percent of the classes, drawn by `seed` alone.
+
+        Raises:
+            DataError: fewer than three classes to split.
+        """
+        if self._parts:
+            return Splits(*(self._parts[part] for part in Part))
+        if len(self) < 3:
+            names = ", ".join(self._names)
+            raise DataError(
+                f"{self.where} has {len(self)} class folder(s), {names}: at least 3 are needed, as no class may be in "
+                "two of train, val and test"
+            )
+        return split_groups(np.arange(len(self)), seed, self.where)
+
+    def _add(self, root: Path) -> list[int]:
+        """Add the classes of a folder; their indices."""
+        folder = ImageFolder(root, self.size, self.channels)
+        labels, names = class_labels(folder)
+        self._members += [(folder, np.flatnonzero(labels == label).tolist()) for label in range(len(names))]
+        self._names += names
+        return list(range(len(self._names) - len(names), len(self._names)))
+
+    def _check_disjoint(self) -> None:
+        found: dict[str, Part] = {}
+        for part, classes in self._parts.items():
+            for name in (self._names[c] for c in classes):
+                if name in found:
+                    both = f"{found[name].value}/ and {part.value}/"
+                    raise DataError(f"{self.where} has class {name} in {both}: a class should be in one of them only")
+                found[name] = part
+
+
+def _is_in_parts(root: Path) -> bool:
+    """Whether the subfolders are parts; else they are classes, one of which may be called train."""
+    folders, parts = set(subfolders(root)), [part.value for part in Part]
+    lacking = [part for part in parts if part not in folders]
+    if folders and (folders <= set(parts) or {Part.TRAIN.value, Part.TEST.value} <= folders) and lacking:
+        has = " and ".join(f"{part}/" for part in parts if part in folders)
+        lacks = " and ".join(f"{part}/" for part in lacking)
+        raise DataError(f"{root} has {has}, but lacks {lacks}: it should be {LAYOUT}")
+    return not lacking

@@ -1,0 +1,300 @@
+"""The task `omniglot`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from deqopt import Equilibrium, JointProblem, Task
+from deqopt.adjoints import Adjoint, Implicit
+from deqopt.callbacks import ReportUnreadable
+from deqopt.errors import DataError, ProblemError
+from deqopt.fixed_point import Anderson
+from deqopt.nn.multiscale import Branches
+from deqopt.solvers import JointAnderson, JointSolver
+from deqopt.solvers.exact import solve_state
+from deqopt.state import State, tensors_of
+
+from .beside import Beside
+from .data import EpisodeData, Sampler
+from .drawing import episode_figure
+from .episodes import EpisodeBatch
+from .learners import Baseline, make_learner
+from .network import EpisodeNetwork
+from .opening import open_classes
+from .prediction import FolderEpisode, JoinClasses, classified_directory, write_classes
+from .report import EpisodeReport
+
+
+class Omniglot(Task):
+    """Learns to tell classes apart from a few images: what is optimised for every episode is its context.
+
+    An episode has support images with labels and query images without. Its context ``x = (c, w_1 .. w_N)`` conditions
+    the cell of all its images by c and has a vector for each of its N classes; it is found on the support set, jointly
+    with the equilibria of all support images,
+
+        min_x  mean_s cross_entropy(<phi(z_s), w>, label_s) + weight |x|^2     subject to   z_s = f(z_s, c; image_s)
+
+    and the outer loss is the cross-entropy of the queries, at their equilibria for that context. Its gradient passes
+    through the context: by ``Implicit`` (the default here), ``Unrolled`` or their kin. With ``InputHeld`` the context
+    is held, which is the first-order gradient; with ``Envelope`` it is held too, and the gradient of the inner
+    objective is added. An episode may have any number of classes, and permuting labels permutes what is predicted.
+
+    Args:
+        root: a folder with ``omniglot-py/`` as torchvision lays it out, with one folder of images a class, or with
+            ``train/``, ``val/`` and ``test/`` that have such; without it characters are drawn from random strokes.
+        download: let torchvision download Omniglot to ``root``.
+        ways: classes of an episode.
+        shots: support images of a class.
+        queries: query images of a class.
+        train_ways: classes of an episode in training; by default as many as otherwise. More make harder episodes.
+        train_queries: query images of a class in training; by default as many as otherwise.
+        size: images are cropped to squares and resized to this height and width.
+        image_channels: 1 or 3.
+        batch_size: episodes a batch and device.
+        train_episodes: episodes in an epoch of training.
+        val_episodes: episodes to validate with.
+        test_episodes: episodes to test with.
+        rotations: classes to train on, turned by quarters, are classes of their own.
+        sampler: what chooses the images of an episode: OWN, or LEARN2LEARN by the task transforms of that package.
+        split_seed: fixes which classes validate (and test, where the data does not say which).
+        episode_seed: of the episodes; those of training change with the epoch, those of evaluation do not.
+        workers: processes that load images; 0 loads them in the main process.
+        widths: channels of the cell's branches, finest first.
+        resolution: of the finest branch; ``size`` is 2, 4, 8 ... times as large. By default a quarter of ``size``.
+        context: width of c.
+        features: width of phi and of a class's vector.
+        weight: of ``|x|^2``.
+        baselines: methods that are trained beside for the same time, and tested: MAML, ANIL (both need the extra
+            ``meta``) and PROTOTYPES.
+        support: in ``predict``, a folder with one folder of images a class, of any number; by default the episodes of
+            test are classified.
+        query: in ``predict``, a folder of images to classify; the classes are written to ``QUERY_classified`` beside.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        download: bool = False,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 5,
+        train_ways: int | None = None,
+        train_queries: int | None = None,
+        size: int = 28,
+        image_channels: int = 1,
+        batch_size: int = 4,
+        train_episodes: int = 800,
+        val_episodes: int = 200,
+        test_episodes: int = 600,
+        rotations: bool = True,
+        sampler: Sampler = Sampler.OWN,
+        split_seed: int = 0,
+        episode_seed: int = 0,
+        workers: int = 0,
+        widths: list[int] = [32],  # noqa: B006
+        resolution: int | None = None,
+        context: int = 32,
+        features: int = 64,
+        weight: float = 1.0,
+        baselines: list[Baseline] = [],  # noqa: B006
+        support: str | None = None,
+        query: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not weight > 0:
+            raise ProblemError(
+                f"omniglot: weight must be larger than 0, so that the context has one optimum; got {weight}"
+            )
+        self.weight = weight
+        self._last: tuple[Tensor | None, Tensor] = None, torch.empty(0)
+        network = partial(
+            EpisodeNetwork, image_channels, size, widths, resolution or size // 4, context=context, features=features
+        )
+        self.network = network()
+        self._most_ways = max(ways, train_ways or 0)
+        self._beside = Beside(
+            {one: partial(make_learner, one, image_channels, size, ways, network) for one in baselines}
+        )
+        self._query = query
+        given = support is not None or query is not None
+        self._own = partial(FolderEpisode, support, query, size, image_channels) if given else None
+        self._loaded = partial(
+            EpisodeData,
+            partial(open_classes, root, size=size, channels=image_channels, download=download),
+            ways=ways,
+            shots=shots,
+            queries=queries,
+            train_ways=train_ways,
+            train_queries=train_queries,
+            batch_size=batch_size,
+            train_episodes=train_episodes,
+            val_episodes=val_episodes,
+            test_episodes=test_episodes,
+            rotations=rotations,
+            sampler=sampler,
+            split_seed=split_seed,
+            episode_seed=episode_seed,
+            workers=workers,
+        )
+
+    @classmethod
+    def default_solver(cls) -> JointSolver:
+        return JointAnderson(max_nfe=10, step_size=0.1, memory=5)
+
+    @classmethod
+    def default_adjoint(cls) -> Adjoint:
+        return Implicit(tol=0.2, max_nfe=20)
+
+    @property
+    def cell(self) -> nn.Module:
+        """The network behind f."""
+        return self.network.cell
+
+    @cached_property
+    def data(self) -> EpisodeData:
+        """The episodes; made once."""
+        return self._loaded(predict_source=self._own)
+
+    @property
+    def own_episode(self) -> FolderEpisode | None:
+        """The user's folders of support and query images, where they are given."""
+        if self._own is None:
+            return None
+        assert isinstance(self.data.predict_source, FolderEpisode)
+        return self.data.predict_source
+
+    def datamodule(self) -> EpisodeData:
+        return self.data
+
+    # -- the problem ----------------------------------------------------------------------------------------------
+
+    def start(self, batch: EpisodeBatch) -> tuple[State, Tensor]:
+        """No context, and classes that are all alike."""
+        x0 = batch.support.new_zeros(len(batch.support), self.network.context + _ways(batch) * self.network.width)
+        return self.network.start(self._parts(x0)[0], self.network.injected(batch.support)), x0
+
+    def problem(self, batch: EpisodeBatch) -> JointProblem:
+        """
+        Raises:
+            DataError: images outside [0, 1], or a class without a support image.
+        """
+        check_batch(batch)
+        u = self.network.injected(batch.support)
+        return JointProblem(self._f, self._objective, data=(batch.support_label, *u))
+
+    def _f(self, z: Branches, x: Tensor, data: tuple[Tensor, ...]) -> State:
+        return self.network.f(z, self._parts(x)[0], data[1:])
+
+    def _objective(self, z: Branches, x: Tensor, data: tuple[Tensor, ...]) -> Tensor:
+        label = data[0]
+        logits = self._logits(z, x, label.shape[1])
+        return _cross_entropy(logits, label) + self.weight * x.square().sum(1)
+
+    def _logits(self, z: Branches, x: Tensor, count: int) -> Tensor:
+        return self.network.logits(self.network.features(z), self._parts(x)[1], count)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """c, (B, context), and w, (B, ways, features)."""
+        c, w = x[:, : self.network.context], x[:, self.network.context :]
+        return c, w.unflatten(1, (-1, self.network.width))
+
+    # -- what is made of the solution -----------------------------------------------------------------------------
+
+    def query_logits(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
+        """(B, Q, ways) of the queries at their equilibria for the context that was found."""
+        z = self.network.solved(batch.query, self._parts(equilibrium.x)[0])
+        return self._logits(z, equilibrium.x, batch.support.shape[1])
+
+    def loss(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
+        """(B,) the mean cross-entropy of the queries."""
+        logits = self.query_logits(equilibrium, batch)
+        self._last = equilibrium.x, logits.detach()
+        error = _cross_entropy(logits, batch.query_label)
+        if equilibrium.objective.requires_grad and not any(
+            part.requires_grad for part in (*tensors_of(equilibrium.z), equilibrium.x)
+        ):
+            return error + equilibrium.objective - equilibrium.objective.detach()
+        return error
+
+    def probabilities(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
+        """(B, Q, ways) of the queries, without gradients; solved once for an equilibrium."""
+        x, logits = self._last
+        if x is not equilibrium.x:
+            with torch.no_grad():
+                logits = self.query_logits(equilibrium, batch)
+            self._last = equilibrium.x, logits
+        return logits.softmax(2)
+
+    def objective_at_start(self, batch: EpisodeBatch) -> Tensor:
+        """(B,) the inner objective at x0, with z solved exactly."""
+        problem, (z0, x0) = self.problem(batch), self.start(batch)
+        with torch.no_grad():
+            return problem.J(solve_state(problem, x0, z0, Anderson(max_nfe=100, tol=1e-5)).z, x0)
+
+    def metrics(self) -> Mapping[str, Metric]:
+        return {"accuracy": MulticlassAccuracy(self._most_ways, average="micro")}
+
+    def outcome(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        return self.probabilities(equilibrium, batch).argmax(2), batch.query_label
+
+    def figures(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Mapping[str, Figure]:
+        """The first episode: its support, its queries and how these are classified."""
+        names = [f"class {one}" for one in range(_ways(batch))]
+        return {"episode": episode_figure(batch, self.probabilities(equilibrium, batch), names)}
+
+    def callbacks(self) -> list[Callback]:
+        report = EpisodeReport(self.probabilities, self.objective_at_start, self._beside.methods)
+        unreadable = ReportUnreadable(lambda: self.own_episode, "classified")
+        return [self._beside, report, JoinClasses(), unreadable]
+
+    def prediction_directory(self) -> Path | None:
+        """``QUERY_classified``, beside the folder of queries; that of the run where there is none."""
+        return None if self._query is None else classified_directory(self._query)
+
+    def write_predictions(self, equilibrium: Equilibrium, batch: EpisodeBatch, directory: Path) -> list[Path]:
+        """``predictions.csv``, a query a row, and ``episode.png``, the first of them."""
+        shares, episode = self.probabilities(equilibrium, batch).float().cpu(), self.own_episode
+        if episode is not None:
+            return write_classes(batch, shares, episode.files, episode.class_names, directory)
+        queries = range(shares.shape[1])
+        names = [f"class {one}" for one in range(shares.shape[2])]
+        return write_classes(
+            batch, shares, lambda i: [f"episode {i}, query {one}" for one in queries], names, directory
+        )
+
+
+def check_batch(batch: EpisodeBatch) -> None:
+    """Raise DataError for images outside [0, 1], and for labels other than 0 to ways - 1, each with a support image."""
+    for name, images in (("support", batch.support), ("query", batch.query)):
+        low, high = (float(bound) for bound in images.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                f"omniglot: {name} images must be in [0, 1], those of the batch go from {low:g} to {high:g}"
+            )
+    ways = _ways(batch)
+    present = F.one_hot(batch.support_label.clamp_min(0), ways).sum(1)
+    if int(batch.support_label.min()) < 0 or not bool((present > 0).all()):
+        raise DataError(
+            f"omniglot: the support labels of every episode must be 0 to ways - 1, here {ways - 1}, each at least once"
+        )
+    if not -1 <= int(batch.query_label.min()) <= int(batch.query_label.max()) < ways:
+        raise DataError(f"omniglot: query labels must be 0 to {ways - 1}, or -1 where unknown")
+
+
+def _ways(batch: EpisodeBatch) -> int:
+    return int(batch.support_label.max()) + 1
+
+
+def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """(B,) the mean over the images of logits (B, S, ways) and labels (B, S)."""
+    return F.cross_entropy(logits.mT, label, reduction="none").mean(1)
