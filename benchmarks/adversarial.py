@@ -8,8 +8,6 @@ the machine does not stretch. Attacks are those of torchattacks, on test images 
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch.nn.utils import parametrize
 
 from benchmarks.adversarial_report import write
 from benchmarks.schedule import shape
+from benchmarks.timed import CURVE, Race, Snapshot, write_run
 from deqopt.adjoints import Envelope
 from deqopt.data import Download, LabelledBatch
 from deqopt.fixed_point import Anderson
@@ -37,8 +36,6 @@ BATCH = 48
 HIGHEST_LR = 4e-3
 PENALTY = 1.0
 CHUNK = 100
-CURVE = (1 / 4, 1 / 2, 1.0)
-"""Shares of the training after which the network is attacked."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +91,6 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A network during its training, after that many steps and seconds of one core."""
-
-    seconds: float
-    steps: int
-    weights: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
 class Images:
     """Images (N, 1, 28, 28) in [0, 1] and their labels (N,)."""
 
@@ -137,31 +125,28 @@ class Mark:
 
 
 def train(task: Cifar, solver: JointSolver, seconds: float, seed: int) -> list[Snapshot]:
-    """Train in place for ``seconds`` of one core; the network after each share of them in :data:`CURVE`."""
+    """Train in place for ``seconds`` of one core; the classifier after each share of them in :data:`CURVE`."""
     images = Images.of(task, task.data.splits.train)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(task.parameters())
     penalty, adjoint = SpectralPenalty(weight=PENALTY), Envelope()
     task.train()
+    race = Race(seconds, CURVE)
     snapshots: list[Snapshot] = []
-    spent, steps = 0.0, 0
-    while len(snapshots) < len(CURVE):
-        started = time.process_time()
-        for group in optimizer.param_groups:
-            group["lr"] = HIGHEST_LR * shape(spent / seconds)
-        batch = images.draw(BATCH, generator)
-        with parametrize.cached():
-            problem = task.problem(batch)
-            equilibrium = solver.solve(problem, *task.start(batch), adjoint=adjoint)
-            loss = task.loss(equilibrium, batch).mean() + penalty.weight * penalty.penalty(problem, equilibrium)
-            optimizer.zero_grad()
-            loss.backward()
-        nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-        optimizer.step()
-        spent, steps = spent + time.process_time() - started, steps + 1
-        if spent >= CURVE[len(snapshots)] * seconds:
-            weights = {name: value.clone() for name, value in task.classifier.state_dict().items()}
-            snapshots.append(Snapshot(spent, steps, weights))
+    while race.runs:
+        with race.step():
+            for group in optimizer.param_groups:
+                group["lr"] = HIGHEST_LR * shape(race.share)
+            batch = images.draw(BATCH, generator)
+            with parametrize.cached():
+                problem = task.problem(batch)
+                equilibrium = solver.solve(problem, *task.start(batch), adjoint=adjoint)
+                loss = task.loss(equilibrium, batch).mean() + penalty.weight * penalty.penalty(problem, equilibrium)
+                optimizer.zero_grad()
+                loss.backward()
+            nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+            optimizer.step()
+        snapshots += race.passed(task.classifier)
     return snapshots
 
 
@@ -195,9 +180,8 @@ def run(method: str, seed: int, chosen: argparse.Namespace) -> None:
     marks = [mark(task, snapshot, images) for snapshot in snapshots]
     for one in marks:
         print(f"  {one.seconds:.0f} s, {one.steps} steps: clean {one.clean:.3f}, robust {one.robust:.3f}", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     said = {"method": method, "seed": seed, "budget": chosen.seconds, "images": len(images.label)}
-    path.write_text(json.dumps({**said, "part": part, "marks": [asdict(one) for one in marks]}, indent=1) + "\n")
+    write_run(path, {**said, "part": part, "marks": [asdict(one) for one in marks]})
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.timed import read_runs
 from deqopt.figures import write_figure
 
 Run = Mapping[str, Any]
@@ -17,7 +17,7 @@ Run = Mapping[str, Any]
 
 def write(folder: Path, labels: Mapping[str, str], radius: float) -> str:
     """Write ``robustness.png`` and ``results.md`` from all files of test runs in ``folder``; returns the table."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*-test-*.json"))]
+    runs = read_runs(folder, "*-test-*.json")
     if not runs:
         return f"no test runs in {folder}"
     groups = {key: [run for run in runs if _key(run) == key] for key in dict.fromkeys(map(_key, runs))}

@@ -9,7 +9,6 @@ solver of the training, then z is solved exactly.
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,16 +29,14 @@ from torchmetrics import MetricCollection
 
 from benchmarks.restoration_report import write
 from benchmarks.schedule import shape
+from benchmarks.timed import Backward, Race, Snapshot, write_run
 from deqopt.adjoints import Adjoint, Envelope, Implicit, InputHeld, Unrolled
 from deqopt.equilibrium import BackwardReport
 from deqopt.errors import NonFiniteError
-from deqopt.iteration import Status
 from deqopt.regularizers import JacobianPenalty
 from deqopt.solvers import JointAnderson, JointSolver, SecantTracking, solve_exactly
 
 CHUNK = 50
-CURVE = (1 / 4, 1 / 2, 1.0)
-"""Shares of the training after which test images are restored."""
 
 
 @dataclass(frozen=True)
@@ -142,45 +139,8 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Backward:
-    """How the linear systems behind the gradients were solved: means over the steps so far.
-
-    Attributes:
-        residual: relative, of a sample.
-        products: a sample.
-        unsolved: share of the samples whose residual ended above the adjoint's tolerance.
-    """
-
-    residual: float
-    products: float
-    unsolved: float
-
-    @classmethod
-    def of_steps(cls, reports: Sequence[BackwardReport]) -> Backward | None:
-        """None where no system was solved."""
-        if not reports:
-            return None
-        means = []
-        for one in reports:
-            assert one.residual is not None and one.nfe is not None and one.status is not None
-            unsolved = one.status != int(Status.CONVERGED)
-            means.append(torch.stack([one.residual.nanmean(), one.nfe.float().mean(), unsolved.float().mean()]))
-        return cls(*torch.stack(means).mean(0).tolist())
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A network during its training, after that many steps and seconds of one core."""
-
-    seconds: float
-    steps: int
-    weights: dict[str, Tensor]
-    backward: Backward | None
-
-
-@dataclass(frozen=True)
 class Mark:
-    """What a network restores after some training: see :class:`Snapshot` and :class:`Quality`."""
+    """What a network restores after some training: see :class:`Snapshot`, :class:`Quality` and :class:`Backward`."""
 
     seconds: float
     steps: int
@@ -212,8 +172,10 @@ class Images:
         return batch
 
 
-def train(task: Denoising, setting: Setting, method: Method, seconds: float, seed: int) -> list[Snapshot]:
-    """Train in place for ``seconds`` of one core; the network after each share of them in :data:`CURVE`.
+def train(
+    task: Denoising, setting: Setting, method: Method, seconds: float, seed: int
+) -> list[tuple[Snapshot, Backward | None]]:
+    """Train in place for ``seconds`` of one core; snapshots, and how backward systems were solved until then.
 
     Raises:
         NonFiniteError: the training has diverged.
@@ -223,38 +185,41 @@ def train(task: Denoising, setting: Setting, method: Method, seconds: float, see
     optimizer = torch.optim.Adam(task.parameters())
     penalty = setting.penalty
     task.train()
-    snapshots: list[Snapshot] = []
+    race = Race(seconds, clock=process_time)
+    snapshots: list[tuple[Snapshot, Backward | None]] = []
     reports: list[BackwardReport] = []
-    spent, steps = 0.0, 0
-    while len(snapshots) < len(CURVE):
-        started = process_time()
-        for group in optimizer.param_groups:
-            group["lr"] = setting.lr * shape(spent / seconds)
-        batch = images.draw(setting.batch, generator)
-        with parametrize.cached():
-            problem = task.problem(batch)
-            start = task.start(batch)
-            equilibrium = method.solver.solve(problem, *start, adjoint=method.adjoint, visits=penalty.visits)
-            loss = task.loss(equilibrium, batch).mean() + penalty.weight * penalty.penalty(problem, equilibrium)
-            optimizer.zero_grad()
-            loss.backward()
-        norm = nn.utils.clip_grad_norm_(task.parameters(), setting.clip)
-        if not (loss.isfinite() and norm.isfinite()):
-            raise NonFiniteError(
-                f"training with {type(method.adjoint).__name__} ({setting.label}, seed {seed}) has diverged in step "
-                f"{steps + 1}: lower lr or clip of the setting, or raise its penalty"
-            )
-        optimizer.step()
-        spent, steps = spent + process_time() - started, steps + 1
+    while race.runs:
+        with race.step():
+            for group in optimizer.param_groups:
+                group["lr"] = setting.lr * shape(race.share)
+            batch = images.draw(setting.batch, generator)
+            with parametrize.cached():
+                problem = task.problem(batch)
+                start = task.start(batch)
+                equilibrium = method.solver.solve(problem, *start, adjoint=method.adjoint, visits=penalty.visits)
+                loss = task.loss(equilibrium, batch).mean() + penalty.weight * penalty.penalty(problem, equilibrium)
+                optimizer.zero_grad()
+                loss.backward()
+            norm = nn.utils.clip_grad_norm_(task.parameters(), setting.clip)
+            if not (loss.isfinite() and norm.isfinite()):
+                raise NonFiniteError(
+                    f"training with {type(method.adjoint).__name__} ({setting.label}, seed {seed}) has diverged in "
+                    f"step {race.steps + 1}: lower lr or clip of the setting, or raise its penalty"
+                )
+            optimizer.step()
         if equilibrium.backward is not None:
             reports.append(equilibrium.backward)
-        while len(snapshots) < len(CURVE) and spent >= CURVE[len(snapshots)] * seconds:
-            weights = {name: value.clone() for name, value in task.state_dict().items()}
-            snapshots.append(Snapshot(spent, steps, weights, Backward.of_steps(reports)))
+        snapshots += [(snapshot, Backward.of_steps(reports)) for snapshot in race.passed(task)]
     return snapshots
 
 
-def mark(task: Denoising, solver: JointSolver, snapshot: Snapshot, batches: Sequence[RestorationBatch]) -> Mark:
+def mark(
+    task: Denoising,
+    solver: JointSolver,
+    snapshot: Snapshot,
+    backward: Backward | None,
+    batches: Sequence[RestorationBatch],
+) -> Mark:
     """What is restored by a solve from the start and z solved exactly for its x, as ``deqopt test`` does."""
     task.load_state_dict(snapshot.weights)
 
@@ -265,7 +230,7 @@ def mark(task: Denoising, solver: JointSolver, snapshot: Snapshot, batches: Sequ
             return task.restored(exact)
 
     found = quality(task, restored, batches)
-    return Mark(round(snapshot.seconds, 1), snapshot.steps, found.psnr, found.ssim, snapshot.backward)
+    return Mark(round(snapshot.seconds, 1), snapshot.steps, found.psnr, found.ssim, backward)
 
 
 def quality(
@@ -307,14 +272,13 @@ def run(name: str, gradient: str, seed: int, chosen: argparse.Namespace) -> None
     splits = task.data.splits
     rows = (splits.val if chosen.validate else splits.test)[: chosen.images]
     batches = measured(task, rows)
-    marks = [mark(task, method.solver, snapshot, batches) for snapshot in snapshots]
+    marks = [mark(task, method.solver, snapshot, backward, batches) for snapshot, backward in snapshots]
     measurement = quality(task, task.estimate, batches)
     for one in marks:
         print(f"  {one.seconds:.0f} s, {one.steps} steps: {one.psnr:.2f} dB, SSIM {one.ssim:.3f}", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     said = {"setting": name, "method": gradient, "seed": seed, "budget": chosen.seconds, "data": data, "part": part}
     found = {"images": len(rows), "measurement": asdict(measurement), "marks": [asdict(one) for one in marks]}
-    path.write_text(json.dumps({**said, **found}, indent=1) + "\n")
+    write_run(path, {**said, **found})
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

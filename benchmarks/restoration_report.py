@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.timed import read_runs
 from deqopt.figures import write_figure
 
 REFERENCE = "envelope"
@@ -30,8 +30,7 @@ def write(folder: Path, settings: Mapping[str, str], gradients: Mapping[str, str
     Args:
         settings, gradients: their labels by name.
     """
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    runs = [run for run in found if run["part"] == "test"]
+    runs = [run for run in read_runs(folder) if run["part"] == "test"]
     if not runs:
         return f"no test runs in {folder}"
     by_scene = _grouped(runs, lambda run: (run["setting"], run["data"], run["images"]))

@@ -264,12 +264,11 @@ def test_processes_share_an_epoch_without_overlap(processes: int, epoch: int) ->
 # -- predict ----------------------------------------------------------------------------------------------------------
 
 
-def test_predict_serves_the_episodes_of_test_one_by_one() -> None:
+def test_predict_serves_the_batches_of_test_where_nothing_else_is_given() -> None:
     data = data_of()
     data.setup("predict")
-    batches = list(data.predict_dataloader())
-    assert all(len(batch.index) == 1 for batch in batches)
-    assert same(rows(batches), alone(data, Part.TEST))
+    assert same(rows(data.predict_dataloader()), alone(data, Part.TEST))
+    assert [len(batch.index) for batch in data.predict_dataloader()] == [4, 4, 2]
 
 
 class Chunks(Dataset[EpisodeBatch]):
@@ -283,7 +282,7 @@ class Chunks(Dataset[EpisodeBatch]):
         return EpisodeBatch(image, label, image, label, torch.tensor(index))
 
 
-def test_predict_serves_what_it_is_given_and_opens_nothing_else() -> None:
+def test_predict_serves_what_it_is_given_one_by_one_and_opens_nothing_else() -> None:
     def refuse() -> Numbered:
         raise AssertionError("opened the source")
 

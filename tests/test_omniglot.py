@@ -268,7 +268,7 @@ def test_holding_the_context_is_another_gradient() -> None:
         assert distance(gradients[one], gradients[other]) > 0.1
 
 
-# -- the contract, and what is refused ----------------------------------------------------------------------------------
+# -- the contract, and what is refused ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

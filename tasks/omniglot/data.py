@@ -53,8 +53,8 @@ class EpisodeData(SplitDataModule[ClassSource]):
         episode_seed: 0 (default) or larger.
         workers: as of every `SplitDataModule`.
         sampler: what chooses the images of an episode.
-        predict_source: opens episodes to predict on, one an item; by default those of test. They may be of several
-            shapes, so a batch holds one of them.
+        predict_source: opens episodes to predict on, one an item, which may be of several shapes, so that a batch holds
+            one of them; by default predict serves the batches of test.
 
     Raises:
         DataError: as every `SplitDataModule`; fewer than 2 ways, no shots, queries or episodes, a negative
@@ -186,7 +186,7 @@ class EpisodeData(SplitDataModule[ClassSource]):
             shape, others = self.shapes[part], f", and {len(few) - 1} other class(es) have too few" if few[1:] else ""
             name = "train_queries" if shape.queries != self.shapes[Part.TEST].queries else "queries"
             raise DataError(
-                f"class {self.source.name(c)} of {self.source.where} has {self.source.count(c)} image(s){others}: shots "
-                f"is {shape.shots} and {name} is {shape.queries}, so a class of {part.value} should have {needed[part]} "
-                "or more"
+                f"class {self.source.name(c)} of {self.source.where} has {self.source.count(c)} image(s){others}: "
+                f"shots is {shape.shots} and {name} is {shape.queries}, so a class of {part.value} should have "
+                f"{needed[part]} or more"
             )

@@ -133,7 +133,7 @@ class Prototypes(Learner):
         network: ``network.embed(images)`` is phi: (B, S, channels, H, W) to (B, S, width), differentiable.
     """
 
-    learning_rate = 1e-3
+    learning_rate = 3e-3
     batch_size = 4
 
     def __init__(self, network: nn.Module) -> None:

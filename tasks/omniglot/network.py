@@ -18,6 +18,8 @@ from deqopt.state import State, tensors_of
 
 POOLED = 7
 """Height and width to which every branch is pooled before the linear layer, where it is larger."""
+GAIN = 0.3
+"""By how much a context of length 1 scales and shifts a channel at most."""
 FIRST_SCALE = 4.0
 """Of the logits, before it is learned."""
 IN_TRAINING, EXACT = Anderson(max_nfe=20, tol=1e-3), Anderson(max_nfe=100, tol=1e-5)
@@ -54,7 +56,7 @@ class EpisodeNetwork(nn.Module):
         shapes = branch_shapes(widths, resolution)
         self.stem = _stem(image_channels, widths[0], size, resolution)
         self.injection = ImageInjection(widths[0], widths, stride=1)
-        self.film = nn.ModuleList(nn.Linear(context, 2 * width, bias=False) for width in widths)
+        self.film = nn.ModuleList(_Film(context, width) for width in widths)
         self.cell = MultiscaleCell(widths)
         self.norms = nn.ModuleList(group_norm(width, 8) for width in widths)
         self.pooled = [min(POOLED, height) for _, height, _ in shapes]
@@ -73,7 +75,7 @@ class EpisodeNetwork(nn.Module):
         """One application; c is (B, context)."""
         injected = []
         for film, part in zip(self.film, u, strict=True):
-            gamma, beta = film(c)[:, None, :, None, None].chunk(2, dim=2)
+            gamma, beta = film(c)
             injected.append(((1 + gamma) * part + beta).flatten(0, 1))
         found = self.cell(tuple(part.flatten(0, 1) for part in z), tuple(injected))
         return tuple(part.unflatten(0, u[0].shape[:2]) for part in found)
@@ -121,6 +123,22 @@ class EpisodeNetwork(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """phi at the equilibrium without a context, (B, S, features), differentiable."""
         return self.features(self.solved(images, images.new_zeros(len(images), self.context)))
+
+
+class _Film(nn.Module):
+    """``gamma(c)`` and ``beta(c)``, (B, 1, width, 1, 1) each: linear, with rows of fixed length.
+
+    With rows that may grow, training by the implicit gradient makes c act ever stronger, until joint solves no longer
+    converge.
+    """
+
+    def __init__(self, context: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2 * width, context))
+
+    def forward(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        gamma, beta = F.linear(c, GAIN * F.normalize(self.weight, dim=1))[:, None, :, None, None].chunk(2, dim=2)
+        return gamma, beta
 
 
 def _stem(image_channels: int, width: int, size: int, resolution: int) -> nn.Sequential:

@@ -70,7 +70,8 @@ class Omniglot(Task):
         episode_seed: of the episodes; those of training change with the epoch, those of evaluation do not.
         workers: processes that load images; 0 loads them in the main process.
         widths: channels of the cell's branches, finest first.
-        resolution: of the finest branch; ``size`` is 2, 4, 8 ... times as large. By default a quarter of ``size``.
+        resolution: of the finest branch; ``size`` is 2, 4, 8 ... times as large. By default a quarter of ``size``, or
+            half of it.
         context: width of c.
         features: width of phi and of a class's vector.
         weight: of ``|x|^2``.
@@ -117,9 +118,8 @@ class Omniglot(Task):
             )
         self.weight = weight
         self._last: tuple[Tensor | None, Tensor] = None, torch.empty(0)
-        network = partial(
-            EpisodeNetwork, image_channels, size, widths, resolution or size // 4, context=context, features=features
-        )
+        resolution = resolution or size // (2 if size % 4 else 4)
+        network = partial(EpisodeNetwork, image_channels, size, widths, resolution, context=context, features=features)
         self.network = network()
         self._most_ways = max(ways, train_ways or 0)
         self._beside = Beside(
@@ -149,11 +149,11 @@ class Omniglot(Task):
 
     @classmethod
     def default_solver(cls) -> JointSolver:
-        return JointAnderson(max_nfe=10, step_size=0.1, memory=5)
+        return JointAnderson(max_nfe=8, step_size=0.05, memory=5)
 
     @classmethod
     def default_adjoint(cls) -> Adjoint:
-        return Implicit(tol=0.2, max_nfe=20)
+        return Implicit(tol=0.2, max_nfe=14)
 
     @property
     def cell(self) -> nn.Module:
