@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deqopt.errors import ProblemError
+from deqopt.tables import aligned
 
 from .attacks import Attack
 from .gradients import ExactClassifier, Tally
@@ -104,7 +105,7 @@ class Summary:
             for attack, share in self.attacked.items()
         ]
         rows.append(["worst of all", percent(self.worst), ""])
-        lines = [f"Robustness of {self.images} of {seen} test images, {self.threat}", *_aligned(rows)]
+        lines = [f"Robustness of {self.images} of {seen} test images, {self.threat}", aligned(rows)]
         if self.sweep:
             radii = sorted({trial.radius for trial in self.sweep})
             swept = {trial.attack: trial.attack.name for trial in self.sweep}
@@ -112,7 +113,7 @@ class Summary:
             table = [["radius", *(f"{radius:g}" for radius in radii)]]
             for attack, name in swept.items():
                 table.append([name, *(percent(self.sweep[Trial(attack, radius)]) for radius in radii)])
-            lines += _aligned(table)
+            lines.append(aligned(table))
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes())])
 
 
@@ -195,13 +196,3 @@ class Robustness:
 def percent(share: float) -> str:
     """``43.5 %``."""
     return f"{100 * share:.1f} %"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
-        lines.append("  ".join(cells).rstrip())
-    return lines

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from deqopt.tables import write_csv
 
 from .evaluation import Summary
 
@@ -31,15 +31,12 @@ def accuracy_against_radius(summary: Summary) -> Figure:
 
 def write_table(summary: Summary, path: Path) -> None:
     """The same points as CSV; an existing file is replaced only by a complete one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["attack", "norm", "radius", "accuracy", "images"])
-        for name, points in _points(summary).items():
-            for radius in sorted(points):
-                rows.writerow([name, summary.threat.norm.name, radius, points[radius], summary.images])
-    os.replace(partial, path)
+    rows = [
+        [name, summary.threat.norm.name, radius, points[radius], summary.images]
+        for name, points in _points(summary).items()
+        for radius in sorted(points)
+    ]
+    write_csv(["attack", "norm", "radius", "accuracy", "images"], rows, path)
 
 
 def _points(summary: Summary) -> dict[str, dict[float, float]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +22,7 @@ from deqopt.callbacks.figures import figure_directory
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows, write_figure
+from deqopt.tables import write_csv
 
 from .baselines import Baseline, baselines_for, choose, psnr
 from .data import RestorationBatch
@@ -266,13 +265,8 @@ def table(results: Sequence[Result]) -> str:
 
 def write_table(results: Sequence[Result], path: Path) -> None:
     """The same as CSV, a column for each attribute; an existing file is replaced only by a complete one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="") as file:
-        rows = csv.DictWriter(file, [field.name for field in fields(Result)])
-        rows.writeheader()
-        rows.writerows(asdict(result) for result in results)
-    os.replace(partial, path)
+    columns = [field.name for field in fields(Result)]
+    write_csv(columns, [list(asdict(result).values()) for result in results], path)
 
 
 def _first(batches: Iterable[RestorationBatch], images: int, device: torch.device) -> list[RestorationBatch]:
