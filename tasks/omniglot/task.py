@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -121,15 +121,13 @@ class Omniglot(Task):
         resolution = resolution or size // (2 if size % 4 else 4)
         network = partial(EpisodeNetwork, image_channels, size, widths, resolution, context=context, features=features)
         self.network = network()
-        self._most_ways = max(ways, train_ways or 0)
         self._beside = Beside(
             {one: partial(make_learner, one, image_channels, size, ways, network) for one in baselines}
         )
         self._query = query
         given = support is not None or query is not None
-        self._own = partial(FolderEpisode, support, query, size, image_channels) if given else None
-        self._loaded = partial(
-            EpisodeData,
+        own = partial(FolderEpisode, support, query, size, image_channels)
+        self.data = EpisodeData(
             partial(open_classes, root, size=size, channels=image_channels, download=download),
             ways=ways,
             shots=shots,
@@ -145,6 +143,7 @@ class Omniglot(Task):
             split_seed=split_seed,
             episode_seed=episode_seed,
             workers=workers,
+            predict_source=own if given else None,
         )
 
     @classmethod
@@ -160,18 +159,11 @@ class Omniglot(Task):
         """The network behind f."""
         return self.network.cell
 
-    @cached_property
-    def data(self) -> EpisodeData:
-        """The episodes; made once."""
-        return self._loaded(predict_source=self._own)
-
     @property
     def own_episode(self) -> FolderEpisode | None:
         """The user's folders of support and query images, where they are given."""
-        if self._own is None:
-            return None
-        assert isinstance(self.data.predict_source, FolderEpisode)
-        return self.data.predict_source
+        source = self.data.predict_source
+        return source if isinstance(source, FolderEpisode) else None
 
     def datamodule(self) -> EpisodeData:
         return self.data
@@ -242,7 +234,7 @@ class Omniglot(Task):
             return problem.J(solve_state(problem, x0, z0, Anderson(max_nfe=100, tol=1e-5)).z, x0)
 
     def metrics(self) -> Mapping[str, Metric]:
-        return {"accuracy": MulticlassAccuracy(self._most_ways, average="micro")}
+        return {"accuracy": MulticlassAccuracy(max(shape.ways for shape in self.data.shapes.values()), average="micro")}
 
     def outcome(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
         return self.probabilities(equilibrium, batch).argmax(2), batch.query_label
