@@ -41,7 +41,7 @@ SETTING = Setting(
     train_queries=3,
     queries=5,
     batch=4,
-    lr=6e-3,
+    lr=3e-3,
     clip=1.0,
     penalty=SpectralPenalty(weight=1.0),
     size=28,

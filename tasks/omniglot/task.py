@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from deqopt import Equilibrium, JointProblem, Task
-from deqopt.adjoints import Adjoint, Implicit
+from deqopt.adjoints import Adjoint, Unrolled
 from deqopt.callbacks import ReportUnreadable
 from deqopt.errors import DataError, ProblemError
 from deqopt.fixed_point import Anderson
@@ -45,7 +45,7 @@ class Omniglot(Task):
         min_x  mean_s cross_entropy(<phi(z_s), w>, label_s) + weight |x|^2     subject to   z_s = f(z_s, c; image_s)
 
     and the outer loss is the cross-entropy of the queries, at their equilibria for that context. Its gradient passes
-    through the context: by ``Implicit`` (the default here), ``Unrolled`` or their kin. With ``InputHeld`` the context
+    through the context: by ``Unrolled`` (the default here), ``Implicit`` or their kin. With ``InputHeld`` the context
     is held, which is the first-order gradient; with ``Envelope`` it is held too, and the gradient of the inner
     objective is added. An episode may have any number of classes, and permuting labels permutes what is predicted.
 
@@ -148,11 +148,12 @@ class Omniglot(Task):
 
     @classmethod
     def default_solver(cls) -> JointSolver:
-        return JointAnderson(max_nfe=8, step_size=0.05, memory=5)
+        """Short and with memory, so that its gradient can be taken through all evaluations."""
+        return JointAnderson(max_nfe=6, step_size=0.05, memory=5)
 
     @classmethod
     def default_adjoint(cls) -> Adjoint:
-        return Implicit(tol=0.2, max_nfe=14)
+        return Unrolled()
 
     @property
     def cell(self) -> nn.Module:
