@@ -15,9 +15,6 @@ from benchmarks.timed import CURVE, read_runs
 from deqopt.data.splits import Part
 from deqopt.figures import write_figure
 
-REFERENCE = "implicit"
-"""The method that the others are compared with."""
-
 Run = Mapping[str, Any]
 Scene = tuple[str, int, int, int, float]
 """Data, ways, shots, number of episodes and seconds: what runs must share to be compared."""
@@ -66,15 +63,16 @@ def _title(scene: Scene, part: Part) -> str:
 def _table(title: str, runs: Sequence[Run], labels: Mapping[str, str]) -> list[str]:
     """A row a run; accuracies in % with 95 % confidence intervals over the episodes."""
     shares = [f"after {100 * share:g} %" for share in CURVE[:-1]]
-    columns = ["method", "seed", "steps", "episodes", *shares, "accuracy in %", f"{labels[REFERENCE]} minus it"]
+    first = runs[0]["method"]  # what the others are compared with
+    columns = ["method", "seed", "steps", "episodes", *shares, "accuracy in %", f"{labels[first]} minus it"]
     columns += ["ms/episode", "inner objective", "below start", "evaluations", "residual", "backward"]
-    reference = {run["seed"]: run for run in runs if run["method"] == REFERENCE}
+    reference = {run["seed"]: run for run in runs if run["method"] == first}
     rows = [columns, ["---"] * len(columns)]
     for run in runs:
         last = run["marks"][-1]
         cells = [labels[run["method"]], str(run["seed"]), str(last["steps"]), str(last["episodes"])]
         cells += [_percent(Estimate.of(accuracies(run, k))) for k in range(len(run["marks"]))]
-        base = None if run["method"] == REFERENCE else reference.get(run["seed"])
+        base = None if run["method"] == first else reference.get(run["seed"])
         cells += ["" if base is None else _percent(difference(base, run), "+"), f"{last['milliseconds']:.1f}"]
         rows.append([*cells, *_solves(last["solves"]), _backward(last["backward"])])
     return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
