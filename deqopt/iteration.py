@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deqopt.errors import ProblemError
 from deqopt.memory import Memory
+from deqopt.state import known_all
 
 
 class Status(IntEnum):
@@ -310,7 +311,7 @@ def _moved(rows: _Rows, after: Tensor, memory: Memory) -> _Rows:
 
 def _where(chosen: Tensor, some: Tensor, others: Tensor) -> Tensor:
     """The rows of ``some`` where ``chosen``, (B,), of ``others`` elsewhere; no copy where asking costs nothing."""
-    if chosen.device.type == "cpu" and bool(chosen.all()):
+    if known_all(chosen):
         return some
     return torch.where(chosen[:, None], some, others)
 

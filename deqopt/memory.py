@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deqopt.state import known_all
+
 
 class Memory:
     """The mutable state of a solve, a row a sample.
@@ -28,7 +30,7 @@ class Memory:
     def damped(self, w: Tensor, target: Tensor, damping: Tensor | float = 1.0) -> Tensor:
         """``w + rate damping (target - w)``; ``damping`` broadcasts to the rows."""
         share = (damping * self.rate).to(w.dtype)
-        return target if share.device.type == "cpu" and bool((share == 1).all()) else torch.lerp(w, target, share)
+        return target if known_all((share == 1).all(1)) else torch.lerp(w, target, share)
 
     def pick(self, keep: Tensor) -> None:
         """Go on with the rows where ``keep``, (B,), is true."""

@@ -38,9 +38,21 @@ def leaf(state: State) -> State:
 
 def zero_where(lost: Tensor, state: State) -> State:
     """The same state with zeros in the samples where ``lost``, (B,): a NaN would spoil gradients even with weight 0."""
+    return filled_where(lost, state, 0.0)
+
+
+def filled_where(lost: Tensor, state: State, value: float) -> State:
+    """The same state with ``value`` in the samples where ``lost``, (B,); itself where it is known that none is."""
+    if known_all(~lost):
+        return state
     return state_of(
-        (part.masked_fill(lost.reshape(-1, *[1] * (part.dim() - 1)), 0) for part in tensors_of(state)), state
+        (part.masked_fill(lost.reshape(-1, *[1] * (part.dim() - 1)), value) for part in tensors_of(state)), state
     )
+
+
+def known_all(chosen: Tensor) -> bool:
+    """Whether all of ``chosen``, (B,), are true, as far as it costs nothing to know: an accelerator is not asked."""
+    return chosen.device.type == "cpu" and bool(chosen.all())
 
 
 @dataclass(frozen=True)

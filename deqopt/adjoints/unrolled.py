@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from deqopt.adjoints.checkpoint import checkpointed
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import Evaluation, JointProblem
-from deqopt.state import State, detach, state_of, tensors_of, zero_where
+from deqopt.state import State, detach, filled_where, tensors_of, zero_where
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,13 @@ class Unrolled(Adjoint):
     def evaluate(self, problem: JointProblem, z: State, x: Tensor, mu: State) -> Evaluation:
         """An evaluation that is differentiable in z, x, mu and theta; samples that are not finite carry no gradient."""
         parts = (*tensors_of(z), *tensors_of(mu), x)
-        lost = ~torch.stack([part.detach().flatten(1).isfinite().all(1) for part in parts]).all(0)
+        lost = ~torch.stack([part.detach().flatten(1).sum(1) for part in parts]).isfinite().all(0)
         z, mu = zero_where(lost, z), zero_where(lost, mu)
         (x,) = tensors_of(zero_where(lost, x))
         found = checkpointed(problem, z, x, mu) if self.checkpoint else problem.evaluate_with_graph(z, x, mu)
-        return Evaluation(
-            _lost_where(lost, found.f),
-            found.objective.masked_fill(lost, torch.nan),
-            _lost_where(lost, found.g_z),
-            *tensors_of(_lost_where(lost, found.g_x)),
-        )
+        f, g_z = (filled_where(lost, part, torch.nan) for part in (found.f, found.g_z))
+        objective, g_x = tensors_of(filled_where(lost, (found.objective, found.g_x), torch.nan))
+        return Evaluation(f, objective, g_z, g_x)
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
         z, x, mu = detach(equilibrium.z), equilibrium.x.detach(), detach(equilibrium.mu)
@@ -58,9 +54,3 @@ class Unrolled(Adjoint):
                 "whose evaluations it records"
             )
         return equilibrium
-
-
-def _lost_where(lost: Tensor, state: State) -> State:
-    """The same state with NaN in the samples where ``lost``, for the loop to see."""
-    parts: Sequence[Tensor] = tensors_of(state)
-    return state_of((part.masked_fill(lost.reshape(-1, *[1] * (part.dim() - 1)), torch.nan) for part in parts), state)

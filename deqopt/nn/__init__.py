@@ -1,11 +1,13 @@
 """Cells, what goes into them and what comes out: networks that several tasks may use."""
 
+from deqopt.nn.bounded import BoundedCell
 from deqopt.nn.decoder import Decoder
 from deqopt.nn.heads import ImageHead, PixelHead
 from deqopt.nn.injections import ImageInjection, LatentInjection
 from deqopt.nn.multiscale import MultiscaleCell, branch_shapes, group_norm
 
 __all__ = [
+    "BoundedCell",
     "Decoder",
     "ImageHead",
     "ImageInjection",

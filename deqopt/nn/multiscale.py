@@ -49,7 +49,7 @@ class MultiscaleCell(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(_InjectedBlock(count, groups) for count in channels)
         self.fusions = nn.ModuleList(
-            nn.ModuleList(_resampling(channels[j], channels[i], j, i) for j in range(len(channels)))
+            nn.ModuleList(resampling(channels[j], channels[i], j, i) for j in range(len(channels)))
             for i in range(len(channels))
         )
         self.norms = nn.ModuleList(group_norm(count, groups) for count in channels)
@@ -87,7 +87,7 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(max(g for g in range(1, groups + 1) if channels % g == 0), channels)
 
 
-def _resampling(source: int, target: int, source_level: int, target_level: int) -> nn.Module:
+def resampling(source: int, target: int, source_level: int, target_level: int) -> nn.Module:
     """From branch ``source_level`` to ``target_level``: strided convolutions down, 1x1 and upsampling up."""
     if source_level == target_level:
         return nn.Identity()

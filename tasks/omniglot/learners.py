@@ -115,7 +115,8 @@ class ANIL(Adapted):
     ) -> None:
         super().__init__(ways)
         self._steps = steps
-        self.features = features
+        # Its images go through together, which convolutions of this layout do faster; MAML's few do not.
+        self.features = features.to(memory_format=torch.channels_last)
         self.maml = package().algorithms.MAML(classifier, lr=rate)
 
     def episode(self, support: Tensor, label: Tensor, query: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch.nn import functional as F
 
 from deqopt.adjoints.fixed_point import implicit_fixed_point
 from deqopt.errors import ProblemError
-from deqopt.fixed_point import Anderson
-from deqopt.nn import ImageInjection, MultiscaleCell, branch_shapes, group_norm
+from deqopt.fixed_point import Anderson, Damped, FixedPointSolver
+from deqopt.nn import BoundedCell, ImageInjection, branch_shapes, group_norm
 from deqopt.nn.multiscale import Branches
 from deqopt.state import State, tensors_of
 
@@ -22,9 +23,18 @@ GAIN = 0.3
 """By how much a context of length 1 scales and shifts a channel at most."""
 FIRST_SCALE = 4.0
 """Of the logits, before it is learned."""
-IN_TRAINING, EXACT = Anderson(max_nfe=20, tol=1e-3), Anderson(max_nfe=100, tol=1e-5)
-"""How equilibria of a given context are solved."""
-BACKWARD = Anderson(max_nfe=20, tol=1e-2)
+
+
+class Solvers(NamedTuple):
+    """Of equilibria for a given context, and of the linear systems behind their gradients."""
+
+    forward: FixedPointSolver
+    backward: FixedPointSolver
+
+
+IN_TRAINING = Solvers(Damped(max_nfe=20, tol=1e-2), Damped(max_nfe=20, tol=1e-1))
+"""Plain: what Anderson mixing saves in evaluations it costs in memory of small states."""
+EXACT = Solvers(Anderson(max_nfe=100, tol=1e-5), Anderson(max_nfe=100, tol=1e-5))
 
 
 class EpisodeNetwork(nn.Module):
@@ -56,9 +66,9 @@ class EpisodeNetwork(nn.Module):
         shapes = branch_shapes(widths, resolution)
         self.stem = _stem(image_channels, widths[0], size, resolution)
         self.injection = ImageInjection(widths[0], widths, stride=1)
-        self.film = nn.ModuleList(_Film(context, width) for width in widths)
-        self.cell = MultiscaleCell(widths)
         self.norms = nn.ModuleList(group_norm(width, 8) for width in widths)
+        self.film = nn.ModuleList(_Film(context, width) for width in widths)
+        self.cell = BoundedCell(widths)
         self.pooled = [min(POOLED, height) for _, height, _ in shapes]
         total = sum(width * side**2 for width, side in zip(widths, self.pooled, strict=True))
         self.linear = nn.Linear(total, features)
@@ -69,7 +79,7 @@ class EpisodeNetwork(nn.Module):
     def injected(self, images: Tensor) -> Branches:
         """u of images. The network sees ``1 - image``, so that white paper is 0."""
         u = self.injection(self.stem(1 - images.flatten(0, 1)))
-        return tuple(part.unflatten(0, images.shape[:2]) for part in u)
+        return tuple(norm(part).unflatten(0, images.shape[:2]) for norm, part in zip(self.norms, u, strict=True))
 
     def f(self, z: Branches, c: Tensor, u: Branches) -> Branches:
         """One application; c is (B, context)."""
@@ -81,15 +91,14 @@ class EpisodeNetwork(nn.Module):
         return tuple(part.unflatten(0, u[0].shape[:2]) for part in found)
 
     def start(self, c: Tensor, u: Branches) -> Branches:
-        """Where a solve starts: ``f(0, u, c)``, detached; normalisation is singular at 0 itself."""
+        """Where a solve starts: ``f(0, u, c)``, detached."""
         return tuple(part.detach() for part in self.f(tuple(torch.zeros_like(part) for part in u), c, u))
 
     def features(self, z: Branches) -> Tensor:
         """phi, (B, S, features)."""
-        h = [F.silu(norm(part.flatten(0, 1))) for norm, part in zip(self.norms, z, strict=True)]
         pooled = [
-            part if part.shape[-1] == side else F.adaptive_avg_pool2d(part, side)
-            for part, side in zip(h, self.pooled, strict=True)
+            h if h.shape[-1] == side else F.adaptive_avg_pool2d(h, side)
+            for h, side in zip((part.flatten(0, 1) for part in z), self.pooled, strict=True)
         ]
         phi: Tensor = self.last_norm(self.linear(torch.cat([part.flatten(1) for part in pooled], dim=1)))
         return phi.unflatten(0, z[0].shape[:2])
@@ -114,10 +123,10 @@ class EpisodeNetwork(nn.Module):
         def f(z: State, known: tuple[Tensor, ...]) -> State:
             return self.f(tensors_of(z), known[0], known[1:])
 
-        solver = IN_TRAINING if self.training else EXACT
-        z = solver.solve(f, self.start(c, u), tuple(part.detach() for part in (c, *u))).z
+        solvers = IN_TRAINING if self.training else EXACT
+        z = solvers.forward.solve(f, self.start(c, u), tuple(part.detach() for part in (c, *u))).z
         if torch.is_grad_enabled():
-            z, _ = implicit_fixed_point(lambda z: self.f(tensors_of(z), c, u), z, BACKWARD)
+            z, _ = implicit_fixed_point(lambda z: self.f(tensors_of(z), c, u), z, solvers.backward)
         return tuple(part.squeeze(1).unflatten(0, sets) for part in tensors_of(z))
 
     def embed(self, images: Tensor) -> Tensor:
