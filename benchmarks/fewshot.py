@@ -19,6 +19,7 @@ from time import process_time
 
 import torch
 from deqopt_tasks.omniglot.data import EpisodeData
+from deqopt_tasks.omniglot.distortion import Distortion
 from deqopt_tasks.omniglot.episodes import EpisodeBatch, Episodes
 from deqopt_tasks.omniglot.learners import Baseline
 from deqopt_tasks.omniglot.opening import open_classes
@@ -37,20 +38,21 @@ from deqopt.regularizers import SpectralPenalty
 from deqopt.solvers import JointAnderson
 
 SETTING = Setting(
-    train_ways=20,
+    train_ways=60,
     train_queries=3,
     queries=5,
-    batch=4,
-    lr=3e-3,
+    batch=1,
+    lr=4e-3,
     clip=1.0,
     penalty=SpectralPenalty(weight=1.0),
     size=28,
     widths=(32,),
     context=32,
     features=64,
-    weight=1.0,
+    weight=0.25,
 )
-LONG, SHORT = (JointAnderson(max_nfe=nfe, step_size=0.05, memory=5) for nfe in (8, 6))
+LONG = JointAnderson(max_nfe=8, step_size=1.0, memory=5)
+SHORT = JointAnderson(max_nfe=4, step_size=3.0, memory=1)
 METHODS: dict[str, Method] = {
     "implicit": Joint("Implicit", Implicit(tol=0.2, max_nfe=14), LONG),
     "unrolled": Joint("Unrolled", Unrolled(), SHORT),
@@ -197,6 +199,7 @@ def data_of(chosen: argparse.Namespace, training: tuple[int, int], seed: int) ->
         val_episodes=chosen.episodes,
         test_episodes=chosen.episodes,
         rotations=True,
+        distortion=Distortion(*chosen.distort),
         episode_seed=seed,
     )
 
@@ -204,7 +207,8 @@ def data_of(chosen: argparse.Namespace, training: tuple[int, int], seed: int) ->
 def path_of(name: str, seed: int, chosen: argparse.Namespace) -> Path:
     """The file of a run."""
     scene = f"{_data_name(chosen)}-{chosen.ways}way-{chosen.shots}shot-{chosen.episodes}-{_part(chosen).value}"
-    return chosen.out / f"{name}-{scene}-{chosen.seconds:g}s-{seed}.json"
+    distorted = "-".join(f"{strength:g}" for strength in chosen.distort)
+    return chosen.out / f"{name}-{scene}-{distorted}-{chosen.seconds:g}s-{seed}.json"
 
 
 def _data_name(chosen: argparse.Namespace) -> str:
@@ -238,6 +242,7 @@ def run(name: str, seed: int, chosen: argparse.Namespace) -> None:
         print(f"  {marks[-1].seconds:.0f} s, {marks[-1].steps} steps: {accuracy:.2f} %", flush=True)
     said = {"method": name, "seed": seed, "budget": chosen.seconds, "data": data, "part": part.value}
     said |= {"ways": chosen.ways, "shots": chosen.shots, "episodes": chosen.episodes, "queries": queries}
+    said |= {"distort": chosen.distort}
     write_run(path_of(name, seed, chosen), {**said, "marks": [asdict(one) for one in marks]})
 
 
@@ -253,6 +258,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--seeds", nargs="+", type=int, default=[0], help="of weights and training episodes (%(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=180.0, help="of training on one core (%(default)s)")
+    parser.add_argument(
+        "--distort",
+        nargs=2,
+        type=float,
+        metavar=("CLASSES", "IMAGES"),
+        default=[2.0, 0.5],
+        help="how much the classes and images of training episodes are, for all methods (%(default)s)",
+    )
     parser.add_argument("--episodes", type=int, default=600, help="that are tested (%(default)s)")
     parser.add_argument("--validation", action="store_true", help="on validation episodes: to choose settings with")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out" / "fewshot", help="%(default)s")

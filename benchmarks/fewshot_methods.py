@@ -201,7 +201,7 @@ class Beside(Method):
     def entrant(self, setting: Setting, ways: int) -> Entrant:
         if self.baseline is Baseline.PROTOTYPES:
             return _Prototypes(setting, ways)
-        return _Learning(make_learner(self.baseline, 1, setting.size, ways, nn.Module))
+        return _Learning(make_learner(self.baseline, 1, setting.size, ways, nn.Module, setting.batch))
 
     @property
     def needs_learn2learn(self) -> bool:
@@ -230,7 +230,9 @@ class _Prototypes(_Learning):
 
     def __init__(self, setting: Setting, ways: int) -> None:
         self._embedding = _Embedding(setting.task().network)
-        super().__init__(make_learner(Baseline.PROTOTYPES, 1, setting.size, ways, lambda: self._embedding))
+        super().__init__(
+            make_learner(Baseline.PROTOTYPES, 1, setting.size, ways, lambda: self._embedding, setting.batch)
+        )
         self._penalty = setting.penalty
 
     def backward(self, batch: EpisodeBatch) -> Tensor:

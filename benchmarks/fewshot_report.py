@@ -16,8 +16,8 @@ from deqopt.data.splits import Part
 from deqopt.figures import write_figure
 
 Run = Mapping[str, Any]
-Scene = tuple[str, int, int, int, float]
-"""Data, ways, shots, number of episodes and seconds: what runs must share to be compared."""
+Scene = tuple[str, int, int, int, float, float, float]
+"""Data, ways, shots, number of episodes, seconds, distortion: what runs must share to be compared."""
 
 
 def write(folder: Path, labels: Mapping[str, str], part: Part = Part.TEST) -> str:
@@ -52,12 +52,13 @@ def difference(run: Run, other: Run) -> Estimate:
 
 
 def _scene(run: Run) -> Scene:
-    return run["data"], run["ways"], run["shots"], run["episodes"], run["budget"]
+    return run["data"], run["ways"], run["shots"], run["episodes"], run["budget"], *run["distort"]
 
 
 def _title(scene: Scene, part: Part) -> str:
-    data, ways, shots, episodes, budget = scene
-    return f"{ways}-way {shots}-shot, {episodes} {part.value} episodes of {data}, {budget:g} s"
+    data, ways, shots, episodes, budget, *distort = scene
+    told = "distorted by {:g} and {:g}".format(*distort) if any(distort) else "as they are"
+    return f"{ways}-way {shots}-shot, {episodes} {part.value} episodes of {data}, {budget:g} s, training images {told}"
 
 
 def _table(title: str, runs: Sequence[Run], labels: Mapping[str, str]) -> list[str]:

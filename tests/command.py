@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from deqopt.cli import main
@@ -90,6 +92,22 @@ def written(path: Path, settings: Any) -> Path:
     """A configuration file; text is written as it is."""
     path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
     return path
+
+
+def user_folder(settings: dict[str, Any]) -> Any:
+    """The fixture of a file whose commands share a folder, as those of a user would; ``small.yaml`` has settings."""
+
+    @pytest.fixture(scope="module", autouse=True)
+    def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+        with pytest.MonkeyPatch.context() as patch:
+            folder = tmp_path_factory.mktemp("user")
+            patch.chdir(folder)
+            for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
+                patch.delenv(name)
+            written(folder / "small.yaml", settings)
+            yield folder
+
+    return folder
 
 
 def column(run: Path, name: str) -> list[float]:

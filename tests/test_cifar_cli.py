@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import SMALL_TRAINER, column, complaint, succeeded, written
+from command import SMALL_TRAINER, column, complaint, succeeded, user_folder
 from deqopt_tasks.cifar.catalogue import AttackName
 from deqopt_tasks.cifar.gradients import ExactClassifier
 from deqopt_tasks.cifar.task import Cifar
@@ -52,16 +52,7 @@ QUIET = ("--trainer.enable_progress_bar=false", "--trainer.limit_test_batches=1"
 METRICS = ("loss", "robust_accuracy", "clean_accuracy", "residual")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The runs of this file share a folder, as those of a user would."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("user")
-        patch.chdir(folder)
-        for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
-            patch.delenv(name)
-        written(folder / "small.yaml", SMALL)
-        yield folder
+folder = user_folder(SMALL)
 
 
 def class_folder(path: Path, count: int = 40) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command import SMALL, SMALL_TRAINER, column, complaint, resolved, succeeded, written
+from command import SMALL, SMALL_TRAINER, column, complaint, resolved, succeeded, user_folder
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,16 +24,7 @@ from deqopt.solvers import solve_exactly
 TIMEOUT = 120
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The runs of this file share a folder, as those of a user would."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("user")
-        patch.chdir(folder)
-        for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
-            patch.delenv(name)
-        written(folder / "small.yaml", SMALL)
-        yield folder
+folder = user_folder(SMALL)
 
 
 @pytest.fixture(scope="module")

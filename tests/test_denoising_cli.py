@@ -4,7 +4,6 @@ another model, a folder of damaged images, real data."""
 from __future__ import annotations
 
 import csv
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import SMALL_TRAINER, column, complaint, deqopt, resolved, succeeded, written
+from command import SMALL_TRAINER, column, complaint, deqopt, resolved, succeeded, user_folder
 from deqopt_tasks.denoising.data import RestorationBatch
 from PIL import Image
 
@@ -40,16 +39,7 @@ FIT = ("fit", "--config=small.yaml")
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.limit_test_batches=1")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The runs of this file share a folder, as those of a user would."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("user")
-        patch.chdir(folder)
-        for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
-            patch.delenv(name)
-        written(folder / "small.yaml", SMALL)
-        yield folder
+folder = user_folder(SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,10 @@ from deqopt.solvers import JointAnderson, JointSolver, SecantTracking
 from deqopt.testing import check_task
 
 SETTINGS: dict[str, Any] = {"size": 8, "widths": [8], "resolution": 4, "context": 3, "features": 4}
-EXACT = JointAnderson(max_nfe=600, tol=1e-11, step_size=0.1, memory=12)
+EXACT = JointAnderson(max_nfe=600, tol=1e-11, step_size=1.0, memory=12)
 TIGHT = Anderson(max_nfe=300, tol=1e-12, memory=10)
 SHORT: dict[str, JointSolver] = {
-    "anderson": JointAnderson(max_nfe=10, step_size=0.1, memory=5),
+    "anderson": JointAnderson(max_nfe=10, step_size=1.0, memory=5),
     "secants": SecantTracking(max_nfe=16, step_size=1.0),
 }
 
@@ -160,12 +160,11 @@ def test_the_objective_is_that_of_the_formula() -> None:
     task, batch = small(weight=0.7), episodes(count=1)
     z, x = task.start(batch)[0], torch.randn(1, 3 + 3 * 4, dtype=torch.float64)
     phi = task.network.features(z)[0]  # type: ignore[arg-type]
-    a = float(task.network.log_scale.exp())
     total = 0.0
     for s in range(6):
-        scores = [a * math.sqrt(6 / 4) * float(phi[s] @ x[0, 3 + 4 * k : 7 + 4 * k]) for k in range(3)]
+        scores = [math.sqrt(6 / 4) * float(phi[s] @ x[0, 3 + 4 * k : 7 + 4 * k]) for k in range(3)]
         total -= scores[int(batch.support_label[0, s])] - math.log(sum(map(math.exp, scores)))
-    want = total / 6 + 0.7 * float(x.square().sum())
+    want = total / 6 + 0.7 * float(x[:, :3].square().sum() + x[:, 3:].square().sum() / 16)
     assert float(task.problem(batch).J(z, x)) == pytest.approx(want, rel=1e-10)
 
 
@@ -211,6 +210,7 @@ def outer_loss(task: Omniglot, batch: EpisodeBatch, x: Tensor | None = None) -> 
     if x is not None:
         label, logits = batch.query_label, task.network.features(task.network.solved(batch.query, x[:, :3]))
         logits = task.network.logits(logits, x[:, 3:].unflatten(1, (-1, 4)), batch.support.shape[1])
+        logits = task.network.log_scale.exp() * logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), label.flatten())
     return task.loss(found, batch).mean()
 
@@ -241,7 +241,7 @@ def test_every_adjoint_has_the_gradient_that_it_promises(tight: None, adjoint: A
         "scale": network.log_scale,
     }[of]
     assert isinstance(theta, Tensor)
-    solver = JointAnderson(max_nfe=200, tol=1e-11, step_size=0.1, memory=12) if adjoint.through_the_solve else EXACT
+    solver = JointAnderson(max_nfe=200, tol=1e-11, step_size=1.0, memory=12) if adjoint.through_the_solve else EXACT
     found = solver.solve(
         task.problem(batch), *task.start(batch), adjoint=adjoint if adjoint.through_the_solve else None
     )

@@ -28,7 +28,7 @@ def tiny_net(ways: int = WAYS) -> nn.Sequential:
 every_learner = pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda: Prototypes(PixelFeatures()), id="prototypes"),
+        pytest.param(lambda: Prototypes(PixelFeatures(), 4), id="prototypes"),
         pytest.param(lambda: MAML(tiny_net(), WAYS, steps=2), id="maml", marks=needs_learn2learn),
         pytest.param(lambda: ANIL(*tiny_net(), WAYS), id="anil", marks=needs_learn2learn),
     ],
@@ -92,17 +92,17 @@ def test_it_learns(make: Callable[[], Learner]) -> None:
 
 
 def test_prototypes_are_the_means_of_the_classes() -> None:
-    learner, batch = Prototypes(PixelFeatures()), drawn_episodes(2, WAYS)
+    learner, batch = Prototypes(PixelFeatures(), 4), drawn_episodes(2, WAYS)
     known, asked = learner.network.embed(batch.support), learner.network.embed(batch.query)  # type: ignore[operator]
     found = learner.logits(batch)
     for b in range(2):
         for k in range(WAYS):
             centre = known[b][batch.support_label[b] == k].mean(0)
-            torch.testing.assert_close(found[b, :, k], -(asked[b] - centre).square().sum(1))
+            torch.testing.assert_close(found[b, :, k], -0.1 * (asked[b] - centre).square().sum(1))
 
 
 def test_prototypes_permute_with_the_labels_and_know_no_number_of_ways() -> None:
-    learner = Prototypes(PixelFeatures())
+    learner = Prototypes(PixelFeatures(), 4)
     for ways in (2, WAYS, 6):
         batch, order = drawn_episodes(2, ways), torch.randperm(ways)
         permuted = batch._replace(support_label=order[batch.support_label])
@@ -142,7 +142,7 @@ def test_they_are_gradient_descent_on_the_support_set(steps: int) -> None:
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (1, 21)])
 def test_networks_for_images_of_every_kind(baseline: Baseline, channels: int, size: int) -> None:
     """In evaluation as in training, and what is evaluated leaves no trace: nothing is kept of the batches seen."""
-    learner = make_learner(baseline, channels, size, 5, PixelFeatures)
+    learner = make_learner(baseline, channels, size, 5, PixelFeatures, 4)
     drawn = drawn_episodes(2, 5)
     batch = drawn._replace(support=_resized(drawn.support, channels, size), query=_resized(drawn.query, channels, size))
     before = {name: weight.clone() for name, weight in learner.state_dict().items()}
@@ -158,15 +158,15 @@ def test_networks_for_images_of_every_kind(baseline: Baseline, channels: int, si
 @needs_learn2learn
 def test_images_may_be_too_small() -> None:
     with pytest.raises(ProblemError, match="images of 16x16 or larger, these have a size of 15"):
-        make_learner(Baseline.ANIL, 1, 15, 5, PixelFeatures)
+        make_learner(Baseline.ANIL, 1, 15, 5, PixelFeatures, 4)
 
 
 def test_without_learn2learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "learn2learn", None)
     for baseline in (Baseline.MAML, Baseline.ANIL):
         with pytest.raises(ProblemError, match=r"needs learn2learn.*pip install.*\[PROTOTYPES\] does without"):
-            make_learner(baseline, 1, 28, 5, PixelFeatures)
-    assert isinstance(make_learner(Baseline.PROTOTYPES, 1, 28, 5, PixelFeatures), Prototypes)
+            make_learner(baseline, 1, 28, 5, PixelFeatures, 4)
+    assert isinstance(make_learner(Baseline.PROTOTYPES, 1, 28, 5, PixelFeatures, 4), Prototypes)
 
 
 def _resized(images: Tensor, channels: int, size: int) -> Tensor:

@@ -23,6 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tiny_episodes import Rows, TinyEpisodes
 from tiny_task import quiet_trainer
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
 from deqopt import Equilibrium, JointModule
 from deqopt.data.splits import Part
@@ -55,10 +56,8 @@ class Clock:
 class Timed(Prototypes):
     """Says of every training step that it is taken, and draws random numbers whenever it is asked anything."""
 
-    batch_size = 2
-
     def __init__(self, taken: Callable[[EpisodeBatch], None], width: int, ways: int | None) -> None:
-        super().__init__(PixelFeatures(width))
+        super().__init__(PixelFeatures(width), batch_size=2)
         self._taken, self.ways = taken, ways
 
     def backward(self, batch: EpisodeBatch) -> Tensor:
@@ -243,12 +242,12 @@ def test_initial_weights_come_from_the_global_seed_alone() -> None:
     def weights(*order: Baseline, seed: int = 0, drawn: int = 0) -> Tensor:
         torch.manual_seed(seed)
         torch.rand(drawn)
-        beside = Beside({one: lambda: Prototypes(PixelFeatures()) for one in order})
+        beside = Beside({one: lambda: Prototypes(PixelFeatures(), 4) for one in order})
         alone = SimpleNamespace(world_size=1, strategy=SimpleNamespace(root_device=torch.device("cpu")))
         before = torch.get_rng_state()
         beside.setup(alone, None, "fit")  # type: ignore[arg-type]
         assert torch.get_rng_state().equal(before)
-        return next(beside.trainings[Baseline.PROTOTYPES].learner.parameters())
+        return parameters_to_vector(beside.trainings[Baseline.PROTOTYPES].learner.parameters())
 
     expected = weights(Baseline.PROTOTYPES)
     assert weights(Baseline.MAML, Baseline.PROTOTYPES, drawn=5).equal(expected)
@@ -329,7 +328,7 @@ def test_what_is_not_installed_is_missed_before_training(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "learn2learn", None)
     run = Run(Baseline.PROTOTYPES)
     run.beside = run.module.task.beside = Beside(
-        {Baseline.MAML: partial(make_learner, Baseline.MAML, 1, 28, 3, PixelFeatures)}
+        {Baseline.MAML: partial(make_learner, Baseline.MAML, 1, 28, 3, PixelFeatures, 4)}
     )
     with pytest.raises(ProblemError, match="needs learn2learn"):
         run("fit", tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import shutil
 import sys
 import zipfile
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import SMALL_TRAINER, column, complaint, deqopt, resolved, succeeded, written
+from command import SMALL_TRAINER, column, complaint, deqopt, resolved, succeeded, user_folder
 from deqopt_tasks.omniglot.glyphs import Glyphs
 from PIL import Image
 
@@ -53,16 +52,7 @@ FIT = ("fit", "--config=small.yaml")
 CHANCE = 1 / 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The runs of this file share a folder, as those of a user would."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("user")
-        patch.chdir(folder)
-        for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
-            patch.delenv(name)
-        written(folder / "small.yaml", SMALL)
-        yield folder
+folder = user_folder(SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,11 @@ from deqopt.nn.multiscale import Branches, resampling
 
 
 class BoundedCell(nn.Module):
-    """``f(z, u)`` with ``f_i = tanh(sum_j W_ij z_j + u_i)`` for branch i: W_ii is a 3x3 convolution, the others resample.
+    """``f(z, u)``: branch i becomes ``tanh(sum_j W_ij z_j + u_i)``. W_ii is a 3x3 convolution, the others resample.
 
-    The least that an evaluation can cost: a convolution and its transpose. What is differentiated twice, as every
-    gradient through a joint solve is, has no normalisation to pass, whose second derivative is a dozen operations on a
-    CPU; and z = 0 is a point like all others. The size of u decides how far from linear f is, so hand over a u of unit
-    variance.
+    An evaluation is little more than a convolution and its transpose. Its second derivatives, which every gradient
+    through a joint solve needs, are cheap: those of a normalisation are a dozen operations on a CPU. And z = 0 is a
+    point like all others. The size of u decides how far from linear f is: hand over one of unit variance.
 
     Args:
         channels: of the branches, finest first; each has half the resolution of the one before.

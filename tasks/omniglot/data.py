@@ -7,14 +7,16 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from deqopt.data import EpochOrder, SplitDataModule, epochs_of
+from deqopt.data import EpochOrder, SplitDataModule, epochs_of, generator_of
 from deqopt.data.module import Collate
 from deqopt.data.splits import Part
 from deqopt.errors import DataError
 
-from .episodes import ClassPool, EpisodeBatch, Episodes, EpisodeShape, OwnChoice
+from .distortion import Distortion
+from .episodes import ClassPool, EpisodeBatch, Episodes, EpisodeShape, OwnChoice, Place
 from .learn2learn_episodes import Learn2LearnChoice
 from .sources import ClassSource
 
@@ -49,6 +51,7 @@ class EpisodeData(SplitDataModule[ClassSource]):
         val_episodes: episodes to validate with, 200 by default.
         test_episodes: episodes to test with, 600 by default.
         rotations: whether classes to train on, turned by quarters, are classes of their own; the others never are.
+        distortion: of the classes and images to train on; by default none.
         split_seed: fixes which classes are in which split, and nothing else.
         episode_seed: 0 (default) or larger.
         workers: as of every `SplitDataModule`.
@@ -77,6 +80,7 @@ class EpisodeData(SplitDataModule[ClassSource]):
         val_episodes: int = 200,
         test_episodes: int = 600,
         rotations: bool = False,
+        distortion: Distortion | None = None,
         split_seed: int = 0,
         episode_seed: int = 0,
         workers: int = 0,
@@ -107,6 +111,7 @@ class EpisodeData(SplitDataModule[ClassSource]):
         }
         self._counts = {Part.TRAIN: train_episodes, Part.VAL: val_episodes, Part.TEST: test_episodes}
         self._rotations, self._episode_seed, self._sampler = rotations, episode_seed, sampler
+        self._distortion = distortion or Distortion()
         self._open_to_predict = predict_source
 
     @cached_property
@@ -127,6 +132,7 @@ class EpisodeData(SplitDataModule[ClassSource]):
                 self.shapes[part],
                 split=number,
                 count=self._counts[part],
+                distort=self._distorted if part is Part.TRAIN else None,
             )
             for number, (part, pool) in enumerate(pools.items())
         }
@@ -159,6 +165,9 @@ class EpisodeData(SplitDataModule[ClassSource]):
         if self._open_to_predict is None:
             return self.test_dataloader()
         return DataLoader(self.predict_source, batch_size=1, num_workers=self._workers, collate_fn=default_collate)
+
+    def _distorted(self, images: Tensor, place: Place) -> Tensor:
+        return self._distortion(images, generator_of(self._episode_seed, *place, 1))
 
     def _open_for(self, stage: str) -> None:
         _ = self.predict_source if stage == "predict" else self.episodes

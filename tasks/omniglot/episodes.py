@@ -7,7 +7,7 @@ pass and for every number of workers, processes and episodes a batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -136,19 +136,34 @@ class Episodes(Dataset[EpisodeBatch]):
         shape: of the episodes.
         split: the number of the split.
         count: of the episodes in an epoch.
+        distort: makes other images (ways, images, channels, size, size) of those of an episode, by its place.
     """
 
-    def __init__(self, pool: ClassPool, choice: Choice, shape: EpisodeShape, *, split: int, count: int) -> None:
+    def __init__(
+        self,
+        pool: ClassPool,
+        choice: Choice,
+        shape: EpisodeShape,
+        *,
+        split: int,
+        count: int,
+        distort: Callable[[Tensor, Place], Tensor] | None = None,
+    ) -> None:
         self._pool, self._choice, self._shape, self._split, self._count = pool, choice, shape, split, count
+        self._distort = distort
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, item: int) -> EpisodeBatch:
         epoch, index = divmod(item, self._count)
-        classes, numbers = self._choice((self._split, epoch, index))
+        place = (self._split, epoch, index)
+        classes, numbers = self._choice(place)
         images = self._pool.images(classes.repeat_interleave(self._shape.images), numbers.flatten())
-        support, query = images.unflatten(0, numbers.shape).split([self._shape.shots, self._shape.queries], dim=1)
+        images = images.unflatten(0, numbers.shape)
+        if self._distort is not None:
+            images = self._distort(images, place)
+        support, query = images.split([self._shape.shots, self._shape.queries], dim=1)
         labels = torch.arange(self._shape.ways)
         return EpisodeBatch(
             support.flatten(0, 1),

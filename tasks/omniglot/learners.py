@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -15,6 +16,9 @@ from torch.nn.utils import parametrize
 from .convolutional import ConvolutionalNet, package
 from .episodes import EpisodeBatch
 
+FIRST_SCALE = 0.1
+"""Of the squared distances of PROTOTYPES, before it is learned."""
+
 
 class Learner(nn.Module, ABC):
     """Learns from the support set of an episode to classify its queries.
@@ -26,7 +30,7 @@ class Learner(nn.Module, ABC):
     """
 
     learning_rate: ClassVar[float]
-    batch_size: ClassVar[int]
+    batch_size: int
     ways: int | None = None
 
     @abstractmethod
@@ -128,18 +132,21 @@ class ANIL(Adapted):
 
 
 class Prototypes(Learner):
-    """``-|phi(q) - c_k|^2`` as logits, c_k the mean of phi over the support images of class k (Snell et al. 2017).
+    """``-a |phi(q) - c_k|^2`` as logits, c_k the mean of phi over the support images of class k (Snell et al. 2017).
+
+    The scale a is learned (Oreshkin et al. 2018), because phi has a fixed length.
 
     Args:
         network: ``network.embed(images)`` is phi: (B, S, channels, H, W) to (B, S, width), differentiable.
+        batch_size: episodes in a training step.
     """
 
-    learning_rate = 3e-3
-    batch_size = 4
+    learning_rate = 4e-3
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, batch_size: int) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.batch_size = network, batch_size
+        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
     def logits(self, batch: EpisodeBatch) -> Tensor:
         shots = batch.support.shape[1]
@@ -147,7 +154,7 @@ class Prototypes(Learner):
             phi = self.network.embed(torch.cat([batch.support, batch.query], dim=1))  # type: ignore[operator]
         member = F.one_hot(batch.support_label).to(phi)  # every class is there, so that this finds their number
         centres = torch.einsum("bsk,bsd->bkd", member / member.sum(1, keepdim=True), phi[:, :shots])
-        return -(phi[:, shots:, None] - centres[:, None]).square().sum(-1)
+        return -(phi[:, shots:, None] - centres[:, None]).square().sum(-1) * self.log_scale.exp()
 
 
 class Baseline(Enum):
@@ -160,7 +167,7 @@ class Baseline(Enum):
 
 
 def make_learner(
-    baseline: Baseline, image_channels: int, size: int, ways: int, network: Callable[[], nn.Module]
+    baseline: Baseline, image_channels: int, size: int, ways: int, network: Callable[[], nn.Module], batch_size: int
 ) -> Learner:
     """A new learner.
 
@@ -169,12 +176,13 @@ def make_learner(
         image_channels, size: of the images.
         ways: classes of an episode.
         network: makes what PROTOTYPES embeds images by, the network of the joint method for instance.
+        batch_size: of PROTOTYPES, which trains on episodes like those of the joint method.
 
     Raises:
         ProblemError: MAML and ANIL: learn2learn is missing; the images are too small.
     """
     if baseline is Baseline.PROTOTYPES:
-        return Prototypes(network())
+        return Prototypes(network(), batch_size)
     net = ConvolutionalNet(image_channels, size, ways)
     return MAML(net, ways) if baseline is Baseline.MAML else ANIL(net.features, net.classifier, ways)
 

@@ -21,8 +21,8 @@ POOLED = 7
 """Height and width to which every branch is pooled before the linear layer, where it is larger."""
 GAIN = 0.3
 """By how much a context of length 1 scales and shifts a channel at most."""
-FIRST_SCALE = 4.0
-"""Of the logits, before it is learned."""
+REACH = 4.0
+"""How much longer a class vector may be than a context of the same price."""
 
 
 class Solvers(NamedTuple):
@@ -72,8 +72,7 @@ class EpisodeNetwork(nn.Module):
         self.pooled = [min(POOLED, height) for _, height, _ in shapes]
         total = sum(width * side**2 for width, side in zip(widths, self.pooled, strict=True))
         self.linear = nn.Linear(total, features)
-        self.last_norm = nn.LayerNorm(features)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
+        self.log_scale = nn.Parameter(torch.zeros(()))
         self.context, self.width = context, features
 
     def injected(self, images: Tensor) -> Branches:
@@ -95,24 +94,30 @@ class EpisodeNetwork(nn.Module):
         return tuple(part.detach() for part in self.f(tuple(torch.zeros_like(part) for part in u), c, u))
 
     def features(self, z: Branches) -> Tensor:
-        """phi, (B, S, features)."""
+        """phi, (B, S, features), of mean 0 and variance 1: ``|phi|^2 = features``."""
         pooled = [
             h if h.shape[-1] == side else F.adaptive_avg_pool2d(h, side)
             for h, side in zip((part.flatten(0, 1) for part in z), self.pooled, strict=True)
         ]
-        phi: Tensor = self.last_norm(self.linear(torch.cat([part.flatten(1) for part in pooled], dim=1)))
-        return phi.unflatten(0, z[0].shape[:2])
+        phi = self.linear(torch.cat([part.flatten(1) for part in pooled], dim=1))
+        return F.layer_norm(phi, (self.width,)).unflatten(0, z[0].shape[:2])
 
     def logits(self, phi: Tensor, w: Tensor, count: int) -> Tensor:
-        """``a sqrt(count) <phi, w_k> / sqrt(features)``, (B, S, ways), with a learned scale a.
+        """``sqrt(count / features) <phi, w_k>``, (B, S, ways).
+
+        Nothing learned scales them, so that the curvature of the mean cross-entropy in w is bounded whatever the
+        weights are, and with it the step size of the solver.
 
         Args:
             phi: (B, S, features).
             w: (B, ways, features), a vector a class.
-            count: the number of support images. The curvature of their mean cross-entropy in w then does not depend
-                on it.
+            count: the number of support images. The curvature then does not depend on it.
         """
-        return phi @ w.mT * (self.log_scale.exp() * math.sqrt(count / self.width))
+        return phi @ w.mT * math.sqrt(count / self.width)
+
+    def price(self, c: Tensor, w: Tensor) -> Tensor:
+        """``|c|^2 + |w / 4|^2``, (B,), of a context."""
+        return c.square().sum(1) + (w / REACH).square().sum((1, 2))
 
     def solved(self, images: Tensor, c: Tensor) -> Branches:
         """``z = f(z, u, c)`` of every image alone, differentiable in theta and c by the implicit function theorem."""

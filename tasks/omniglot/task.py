@@ -26,6 +26,7 @@ from deqopt.state import State, tensors_of
 
 from .beside import Beside
 from .data import EpisodeData, Sampler
+from .distortion import Distortion
 from .drawing import episode_figure
 from .episodes import EpisodeBatch
 from .learners import Baseline, make_learner
@@ -42,12 +43,14 @@ class Omniglot(Task):
     the cell of all its images by c and has a vector for each of its N classes; it is found on the support set, jointly
     with the equilibria of all support images,
 
-        min_x  mean_s cross_entropy(<phi(z_s), w>, label_s) + weight |x|^2     subject to   z_s = f(z_s, c; image_s)
+        min_x  mean_s cross_entropy(sqrt(S / features) <phi(z_s), w>, label_s) + weight (|c|^2 + |w / 4|^2)
+        subject to   z_s = f(z_s, c; image_s)
 
-    and the outer loss is the cross-entropy of the queries, at their equilibria for that context. Its gradient passes
-    through the context: by ``Unrolled`` (the default here), ``Implicit`` or their kin. With ``InputHeld`` the context
-    is held, which is the first-order gradient; with ``Envelope`` it is held too, and the gradient of the inner
-    objective is added. An episode may have any number of classes, and permuting labels permutes what is predicted.
+    and the outer loss is the cross-entropy of the queries, at their equilibria for that context; their logits have a
+    learned scale besides. Its gradient passes through the context: by ``Unrolled`` (the default here), ``Implicit`` or
+    their kin. With ``InputHeld`` the context is held, which is the first-order gradient; with ``Envelope`` it is held
+    too, and the gradient of the inner objective is added. An episode may have any number of classes, and permuting
+    labels permutes what is predicted.
 
     Args:
         root: a folder with ``omniglot-py/`` as torchvision lays it out, with one folder of images a class, or with
@@ -65,6 +68,9 @@ class Omniglot(Task):
         val_episodes: episodes to validate with.
         test_episodes: episodes to test with.
         rotations: classes to train on, turned by quarters, are classes of their own.
+        distort_classes: how much the classes of a training episode are distorted, each as a whole: see
+            :class:`Distortion`.
+        distort_images: how much its images are, each by itself.
         sampler: what chooses the images of an episode: OWN, or LEARN2LEARN by the task transforms of that package.
         split_seed: fixes which classes validate (and test, where the data does not say which).
         episode_seed: of the episodes; those of training change with the epoch, those of evaluation do not.
@@ -74,7 +80,7 @@ class Omniglot(Task):
             half of it.
         context: width of c.
         features: width of phi and of a class's vector.
-        weight: of ``|x|^2``.
+        weight: of ``|c|^2 + |w / 4|^2``.
         baselines: methods that are trained beside for the same time, and tested: MAML, ANIL (both need the extra
             ``meta``) and PROTOTYPES.
         support: in ``predict``, a folder with one folder of images a class, of any number; by default the episodes of
@@ -98,6 +104,8 @@ class Omniglot(Task):
         val_episodes: int = 200,
         test_episodes: int = 600,
         rotations: bool = True,
+        distort_classes: float = 0.0,
+        distort_images: float = 0.0,
         sampler: Sampler = Sampler.OWN,
         split_seed: int = 0,
         episode_seed: int = 0,
@@ -106,7 +114,7 @@ class Omniglot(Task):
         resolution: int | None = None,
         context: int = 32,
         features: int = 64,
-        weight: float = 1.0,
+        weight: float = 0.25,
         baselines: list[Baseline] = [],  # noqa: B006
         support: str | None = None,
         query: str | None = None,
@@ -122,7 +130,7 @@ class Omniglot(Task):
         network = partial(EpisodeNetwork, image_channels, size, widths, resolution, context=context, features=features)
         self.network = network()
         self._beside = Beside(
-            {one: partial(make_learner, one, image_channels, size, ways, network) for one in baselines}
+            {one: partial(make_learner, one, image_channels, size, ways, network, batch_size) for one in baselines}
         )
         self._query = query
         given = support is not None or query is not None
@@ -139,6 +147,7 @@ class Omniglot(Task):
             val_episodes=val_episodes,
             test_episodes=test_episodes,
             rotations=rotations,
+            distortion=Distortion(distort_classes, distort_images),
             sampler=sampler,
             split_seed=split_seed,
             episode_seed=episode_seed,
@@ -148,8 +157,8 @@ class Omniglot(Task):
 
     @classmethod
     def default_solver(cls) -> JointSolver:
-        """Short and with memory, so that its gradient can be taken through all evaluations."""
-        return JointAnderson(max_nfe=6, step_size=0.05, memory=5)
+        """Short and plain, so that its gradient can be taken through all evaluations."""
+        return JointAnderson(max_nfe=4, step_size=3.0, memory=1)
 
     @classmethod
     def default_adjoint(cls) -> Adjoint:
@@ -191,7 +200,7 @@ class Omniglot(Task):
     def _objective(self, z: Branches, x: Tensor, data: tuple[Tensor, ...]) -> Tensor:
         label = data[0]
         logits = self._logits(z, x, label.shape[1])
-        return _cross_entropy(logits, label) + self.weight * x.square().sum(1)
+        return _cross_entropy(logits, label) + self.weight * self.network.price(*self._parts(x))
 
     def _logits(self, z: Branches, x: Tensor, count: int) -> Tensor:
         return self.network.logits(self.network.features(z), self._parts(x)[1], count)
@@ -206,7 +215,7 @@ class Omniglot(Task):
     def query_logits(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
         """(B, Q, ways) of the queries at their equilibria for the context that was found."""
         z = self.network.solved(batch.query, self._parts(equilibrium.x)[0])
-        return self._logits(z, equilibrium.x, batch.support.shape[1])
+        return self.network.log_scale.exp() * self._logits(z, equilibrium.x, batch.support.shape[1])
 
     def loss(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
         """(B,) the mean cross-entropy of the queries."""
