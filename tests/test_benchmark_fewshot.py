@@ -46,7 +46,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         size=16,
         widths=(4,),
         context=3,
-        features=4,
+        features=32,
     )
     monkeypatch.setattr(fewshot, "SETTING", setting)
     monkeypatch.setattr(fewshot, "process_time", itertools.count().__next__)
@@ -358,7 +358,8 @@ def made(name: str, seed: int, right: list[int], part: str = "test", budget: flo
         for k, share in enumerate((0.25, 0.5, 1.0), start=1)
     ]
     said = {"method": name, "seed": seed, "budget": budget, "data": "omniglot", "part": part}
-    return {**said, "ways": 2, "shots": 1, "episodes": len(right), "queries": 4, "marks": marks}
+    said |= {"ways": 2, "shots": 1, "distort": [0.0, 0.0]}
+    return {**said, "episodes": len(right), "queries": 4, "marks": marks}
 
 
 LABELS = {name: name.upper() for name in fewshot.METHODS}
@@ -373,8 +374,8 @@ def test_the_table_joins_all_runs_and_pairs_their_episodes(tmp_path: Path) -> No
         (tmp_path / f"{k}.json").write_text(json.dumps(one))
     blocks = write(tmp_path, LABELS).split("\n\n")
     assert [blocks[k] for k in (0, 2)] == [
-        "2-way 1-shot, 2 test episodes of omniglot, 30 s",
-        "2-way 1-shot, 4 test episodes of omniglot, 60 s",
+        "2-way 1-shot, 2 test episodes of omniglot, 30 s, training images as they are",
+        "2-way 1-shot, 4 test episodes of omniglot, 60 s, training images as they are",
     ]
     none = "0.00 +- 0.00 | 0.00 +- 0.00"
     solves = "2.5 | 1.500 -> 0.250 | 50.0 % | 9.5 | 1.0e-03"

@@ -14,12 +14,14 @@ from deqopt_tasks.omniglot.episodes import EpisodeBatch
 from deqopt_tasks.omniglot.network import EpisodeNetwork
 from deqopt_tasks.omniglot.task import Omniglot
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from deqopt import Equilibrium
 from deqopt.adjoints import Adjoint, Envelope, Implicit, InputHeld, Unrolled
+from deqopt.data.splits import Part
 from deqopt.errors import DataError, ProblemError
 from deqopt.fixed_point import Anderson
-from deqopt.solvers import JointAnderson, JointSolver, SecantTracking
+from deqopt.solvers import JointAnderson, JointSolver, SecantTracking, solve_exactly
 from deqopt.testing import check_task
 
 SETTINGS: dict[str, Any] = {"size": 8, "widths": [8], "resolution": 4, "context": 3, "features": 4}
@@ -155,6 +157,18 @@ def test_the_inner_objective_ends_below_its_start_on_an_untrained_network(solver
     assert (solved(task, batch, SHORT[solver]).objective < task.objective_at_start(batch) - 0.01).all()
 
 
+@pytest.mark.parametrize(("ways", "shots"), [(2, 1), (5, 1), (20, 1), (2, 5), (5, 5)])
+def test_the_default_solver_goes_most_of_the_way_down(ways: int, shots: int) -> None:
+    """One step size serves all shapes of episodes, on a network that has learned nothing."""
+    torch.manual_seed(0)
+    task = Omniglot(ways=ways, shots=shots, queries=1, test_episodes=6).eval()
+    batch = default_collate([task.data.episodes[Part.TEST][index] for index in range(6)])
+    start = task.objective_at_start(batch)
+    reached = solve_exactly(task.problem(batch), solved(task, batch, task.default_solver())).objective
+    best = solved(task, batch, JointAnderson(max_nfe=60, step_size=1.0)).objective
+    assert ((start - reached) / (start - best) > 0.4).all()
+
+
 @torch.no_grad()
 def test_the_objective_is_that_of_the_formula() -> None:
     task, batch = small(weight=0.7), episodes(count=1)
@@ -162,7 +176,7 @@ def test_the_objective_is_that_of_the_formula() -> None:
     phi = task.network.features(z)[0]  # type: ignore[arg-type]
     total = 0.0
     for s in range(6):
-        scores = [math.sqrt(6 / 4) * float(phi[s] @ x[0, 3 + 4 * k : 7 + 4 * k]) for k in range(3)]
+        scores = [math.sqrt(3 / 4) * float(phi[s] @ x[0, 3 + 4 * k : 7 + 4 * k]) for k in range(3)]
         total -= scores[int(batch.support_label[0, s])] - math.log(sum(map(math.exp, scores)))
     want = total / 6 + 0.7 * float(x[:, :3].square().sum() + x[:, 3:].square().sum() / 16)
     assert float(task.problem(batch).J(z, x)) == pytest.approx(want, rel=1e-10)
@@ -209,7 +223,7 @@ def outer_loss(task: Omniglot, batch: EpisodeBatch, x: Tensor | None = None) -> 
     found = solved(task, batch)
     if x is not None:
         label, logits = batch.query_label, task.network.features(task.network.solved(batch.query, x[:, :3]))
-        logits = task.network.logits(logits, x[:, 3:].unflatten(1, (-1, 4)), batch.support.shape[1])
+        logits = task.network.logits(logits, x[:, 3:].unflatten(1, (-1, 4)))
         logits = task.network.log_scale.exp() * logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), label.flatten())
     return task.loss(found, batch).mean()

@@ -102,18 +102,18 @@ class EpisodeNetwork(nn.Module):
         phi = self.linear(torch.cat([part.flatten(1) for part in pooled], dim=1))
         return F.layer_norm(phi, (self.width,)).unflatten(0, z[0].shape[:2])
 
-    def logits(self, phi: Tensor, w: Tensor, count: int) -> Tensor:
-        """``sqrt(count / features) <phi, w_k>``, (B, S, ways).
+    def logits(self, phi: Tensor, w: Tensor) -> Tensor:
+        """``sqrt(ways / features) <phi, w_k>``, (B, S, ways).
 
-        Nothing learned scales them, so that the curvature of the mean cross-entropy in w is bounded whatever the
-        weights are, and with it the step size of the solver.
+        With K support images of each of N classes the mean cross-entropy has a curvature in w of ``sum_s H_s (x)
+        phi_s phi_s^T / (K |phi|^2)``, H_s the covariance of class s, at most 1/N at ``w = 0``. So it depends on
+        neither K nor, as nothing learned scales it, the weights, and one step size of the solver serves them all.
 
         Args:
             phi: (B, S, features).
             w: (B, ways, features), a vector a class.
-            count: the number of support images. The curvature then does not depend on it.
         """
-        return phi @ w.mT * math.sqrt(count / self.width)
+        return phi @ w.mT * math.sqrt(w.shape[1] / self.width)
 
     def price(self, c: Tensor, w: Tensor) -> Tensor:
         """``|c|^2 + |w / 4|^2``, (B,), of a context."""

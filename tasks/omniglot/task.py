@@ -43,7 +43,7 @@ class Omniglot(Task):
     the cell of all its images by c and has a vector for each of its N classes; it is found on the support set, jointly
     with the equilibria of all support images,
 
-        min_x  mean_s cross_entropy(sqrt(S / features) <phi(z_s), w>, label_s) + weight (|c|^2 + |w / 4|^2)
+        min_x  mean_s cross_entropy(sqrt(N / features) <phi(z_s), w>, label_s) + weight (|c|^2 + |w / 4|^2)
         subject to   z_s = f(z_s, c; image_s)
 
     and the outer loss is the cross-entropy of the queries, at their equilibria for that context; their logits have a
@@ -199,11 +199,11 @@ class Omniglot(Task):
 
     def _objective(self, z: Branches, x: Tensor, data: tuple[Tensor, ...]) -> Tensor:
         label = data[0]
-        logits = self._logits(z, x, label.shape[1])
+        logits = self._logits(z, x)
         return _cross_entropy(logits, label) + self.weight * self.network.price(*self._parts(x))
 
-    def _logits(self, z: Branches, x: Tensor, count: int) -> Tensor:
-        return self.network.logits(self.network.features(z), self._parts(x)[1], count)
+    def _logits(self, z: Branches, x: Tensor) -> Tensor:
+        return self.network.logits(self.network.features(z), self._parts(x)[1])
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """c, (B, context), and w, (B, ways, features)."""
@@ -215,7 +215,7 @@ class Omniglot(Task):
     def query_logits(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
         """(B, Q, ways) of the queries at their equilibria for the context that was found."""
         z = self.network.solved(batch.query, self._parts(equilibrium.x)[0])
-        return self.network.log_scale.exp() * self._logits(z, equilibrium.x, batch.support.shape[1])
+        return self.network.log_scale.exp() * self._logits(z, equilibrium.x)
 
     def loss(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
         """(B,) the mean cross-entropy of the queries."""
