@@ -46,7 +46,7 @@ SETTING = Setting(
     clip=1.0,
     penalty=SpectralPenalty(weight=1.0),
     size=28,
-    widths=(32,),
+    widths=(48,),
     context=32,
     features=64,
     weight=0.25,
@@ -56,6 +56,7 @@ SHORT = JointAnderson(max_nfe=4, step_size=3.0, memory=1)
 METHODS: dict[str, Method] = {
     "implicit": Joint("Implicit", Implicit(tol=0.2, max_nfe=14), LONG),
     "unrolled": Joint("Unrolled", Unrolled(), SHORT),
+    "transductive": Joint("Unrolled, queries together", Unrolled(), SHORT, transductive=True),
     "input_held": Joint("InputHeld", InputHeld(tol=1e-2, max_nfe=20), LONG),
     "envelope": Joint("Envelope", Envelope(), LONG),
     "jacobian_free": Joint("JacobianFree", JacobianFree(), LONG),

@@ -51,7 +51,7 @@ class Setting:
     features: int
     weight: float
 
-    def task(self) -> Omniglot:
+    def task(self, transductive: bool = False) -> Omniglot:
         """A new one, for its networks: its data is not opened."""
         return Omniglot(
             size=self.size,
@@ -59,6 +59,7 @@ class Setting:
             context=self.context,
             features=self.features,
             weight=self.weight,
+            transductive=transductive,
         )
 
 
@@ -142,13 +143,18 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Joint(Method):
-    """The task by some adjoint; settings were chosen on validation episodes."""
+    """The task by some adjoint; settings were chosen on validation episodes.
+
+    Attributes:
+        transductive: whether the queries of an episode are seen together, as MAML and ANIL see them.
+    """
 
     adjoint: Adjoint
     solver: JointSolver
+    transductive: bool = False
 
     def entrant(self, setting: Setting, ways: int) -> Entrant:
-        return JointEntrant(setting, self.adjoint, self.solver)
+        return JointEntrant(setting.task(self.transductive), setting, self.adjoint, self.solver)
 
     def training(self, setting: Setting, ways: int) -> tuple[int, int]:
         return max(ways, setting.train_ways), setting.train_queries
@@ -157,8 +163,8 @@ class Joint(Method):
 class JointEntrant(Entrant):
     """Trained and tested as the module of Lightning does."""
 
-    def __init__(self, setting: Setting, adjoint: Adjoint, solver: JointSolver) -> None:
-        self.network = self._task = setting.task()
+    def __init__(self, task: Omniglot, setting: Setting, adjoint: Adjoint, solver: JointSolver) -> None:
+        self.network = self._task = task
         self.lr, self.clip, self.batch_size, self.reports = setting.lr, setting.clip, setting.batch, []
         self._penalty, self._adjoint, self._solver = setting.penalty, adjoint, solver
 

@@ -156,12 +156,17 @@ class _Film(nn.Module):
 
 
 def _stem(image_channels: int, width: int, size: int, resolution: int) -> nn.Sequential:
-    """Images to feature maps (B, width, resolution, resolution) by convolutions that halve the size."""
-    layers: list[nn.Module] = []
-    channels, side = image_channels, size
-    while side > resolution and side % 2 == 0:
-        layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), group_norm(width, 8), nn.SiLU()]
-        channels, side = width, side // 2
-    if side != resolution or not layers:
+    """Images to feature maps (B, width, resolution, resolution) by convolutions that halve the size.
+
+    Each has twice the channels of the one before, as they have a quarter of its pixels.
+    """
+    halvings = (size // resolution).bit_length() - 1
+    if halvings < 1 or size != resolution << halvings:
         raise ProblemError(f"the image size must be 2, 4, 8 ... times the resolution {resolution}, got {size}")
+    layers: list[nn.Module] = []
+    channels = image_channels
+    for left in reversed(range(halvings)):
+        wider = max(width >> left, 1)
+        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1), group_norm(wider, 8), nn.SiLU()]
+        channels = wider
     return nn.Sequential(*layers)

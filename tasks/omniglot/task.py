@@ -81,6 +81,8 @@ class Omniglot(Task):
         context: width of c.
         features: width of phi and of a class's vector.
         weight: of ``|c|^2 + |w / 4|^2``.
+        transductive: whether the queries of an episode are seen together: their mean phi is moved to that of the
+            support, which is right where both have the classes in equal parts. By default each is classified by itself.
         baselines: methods that are trained beside for the same time, and tested: MAML, ANIL (both need the extra
             ``meta``) and PROTOTYPES.
         support: in ``predict``, a folder with one folder of images a class, of any number; by default the episodes of
@@ -115,6 +117,7 @@ class Omniglot(Task):
         context: int = 32,
         features: int = 64,
         weight: float = 0.25,
+        transductive: bool = False,
         baselines: list[Baseline] = [],  # noqa: B006
         support: str | None = None,
         query: str | None = None,
@@ -124,7 +127,7 @@ class Omniglot(Task):
             raise ProblemError(
                 f"omniglot: weight must be larger than 0, so that the context has one optimum; got {weight}"
             )
-        self.weight = weight
+        self.weight, self.transductive = weight, transductive
         self._last: tuple[Tensor | None, Tensor] = None, torch.empty(0)
         resolution = resolution or size // (2 if size % 4 else 4)
         network = partial(EpisodeNetwork, image_channels, size, widths, resolution, context=context, features=features)
@@ -199,11 +202,8 @@ class Omniglot(Task):
 
     def _objective(self, z: Branches, x: Tensor, data: tuple[Tensor, ...]) -> Tensor:
         label = data[0]
-        logits = self._logits(z, x)
+        logits = self.network.logits(self.network.features(z), self._parts(x)[1])
         return _cross_entropy(logits, label) + self.weight * self.network.price(*self._parts(x))
-
-    def _logits(self, z: Branches, x: Tensor) -> Tensor:
-        return self.network.logits(self.network.features(z), self._parts(x)[1])
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """c, (B, context), and w, (B, ways, features)."""
@@ -214,8 +214,12 @@ class Omniglot(Task):
 
     def query_logits(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
         """(B, Q, ways) of the queries at their equilibria for the context that was found."""
-        z = self.network.solved(batch.query, self._parts(equilibrium.x)[0])
-        return self.network.log_scale.exp() * self._logits(z, equilibrium.x)
+        c, w = self._parts(equilibrium.x)
+        phi = self.network.features(self.network.solved(batch.query, c))
+        if self.transductive:
+            known = self.network.features(tensors_of(equilibrium.z))
+            phi = phi + known.mean(1, keepdim=True) - phi.mean(1, keepdim=True)
+        return self.network.log_scale.exp() * self.network.logits(phi, w)
 
     def loss(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
         """(B,) the mean cross-entropy of the queries."""
