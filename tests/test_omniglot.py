@@ -205,6 +205,20 @@ def test_neither_the_order_of_the_support_nor_other_queries_matter(tight: None) 
     torch.testing.assert_close(found[2], found[0][:, 2:5], rtol=1e-6, atol=1e-7)
 
 
+def test_queries_that_are_seen_together_have_the_mean_of_the_support(tight: None) -> None:
+    """What is known is no news, where both are the same images; elsewhere a query is judged by its company."""
+    alone, together = (small(transductive=transductive).eval() for transductive in (False, True))
+    batch = episodes(3, 2, 2)
+    known = batch._replace(query=batch.support, query_label=batch.support_label)
+    for one, agree in ((known, True), (batch, False)):
+        found = [task.probabilities(solved(task, one), one) for task in (alone, together)]
+        assert (distance(found[1], found[0]) < 1e-6) == agree
+    order = torch.tensor([5, 1, 3, 0, 2, 4])
+    turned = batch._replace(query=batch.query[:, order], query_label=batch.query_label[:, order])
+    whole, other = (together.probabilities(solved(together, one), one) for one in (batch, turned))
+    torch.testing.assert_close(other, whole[:, order], rtol=1e-6, atol=1e-7)
+
+
 def test_the_context_is_found_for_the_whole_support() -> None:
     """One image of another class moves the context of all."""
     task, batch = small(), episodes()
@@ -239,14 +253,19 @@ def value_that_is_differentiated(
     return lambda: outer_loss(task, batch)
 
 
+EVERY = [Implicit(tol=1e-10), Unrolled(), InputHeld(tol=1e-11, max_nfe=200), Envelope()]
+
+
 @pytest.mark.parametrize("of", ["cell", "film", "linear", "scale"])
 @pytest.mark.parametrize(
-    "adjoint", [Implicit(tol=1e-10), Unrolled(), InputHeld(tol=1e-11, max_nfe=200), Envelope()], ids=repr
+    ("adjoint", "transductive"), [*((one, False) for one in EVERY), (EVERY[0], True), (EVERY[1], True)], ids=repr
 )
-def test_every_adjoint_has_the_gradient_that_it_promises(tight: None, adjoint: Adjoint, of: str) -> None:
+def test_every_adjoint_has_the_gradient_that_it_promises(
+    tight: None, adjoint: Adjoint, transductive: bool, of: str
+) -> None:
     """`Implicit` and `Unrolled` that of the loss at the optimum, `InputHeld` that at the given context, `Envelope` with
     that of the inner objective besides: all against finite differences of fresh solves."""
-    task, batch = small(), episodes(count=2)
+    task, batch = small(transductive=transductive), episodes(count=2)
     network = task.network
     theta = {
         "cell": dict(network.cell.named_parameters())["maps.0.0.parametrizations.weight.original1"],
