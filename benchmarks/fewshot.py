@@ -51,15 +51,14 @@ SETTING = Setting(
     features=64,
     weight=0.25,
 )
-LONG = JointAnderson(max_nfe=8, step_size=1.0, memory=5)
-SHORT = JointAnderson(max_nfe=4, step_size=3.0, memory=1)
+SOLVER = JointAnderson(max_nfe=4, step_size=3.0, memory=1)
 METHODS: dict[str, Method] = {
-    "implicit": Joint("Implicit", Implicit(tol=0.2, max_nfe=14), LONG),
-    "unrolled": Joint("Unrolled", Unrolled(), SHORT),
-    "transductive": Joint("Unrolled, queries together", Unrolled(), SHORT, transductive=True),
-    "input_held": Joint("InputHeld", InputHeld(tol=1e-2, max_nfe=20), SHORT),
-    "envelope": Joint("Envelope", Envelope(), SHORT),
-    "jacobian_free": Joint("JacobianFree", JacobianFree(), LONG),
+    "implicit": Joint("Implicit", Implicit(tol=0.5, max_nfe=9), SOLVER),
+    "unrolled": Joint("Unrolled", Unrolled(), SOLVER),
+    "transductive": Joint("Unrolled, queries together", Unrolled(), SOLVER, transductive=True),
+    "input_held": Joint("InputHeld", InputHeld(tol=1e-2, max_nfe=20), SOLVER),
+    "envelope": Joint("Envelope", Envelope(), SOLVER),
+    "jacobian_free": Joint("JacobianFree", JacobianFree(), SOLVER),
     "maml": Beside("MAML", Baseline.MAML),
     "anil": Beside("ANIL", Baseline.ANIL),
     "prototypes": Beside("prototypes", Baseline.PROTOTYPES),
