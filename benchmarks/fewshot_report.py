@@ -102,9 +102,11 @@ def _backward(backward: Mapping[str, float] | None) -> str:
 def _figure(scenes: Mapping[Scene, Sequence[Run]], labels: Mapping[str, str], part: Part) -> Figure:
     """A panel a scene: every run at every mark, with the confidence intervals over the episodes."""
     figure = Figure(figsize=(6 * len(scenes), 4.4), layout="constrained")
-    for axes, (scene, runs) in zip(figure.subplots(1, len(scenes), squeeze=False)[0], scenes.items(), strict=True):
+    for axes, (scene, runs) in zip(
+        figure.subplots(1, len(scenes), squeeze=False, sharey=True)[0], scenes.items(), strict=True
+    ):
         _draw(axes, runs, labels)
-        axes.set_title(_title(scene, part), fontsize=10)
+        axes.set_title(_title(scene, part).replace(", training", ",\ntraining"), fontsize=10)
     return figure
 
 
