@@ -264,7 +264,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=float,
         metavar=("CLASSES", "IMAGES"),
         default=[2.0, 0.5],
-        help="how much the classes and images of training episodes are, for all methods (%(default)s)",
+        help="how much classes and images of training episodes are distorted, for all methods (%(default)s)",
     )
     parser.add_argument("--episodes", type=int, default=600, help="that are tested (%(default)s)")
     parser.add_argument("--validation", action="store_true", help="on validation episodes: to choose settings with")
