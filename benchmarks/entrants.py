@@ -76,8 +76,18 @@ def of_latent_fitting(effort: Effort) -> list[Entrant | Missing]:
             tracking,
             effort,
         ),
-        joint("JointAnderson", lambda step, n: JointAnderson(max_nfe=n, step_size=step, tol=0.0), steps, effort),
-        joint("JointBroyden", lambda step, n: JointBroyden(max_nfe=n, step_size=step, tol=0.0), steps, effort),
+        joint(
+            "JointAnderson",
+            lambda step, n: JointAnderson(max_nfe=n, step_size=step, step_rule=StepRule.PLAIN, tol=0.0),
+            steps,
+            effort,
+        ),
+        joint(
+            "JointBroyden",
+            lambda step, n: JointBroyden(max_nfe=n, step_size=step, step_rule=StepRule.PLAIN, tol=0.0),
+            steps,
+            effort,
+        ),
         bilevel(BILEVEL_ADAM, lambda step: solvers.Adam(lr=step), adam, effort.steps, effort),
         bilevel("Bilevel Adam cold", lambda step: solvers.Adam(lr=step), adam, last, effort, warm=False),
         bilevel("Bilevel PGD warm", lambda step: PGD(lr=step, norm=Norm.L2), lengths, last, effort),
@@ -127,7 +137,9 @@ def of_attack(radius: float, effort: Effort) -> list[Entrant | Missing]:
         ),
         joint(
             "JointAnderson",
-            lambda step, n: JointAnderson(max_nfe=n, step_size=step, memory=6, ridge=1e-2, tol=0.0),
+            lambda step, n: JointAnderson(
+                max_nfe=n, step_size=step, step_rule=StepRule.PLAIN, memory=6, ridge=1e-2, tol=0.0
+            ),
             [0.1, 0.3, 1.0, 0.03],
             effort,
         ),

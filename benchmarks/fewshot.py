@@ -35,7 +35,7 @@ from deqopt.adjoints import Envelope, Implicit, InputHeld, JacobianFree, Unrolle
 from deqopt.data.splits import Part
 from deqopt.errors import NonFiniteError
 from deqopt.regularizers import SpectralPenalty
-from deqopt.solvers import JointAnderson
+from deqopt.solvers import JointAnderson, StepRule
 
 SETTING = Setting(
     train_ways=60,
@@ -51,7 +51,7 @@ SETTING = Setting(
     features=64,
     weight=0.25,
 )
-SOLVER = JointAnderson(max_nfe=4, step_size=3.0, memory=1)
+SOLVER = JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, memory=1)
 METHODS: dict[str, Method] = {
     "implicit": Joint("Implicit", Implicit(tol=0.5, max_nfe=9), SOLVER),
     "unrolled": Joint("Unrolled", Unrolled(), SOLVER),

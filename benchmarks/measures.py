@@ -18,7 +18,7 @@ from benchmarks.memory import peak_bytes
 from benchmarks.models import Attack, Model
 from benchmarks.stopwatch import now
 from deqopt import JointProblem
-from deqopt.solvers import JointAnderson, JointSolver, Tracking
+from deqopt.solvers import JointAnderson, JointSolver, StepRule, Tracking
 from deqopt.state import State, leaf, state_of, tensors_of
 
 
@@ -88,7 +88,7 @@ def iteration_cost(device: torch.device, repeats: int, iterations: int) -> Figur
     batch = Digits.load(size=28).test.first(16).to(device)
     problem, (z0, x0) = model.problem(batch), model.start(batch)
     z, mu = (tuple(torch.randn_like(part) for part in tensors_of(z0)) for _ in range(2))
-    solver = JointAnderson(max_nfe=iterations, memory=20, step_size=0.1, tol=0.0)
+    solver = JointAnderson(max_nfe=iterations, memory=20, step_size=0.1, step_rule=StepRule.PLAIN, tol=0.0)
 
     def evaluate_only() -> None:
         for _ in range(iterations):
@@ -130,7 +130,7 @@ def half_converged(model: Model, pool: Batch, repeats: int, budget: int, tol: fl
     """
     measure = "5 a batch half converged at the start over the full batch"
     device, size = pool.image.device, len(pool.label) // 2
-    solved = JointAnderson(max_nfe=10 * budget, step_size=0.02, tol=tol / 2).solve(
+    solved = JointAnderson(max_nfe=10 * budget, step_size=0.02, step_rule=StepRule.PLAIN, tol=tol / 2).solve(
         model.problem(pool), *model.start(pool)
     )
     done = solved.converged.nonzero().flatten()[: size // 2]
@@ -149,7 +149,7 @@ def half_converged(model: Model, pool: Batch, repeats: int, budget: int, tol: fl
         return state_of(map(half, tensors_of(found), tensors_of(start)), start)
 
     z, mu, x = halves(solved.z, z0), halves(solved.mu, zeros), half(solved.x, x0)
-    solver = JointAnderson(max_nfe=budget, step_size=0.02, tol=tol)
+    solver = JointAnderson(max_nfe=budget, step_size=0.02, step_rule=StepRule.PLAIN, tol=tol)
     full, rest = in_turns(
         device,
         repeats,
@@ -173,6 +173,6 @@ def memory_growth(scene: Scene, short: int = 20, long: int = 400) -> list[Figure
         return Figure(f"6 peak memory at {long} evaluations over that at {short}", 1.05, False, high / low, detail)
 
     return [
-        figure("JointAnderson", lambda n: JointAnderson(max_nfe=n, step_size=0.02, tol=0.0)),
+        figure("JointAnderson", lambda n: JointAnderson(max_nfe=n, step_size=0.02, step_rule=StepRule.PLAIN, tol=0.0)),
         figure("Tracking", lambda n: Tracking(max_nfe=n, tol=0.0)),
     ]

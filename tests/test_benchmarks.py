@@ -25,7 +25,7 @@ from benchmarks.program import Extent, Part, run
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.training import CLASSIFIER
 from deqopt.fixed_point import Anderson
-from deqopt.solvers import Bilevel, JointAnderson, Tracking, solve_exactly
+from deqopt.solvers import Bilevel, JointAnderson, StepRule, Tracking, solve_exactly
 
 CPU = torch.device("cpu")
 needs_torchdeq = pytest.mark.skipif(not peers.torchdeq_is_installed(), reason=peers.INSTALL)
@@ -62,7 +62,9 @@ def test_counted_solves_are_the_same_and_cost_what_the_solver_says(name: str) ->
 def test_every_budget_starts_from_zero() -> None:
     case = linear()
     watch = Stopwatch(CPU, counted=True)
-    competitor = SolverAtBudgets(lambda budget: JointAnderson(max_nfe=budget, tol=0.0))
+    competitor = SolverAtBudgets(
+        lambda budget: JointAnderson(max_nfe=budget, tol=0.0, step_size=0.1, step_rule=StepRule.PLAIN)
+    )
     competitor.run(watch.observe(case.problem), case.z0, case.x0, watch, [10, 20])
     assert [point.evaluations for point in watch.points] == [11, 21]
 
@@ -127,7 +129,7 @@ def test_torchdeq_descends_along_the_gradient_at_the_equilibrium(solver: Solver)
             return x
 
     TorchDEQDescent(Spy, solver, 60).run(case.problem, case.z0, x, Stopwatch(CPU, False), [1])
-    start = JointAnderson(max_nfe=1).solve(case.problem, case.z0, x)
+    start = JointAnderson(max_nfe=1, step_size=0.1, step_rule=StepRule.PLAIN).solve(case.problem, case.z0, x)
     exact = solve_exactly(case.problem, start, Anderson(max_nfe=200, tol=1e-12))
     expected = case.problem.evaluate(exact.z, x, exact.mu).g_x
     assert torch.allclose(seen[0], expected, atol=1e-3 * float(expected.abs().max()))

@@ -29,7 +29,7 @@ from deqopt import Equilibrium
 from deqopt.adjoints import Adjoint, Envelope, Implicit, InputHeld, JacobianFree, Phantom, Unrolled
 from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere
-from deqopt.solvers import JointAnderson
+from deqopt.solvers import JointAnderson, StepRule
 from deqopt.state import detach
 from deqopt.testing import check_task
 
@@ -43,8 +43,8 @@ OPERATORS: dict[str, MeasurementOperator] = {
     "few numbers": CompressedSensing(0.5),
 }
 PRIORS: dict[str, PriorFamily] = {"restorer": Restorer([16]), "latent": LatentFit(latent=4, widths=[4, 4])}
-SHORT = JointAnderson(max_nfe=8, step_size=0.3)
-EXACT = JointAnderson(max_nfe=400, step_size=0.3, tol=1e-11, memory=10)
+SHORT = JointAnderson(max_nfe=8, step_size=0.3, step_rule=StepRule.PLAIN)
+EXACT = JointAnderson(max_nfe=400, step_size=0.3, step_rule=StepRule.PLAIN, tol=1e-11, memory=10)
 
 
 def task_of(

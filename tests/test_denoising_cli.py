@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 }
 SMALL: dict[str, Any] = {
     "task": {"class_path": "denoising", "init_args": SETTINGS},
-    "solver": {"class_path": "JointAnderson", "init_args": {"max_nfe": 6, "step_size": 0.3}},
+    "solver": {"class_path": "JointAnderson", "init_args": {"max_nfe": 6, "step_size": 0.3, "step_rule": "PLAIN"}},
     "adjoint": "Unrolled",
     "model": {"optimization": {"lr": 0.01}},
     "trainer": {**SMALL_TRAINER, "max_epochs": 1, "limit_train_batches": 12, "gradient_clip_val": 0.1},

@@ -21,14 +21,14 @@ from deqopt.adjoints import Adjoint, Envelope, Implicit, InputHeld, Unrolled
 from deqopt.data.splits import Part
 from deqopt.errors import DataError, ProblemError
 from deqopt.fixed_point import Anderson
-from deqopt.solvers import JointAnderson, JointSolver, SecantTracking, solve_exactly
+from deqopt.solvers import JointAnderson, JointSolver, SecantTracking, StepRule, solve_exactly
 from deqopt.testing import check_task
 
 SETTINGS: dict[str, Any] = {"size": 8, "widths": [8], "resolution": 4, "context": 3, "features": 4}
-EXACT = JointAnderson(max_nfe=600, tol=1e-11, step_size=1.0, memory=12)
+EXACT = JointAnderson(max_nfe=600, tol=1e-11, step_size=1.0, step_rule=StepRule.PLAIN, memory=12)
 TIGHT = Anderson(max_nfe=300, tol=1e-12, memory=10)
 SHORT: dict[str, JointSolver] = {
-    "anderson": JointAnderson(max_nfe=10, step_size=1.0, memory=5),
+    "anderson": JointAnderson(max_nfe=10, step_size=1.0, step_rule=StepRule.PLAIN, memory=5),
     "secants": SecantTracking(max_nfe=16, step_size=1.0),
 }
 
@@ -165,7 +165,7 @@ def test_the_default_solver_goes_most_of_the_way_down(ways: int, shots: int) -> 
     batch = default_collate([task.data.episodes[Part.TEST][index] for index in range(6)])
     start = task.objective_at_start(batch)
     reached = solve_exactly(task.problem(batch), solved(task, batch, task.default_solver())).objective
-    best = solved(task, batch, JointAnderson(max_nfe=60, step_size=1.0)).objective
+    best = solved(task, batch, JointAnderson(max_nfe=60, step_size=1.0, step_rule=StepRule.PLAIN)).objective
     assert ((start - reached) / (start - best) > 0.4).all()
 
 
@@ -274,7 +274,11 @@ def test_every_adjoint_has_the_gradient_that_it_promises(
         "scale": network.log_scale,
     }[of]
     assert isinstance(theta, Tensor)
-    solver = JointAnderson(max_nfe=200, tol=1e-11, step_size=1.0, memory=12) if adjoint.through_the_solve else EXACT
+    solver = (
+        JointAnderson(max_nfe=200, tol=1e-11, step_size=1.0, step_rule=StepRule.PLAIN, memory=12)
+        if adjoint.through_the_solve
+        else EXACT
+    )
     found = solver.solve(
         task.problem(batch), *task.start(batch), adjoint=adjoint if adjoint.through_the_solve else None
     )

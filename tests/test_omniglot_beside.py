@@ -29,7 +29,7 @@ from deqopt import Equilibrium, JointModule
 from deqopt.data.splits import Part
 from deqopt.errors import CheckpointError, ProblemError
 from deqopt.optimization import Optimization, Schedule
-from deqopt.solvers import JointAnderson
+from deqopt.solvers import JointAnderson, StepRule
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -117,7 +117,11 @@ class Run:
         self.also: Callable[[EpisodeBatch], object] = lambda batch: None
         self.beside = Beside({one: lambda: Timed(self.taken, width, ways) for one in learners}, self.clock)
         task = Joint(self.clock, self.beside if learners else None)
-        self.module = JointModule(task, JointAnderson(max_nfe=3), optimization=Optimization(lr=0.01, schedule=schedule))
+        self.module = JointModule(
+            task,
+            JointAnderson(max_nfe=3, step_size=0.1, step_rule=StepRule.PLAIN),
+            optimization=Optimization(lr=0.01, schedule=schedule),
+        )
 
     def taken(self, batch: EpisodeBatch) -> None:
         self.clock.seconds += self.cost

@@ -33,7 +33,10 @@ SETTINGS: dict[str, Any] = {
 }
 SMALL: dict[str, Any] = {
     "task": {"class_path": "omniglot", "init_args": SETTINGS},
-    "solver": {"class_path": "JointAnderson", "init_args": {"max_nfe": 10, "step_size": 1.0, "memory": 5}},
+    "solver": {
+        "class_path": "JointAnderson",
+        "init_args": {"max_nfe": 10, "step_size": 1.0, "step_rule": "PLAIN", "memory": 5},
+    },
     "adjoint": {"class_path": "Implicit", "init_args": {"tol": 0.25, "max_nfe": 60}},
     "model": {
         "optimization": {"lr": 0.006},

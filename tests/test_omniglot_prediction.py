@@ -31,7 +31,7 @@ from torch import Tensor
 from deqopt import Equilibrium, JointModule
 from deqopt.callbacks import PredictionWriter, ReportUnreadable
 from deqopt.errors import DataError
-from deqopt.solvers import JointAnderson
+from deqopt.solvers import JointAnderson, StepRule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -104,7 +104,7 @@ class Colours(TinyEpisodes):
 def predict(folder: Path, chunk: int = 64, broken: int | None = None, **settings: Any) -> Path:
     """Where it is written."""
     task = Colours(folder, chunk, broken)
-    module = JointModule(task, solver=JointAnderson(max_nfe=10))
+    module = JointModule(task, solver=JointAnderson(max_nfe=10, step_size=0.1, step_rule=StepRule.PLAIN))
     trainer = quiet_trainer(folder, callbacks=[PredictionWriter()], **settings)
     trainer.predict(module, datamodule=task.datamodule(), return_predictions=False)
     return task.directory

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from deqopt import Equilibrium, JointModule
 from deqopt.errors import ProblemError
-from deqopt.solvers import JointAnderson
+from deqopt.solvers import JointAnderson, StepRule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 WAYS, QUERIES = 3, 4
@@ -84,7 +84,7 @@ class Guesses(TinyEpisodes):
 
     def tested(self, directory: Path, **settings: Any) -> dict[str, float]:
         """The figures of a test."""
-        module = JointModule(self, solver=JointAnderson(max_nfe=60))
+        module = JointModule(self, solver=JointAnderson(max_nfe=60, step_size=0.1, step_rule=StepRule.PLAIN))
         trainer = quiet_trainer(directory, **settings)
         (figures,) = trainer.test(module, datamodule=self.datamodule(), verbose=False)
         return {name.removeprefix("test/"): value for name, value in figures.items()}

@@ -19,7 +19,7 @@ from deqopt.callbacks import ReportUnreadable
 from deqopt.data import EmbeddedPhotographs, ImageSource, open_images, save_image
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
-from deqopt.solvers import JointAnderson, JointSolver
+from deqopt.solvers import JointAnderson, JointSolver, StepRule
 from deqopt.state import State, tensors_of
 
 from . import inpainting, latent_fit, operators, restorer  # noqa: F401  (their classes are options by name)
@@ -102,7 +102,7 @@ class Denoising(Task):
     @classmethod
     def default_solver(cls) -> JointSolver:
         """Short and with memory, so that its gradient can be taken through all evaluations."""
-        return JointAnderson(max_nfe=6, step_size=0.3, memory=5)
+        return JointAnderson(max_nfe=6, step_size=0.3, step_rule=StepRule.PLAIN, memory=5)
 
     @classmethod
     def default_adjoint(cls) -> Adjoint:

@@ -20,7 +20,7 @@ from deqopt.callbacks import ReportUnreadable
 from deqopt.errors import DataError, ProblemError
 from deqopt.fixed_point import Anderson
 from deqopt.nn.multiscale import Branches
-from deqopt.solvers import JointAnderson, JointSolver
+from deqopt.solvers import JointAnderson, JointSolver, StepRule
 from deqopt.solvers.exact import solve_state
 from deqopt.state import State, tensors_of
 
@@ -161,7 +161,7 @@ class Omniglot(Task):
     @classmethod
     def default_solver(cls) -> JointSolver:
         """Short and plain, so that its gradient can be taken through all evaluations."""
-        return JointAnderson(max_nfe=4, step_size=3.0, memory=1)
+        return JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, memory=1)
 
     @classmethod
     def default_adjoint(cls) -> Adjoint:
