@@ -18,7 +18,6 @@ from deqopt_tasks.cifar.losses import Clean
 from deqopt_tasks.cifar.task import Cifar
 from deqopt_tasks.cifar.torch_attacks import PGD
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from benchmarks.adversarial_report import write
 from benchmarks.schedule import shape
@@ -30,6 +29,7 @@ from deqopt.iteration import Norm
 from deqopt.regularizers import SpectralPenalty
 from deqopt.solvers import PGD as SteepestDescent
 from deqopt.solvers import Bilevel, JointSolver, SecantTracking
+from deqopt.weights import cached_weights
 
 RADIUS = 1.5
 BATCH = 48
@@ -138,7 +138,7 @@ def train(task: Cifar, solver: JointSolver, seconds: float, seed: int) -> list[S
             for group in optimizer.param_groups:
                 group["lr"] = HIGHEST_LR * shape(race.share)
             batch = images.draw(BATCH, generator)
-            with parametrize.cached():
+            with cached_weights(task):
                 problem = task.problem(batch)
                 equilibrium = solver.solve(problem, *task.start(batch), adjoint=adjoint)
                 loss = task.loss(equilibrium, batch).mean() + penalty.weight * penalty.penalty(problem, equilibrium)

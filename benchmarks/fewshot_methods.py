@@ -12,7 +12,6 @@ from deqopt_tasks.omniglot.learners import Baseline, Learner, make_learner
 from deqopt_tasks.omniglot.network import EpisodeNetwork
 from deqopt_tasks.omniglot.task import Omniglot
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from deqopt import Equilibrium, JointProblem
 from deqopt.adjoints import Adjoint
@@ -21,6 +20,7 @@ from deqopt.iteration import Status
 from deqopt.nn.multiscale import Branches
 from deqopt.regularizers import Regularizer
 from deqopt.solvers import JointSolver, solve_exactly
+from deqopt.weights import cached_weights
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class JointEntrant(Entrant):
 
     def backward(self, batch: EpisodeBatch) -> Tensor:
         task, penalty = self._task, self._penalty
-        with parametrize.cached():
+        with cached_weights(task):
             problem = task.problem(batch)
             start = task.start(batch)
             equilibrium = self._solver.solve(problem, *start, adjoint=self._adjoint, visits=penalty.visits)
@@ -183,7 +183,7 @@ class JointEntrant(Entrant):
         return loss.detach()
 
     def answer(self, batch: EpisodeBatch) -> Answer:
-        with parametrize.cached():
+        with cached_weights(self._task):
             problem = self._task.problem(batch)
             exact = solve_exactly(problem, self._solver.solve(problem, *self._task.start(batch)))
             probabilities = self._task.probabilities(exact, batch)
@@ -242,7 +242,7 @@ class _Prototypes(_Learning):
         self._penalty = setting.penalty
 
     def backward(self, batch: EpisodeBatch) -> Tensor:
-        with parametrize.cached():
+        with cached_weights(self._embedding):
             loss = self._learner.loss(batch)
             loss = loss + self._penalty.weight * self._penalty.penalty(*self._embedding.solution())
             loss.backward()

@@ -24,7 +24,6 @@ from deqopt_tasks.denoising.prior import PriorFamily
 from deqopt_tasks.denoising.restorer import Restorer
 from deqopt_tasks.denoising.task import Denoising
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torchmetrics import MetricCollection
 
 from benchmarks.restoration_report import write
@@ -35,6 +34,7 @@ from deqopt.equilibrium import BackwardReport
 from deqopt.errors import NonFiniteError
 from deqopt.regularizers import JacobianPenalty
 from deqopt.solvers import JointAnderson, JointSolver, SecantTracking, StepRule, solve_exactly
+from deqopt.weights import cached_weights
 
 CHUNK = 50
 
@@ -201,7 +201,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = setting.lr * shape(race.share)
             batch = images.draw(setting.batch, generator)
-            with parametrize.cached():
+            with cached_weights(task):
                 problem = task.problem(batch)
                 start = task.start(batch)
                 equilibrium = method.solver.solve(problem, *start, adjoint=method.adjoint, visits=penalty.visits)
@@ -232,7 +232,7 @@ def mark(
     task.load_state_dict(snapshot.weights)
 
     def restored(batch: RestorationBatch) -> Tensor:
-        with parametrize.cached():
+        with cached_weights(task):
             problem = task.problem(batch)
             exact = solve_exactly(problem, solver.solve(problem, *task.start(batch)))
             return task.restored(exact)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from benchmarks.data import Batch, Digits
 from benchmarks.models import Attack, LatentFitting, Model
 from deqopt.regularizers import JacobianPenalty
+from deqopt.weights import cached_weights
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def train(model: Model, recipe: Recipe, images: Batch) -> None:
     started = time.perf_counter()
     for step in range(1, recipe.steps + 1):
         rows = torch.randint(len(images.label), (recipe.batch,), generator=generator)
-        with parametrize.cached():
+        with cached_weights(model):
             problem, solved = model.solved_for_training(Batch(images.image[rows], images.label[rows]))
             loss = solved.objective.mean() * recipe.scale
             penalty = regularizer.penalty(problem, solved)

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torchmetrics import MetricCollection
 
 from deqopt.adjoints import Adjoint
@@ -27,6 +26,7 @@ from deqopt.regularizers import Regularizer
 from deqopt.solvers import JointSolver, solve_exactly
 from deqopt.spec import NotPlainError, spec
 from deqopt.task import Task
+from deqopt.weights import cached_weights
 
 
 class JointModule(LightningModule):
@@ -110,7 +110,7 @@ class JointModule(LightningModule):
 
     def forward(self, batch: Any) -> Equilibrium:
         """The solution for a batch, without gradients to theta."""
-        with torch.enable_grad(), parametrize.cached():
+        with torch.enable_grad(), cached_weights(self):
             return self.solve(batch)[1]
 
     # -- the steps ------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class JointModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = self._finite(batch)
-        with parametrize.cached():
+        with cached_weights(self):
             problem, equilibrium = self.solve(batch, self.adjoint)
             self._backward = equilibrium.backward
             objective_loss = self.task.loss(equilibrium, batch).mean()
@@ -162,13 +162,13 @@ class JointModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         batch = self._finite(batch)
-        with torch.enable_grad(), parametrize.cached():
+        with torch.enable_grad(), cached_weights(self):
             problem, equilibrium = self.solve(batch)
             return {"batch": batch, "equilibrium": solve_exactly(problem, equilibrium)}
 
     def _evaluation_step(self, stage: str, batch: Any, record: bool) -> dict[str, Any]:
         batch = self._finite(batch)
-        with torch.enable_grad(), parametrize.cached():
+        with torch.enable_grad(), cached_weights(self):
             problem, solved = self.solve(batch, record=record)
             exact = solve_exactly(problem, solved)
             with torch.no_grad():

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.nn.utils import parametrize
 
 from deqopt.figures import convergence, write_figure
+from deqopt.weights import cached_weights
 
 
 class FigureWriter(Callback):
@@ -46,7 +46,7 @@ class FigureWriter(Callback):
         directory = figure_directory(trainer)
         if directory is None:
             return
-        with torch.no_grad(), parametrize.cached():
+        with torch.no_grad(), cached_weights(pl_module):
             figures = dict(pl_module.task.figures(outputs["equilibrium"], outputs["batch"]))  # type: ignore[operator, union-attr]
         figures["convergence"] = convergence(outputs["solved"].trace)
         for name, figure in figures.items():

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch.nn.utils import parametrize
 
 from deqopt.task import Task
+from deqopt.weights import cached_weights
 
 
 def prediction_directory(trainer: Trainer, task: Task) -> Path:
@@ -43,7 +43,7 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        with torch.no_grad(), parametrize.cached():
+        with torch.no_grad(), cached_weights(pl_module):
             files = pl_module.task.write_predictions(outputs["equilibrium"], outputs["batch"], self._directory)  # type: ignore[operator, union-attr]
         self._written += len(files)
 

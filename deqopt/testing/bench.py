@@ -12,7 +12,6 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from deqopt.adjoints import Adjoint
 from deqopt.batch import leaves, pick, size_of
@@ -21,6 +20,7 @@ from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
 from deqopt.solvers import JointSolver, solve_exactly
 from deqopt.task import Task
+from deqopt.weights import cached_weights
 
 LOADERS = {"train": "fit", "val": "validate", "test": "test", "predict": "predict"}
 MOST, LEAST = 6, 3
@@ -99,7 +99,7 @@ class Bench:
         modes, state = self.modes(), self.state()
         self.task.train(training)
         try:
-            with torch.enable_grad(), parametrize.cached():
+            with torch.enable_grad(), cached_weights(self.task):
                 yield
         finally:
             for name, module in self.task.named_modules():

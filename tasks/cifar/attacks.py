@@ -15,8 +15,9 @@ from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
 from deqopt.solvers import JointSolver
 from deqopt.state import State
+from deqopt.weights import cached_weights
 
-from .gradients import ExactClassifier, cached_weights
+from .gradients import ExactClassifier
 from .threat import Threat
 
 MakeProblem = Callable[[Tensor, Tensor, float], JointProblem]

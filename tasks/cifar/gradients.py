@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -11,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils import parametrize
 
 from deqopt.fixed_point import Anderson, FixedPoint, FixedPointSolver
 from deqopt.iteration import Status
 from deqopt.problem import JointProblem, pull_back
 from deqopt.solvers.exact import solve_multiplier
 from deqopt.state import State, leaf, state_of, tensors_of
+from deqopt.weights import cached_weights
 
 from .classifier import Classifier
 
@@ -149,19 +147,3 @@ class _Logits(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
         images, *z = ctx.saved_tensors
         return ctx.model.image_gradient(images, tuple(z), cotangent), None
-
-
-@contextmanager
-def cached_weights(module: nn.Module) -> Iterator[None]:
-    """Parametrised weights are computed once within.
-
-    All of them at once and with a graph: the cache may be shared with a training step further out, which would get no
-    gradient through a weight that was first asked for under ``no_grad``.
-    """
-    with parametrize.cached():
-        with torch.enable_grad():
-            for part in module.modules():
-                if parametrize.is_parametrized(part):
-                    for name in part.parametrizations:  # type: ignore[union-attr]
-                        getattr(part, name)
-        yield

@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from deqopt.command_line.checkpoints import settings_of
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import CheckpointError, ProblemError
 from deqopt.module import JointModule
 from deqopt.solvers import solve_exactly
+from deqopt.weights import cached_weights
 
 from .data import RestorationBatch
 from .operator import MeasurementOperator
@@ -52,7 +52,7 @@ class ComparedModel:
         if self._module is None:
             self._module = self._loaded()
         module = self._module.to(batch.y.device).eval()
-        with torch.enable_grad(), parametrize.cached():
+        with torch.enable_grad(), cached_weights(module):
             problem, solved = module.solve(batch)
             exact = solve_exactly(problem, solved)
         with torch.no_grad():

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
+
+from deqopt.weights import cached_weights
 
 from .convolutional import ConvolutionalNet, package
 from .episodes import EpisodeBatch
@@ -150,7 +151,7 @@ class Prototypes(Learner):
 
     def logits(self, batch: EpisodeBatch) -> Tensor:
         shots = batch.support.shape[1]
-        with parametrize.cached():
+        with cached_weights(self):
             phi = self.network.embed(torch.cat([batch.support, batch.query], dim=1))  # type: ignore[operator]
         member = F.one_hot(batch.support_label).to(phi)  # every class is there, so that this finds their number
         centres = torch.einsum("bsk,bsd->bkd", member / member.sum(1, keepdim=True), phi[:, :shots])
