@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image import PeakSignalNoiseRatio
 
 from deqopt import Equilibrium, JointProblem, Task
 from deqopt.data import ImageBatch, ImageDataModule, open_images, save_image
@@ -20,6 +20,7 @@ from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
 from deqopt.fixed_point import Anderson
 from deqopt.nn import Decoder
+from deqopt.ssim import StructuralSimilarity
 from deqopt.state import State, tensors_of
 
 from .baseline import MeanImageBaseline
@@ -116,7 +117,7 @@ class CelebA(Task):
     def metrics(self) -> Mapping[str, Metric]:
         return {
             "psnr": PeakSignalNoiseRatio(data_range=(-1.0, 1.0), dim=(1, 2, 3)),
-            "ssim": StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0)),
+            "ssim": StructuralSimilarity(data_range=(-1.0, 1.0)),
         }
 
     def outcome(self, equilibrium: Equilibrium, batch: ImageBatch) -> tuple[Tensor, Tensor]:

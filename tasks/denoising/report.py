@@ -15,13 +15,13 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from deqopt.batch import size_of
 from deqopt.callbacks.figures import figure_directory
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows, write_figure
+from deqopt.ssim import ssim
 from deqopt.tables import write_csv
 
 from .baselines import Baseline, baselines_for, choose, psnr
@@ -170,7 +170,7 @@ class Result:
         images: how many it restored.
         psnr: mean over the images, in dB; see :func:`psnr`.
         psnr_error: its standard error; NaN of a single image.
-        ssim: mean.
+        ssim: mean; see :func:`ssim`.
         psnr_hidden: mean PSNR of the hidden pixels alone; None where there are none.
         seconds: an image, the median over the batches of the first process; ours is that of the whole test step. None
             where none were measured.
@@ -230,13 +230,6 @@ class Tally:
             psnr_hidden=inside / holes if holes else None,
             seconds=median(self.seconds) if self.seconds else None,
         )
-
-
-def ssim(images: Tensor, clean: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of every image, (B,), of (B, channels, H, W) in [-1, 1]."""
-    found = structural_similarity_index_measure(images, clean, data_range=(-1.0, 1.0), reduction="none")
-    assert isinstance(found, Tensor)
-    return found.reshape(len(images))
 
 
 def hidden_pixels(operator: MeasurementOperator, batch: RestorationBatch) -> Tensor:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image import PeakSignalNoiseRatio
 
 from deqopt import Equilibrium, JointProblem, Task
 from deqopt.adjoints import Adjoint, Unrolled
@@ -20,6 +20,7 @@ from deqopt.data import EmbeddedPhotographs, ImageSource, open_images, save_imag
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
 from deqopt.solvers import JointAnderson, JointSolver, StepRule
+from deqopt.ssim import StructuralSimilarity
 from deqopt.state import State, tensors_of
 
 from . import inpainting, latent_fit, operators, restorer  # noqa: F401  (their classes are options by name)
@@ -178,7 +179,7 @@ class Denoising(Task):
     def metrics(self) -> Mapping[str, Metric]:
         return {
             "psnr": PeakSignalNoiseRatio(data_range=(-1.0, 1.0), dim=(1, 2, 3)),
-            "ssim": StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0)),
+            "ssim": StructuralSimilarity(data_range=(-1.0, 1.0)),
         }
 
     def outcome(self, equilibrium: Equilibrium, batch: RestorationBatch) -> tuple[Tensor, Tensor]:
