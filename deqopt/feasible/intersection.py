@@ -1,0 +1,105 @@
+"""The points that lie in all of several sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from deqopt.errors import ProblemError
+from deqopt.feasible.base import FeasibleSet
+from deqopt.feasible.dykstra import dykstra
+from deqopt.feasible.sets import Box, Everywhere, L2Ball, L2BallInBox, LinfBall, clip
+from deqopt.feasible.within_ball import NO_COMMON_POINT, TOUCHING, within_ball
+
+Projection = Callable[[Tensor], Tensor]
+
+MOST_BALLS = 2
+"""The search for the multiplier of one ball contains those of all others, so more balls are left to the iteration."""
+
+
+@dataclass(frozen=True)
+class Intersection(FeasibleSet):
+    """The points that lie in all of several sets. The sets must have a point in common.
+
+    Boxes and balls in the maximum norm are one box. The nearest point in one or two Euclidean balls and at most one
+    other set (a box, or any set) is found to rounding: see :func:`deqopt.feasible.within_ball.within_ball`. More sets
+    need an iteration, which warns where it does not find the nearest point: see
+    :func:`deqopt.feasible.dykstra.dykstra`.
+
+    Args:
+        sets: at least one.
+        sweeps: the most sweeps of that iteration over all sets.
+        tol: it has found a sample once a sweep moves point and corrections by less than ``tol`` of their size.
+
+    Raises:
+        ProblemError: no set given, or the sets are found to have no point in common.
+    """
+
+    sets: tuple[FeasibleSet, ...]
+    sweeps: int = 1000
+    tol: float = 1e-9
+
+    def __post_init__(self) -> None:
+        if not self.sets:
+            raise ProblemError("Intersection needs at least one set")
+        strange = [one for one in self.sets if not isinstance(one, FeasibleSet)]
+        if strange:
+            raise ProblemError(f"Intersection takes feasible sets, such as Box(0.0, 1.0), got {strange[0]!r}")
+
+    def project(self, x: Tensor) -> Tensor:
+        parts = _parts(self.sets)
+        boxes = [one for one in parts if type(one) in (Box, LinfBall)]
+        balls = [one for one in parts if type(one) is L2Ball]
+        others = [one for one in parts if type(one) not in (Box, LinfBall, L2Ball)]
+        projections: list[Projection] = [one.project for one in others]
+        if boxes:
+            low, high = _common_box(boxes, x)
+            projections.insert(0, lambda point: clip(point, low, high))
+        if len(projections) > 1 or len(balls) > MOST_BALLS:
+            return dykstra([*projections, *(ball.project for ball in balls)], x, self.sweeps, self.tol)
+        project = projections[0] if projections else _same
+        for ball in balls:
+            project = partial(within_ball, project, center=ball.center_of(x).expand_as(x), radius=ball.radius_of(x))
+        return project(x)
+
+
+def _parts(sets: tuple[FeasibleSet, ...]) -> list[FeasibleSet]:
+    """The sets that these are made of. Only the classes themselves: a subclass may project otherwise."""
+    parts: list[FeasibleSet] = []
+    for one in sets:
+        if type(one) is Intersection:
+            parts += _parts(one.sets)
+        elif type(one) is L2BallInBox:
+            parts += [L2Ball(one.radius), Box(one.low, one.high)]
+        elif type(one) is not Everywhere:
+            parts.append(one)
+    return parts
+
+
+def _common_box(boxes: list[FeasibleSet], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The bounds of the box that boxes and balls in the maximum norm have in common."""
+    lows, highs = zip(*(_bounds(one, x) for one in boxes), strict=True)
+    low, high = lows[0], highs[0]
+    for other in lows[1:]:
+        low = torch.maximum(low, other)
+    for other in highs[1:]:
+        high = torch.minimum(high, other)
+    if bool((low - high > TOUCHING * (low.abs() + high.abs())).any()):
+        raise ProblemError(f"Intersection: {NO_COMMON_POINT}")
+    return low, high
+
+
+def _bounds(one: FeasibleSet, x: Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(one, Box):
+        return one.bounds_of(x)
+    assert isinstance(one, LinfBall)
+    center, radius = one.center_of(x), one.radius_of(x)
+    return center - radius, center + radius
+
+
+def _same(point: Tensor) -> Tensor:
+    return point

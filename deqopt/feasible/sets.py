@@ -1,0 +1,149 @@
+"""The sets whose projections are known in closed form, or all but one number of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deqopt.errors import ProblemError
+from deqopt.feasible.base import A_SAMPLE, FeasibleSet, largest, like, one_a_sample
+from deqopt.feasible.within_ball import within_ball
+
+
+@dataclass(frozen=True)
+class Everywhere(FeasibleSet):
+    """No constraint."""
+
+    def project(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class Box(FeasibleSet):
+    """``low <= x <= high`` in every entry.
+
+    Args:
+        low, high: numbers, or tensors that broadcast to x.
+
+    Raises:
+        ProblemError: somewhere ``low > high``.
+    """
+
+    low: float | Tensor
+    high: float | Tensor
+
+    def __post_init__(self) -> None:
+        if bool((torch.as_tensor(self.low) > torch.as_tensor(self.high)).any()):
+            raise ProblemError("Box is empty: low must not be above high anywhere")
+
+    def project(self, x: Tensor) -> Tensor:
+        return clip(x, *self.bounds_of(x))
+
+    def bounds_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``low`` and ``high`` as tensors that broadcast to x."""
+        return like(self.low, x, "Box: low"), like(self.high, x, "Box: high")
+
+
+@dataclass(frozen=True)
+class Ball(FeasibleSet):
+    """All points within ``radius`` of ``center`` in some norm.
+
+    Args:
+        radius: not negative; a number, or a tensor of one a sample, (B,).
+        center: broadcasts to x; the origin if None.
+
+    Raises:
+        ProblemError: a negative radius, or one that is neither a number nor one a sample.
+    """
+
+    radius: float | Tensor = field(metadata=A_SAMPLE)
+    center: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_radius(self.radius, type(self).__name__)
+
+    def project(self, x: Tensor) -> Tensor:
+        if self.center is None:
+            return self.shorten(x)
+        center = self.center_of(x)
+        return center + self.shorten(x - center)
+
+    def center_of(self, x: Tensor) -> Tensor:
+        """The centre as a tensor that broadcasts to x."""
+        return like(0.0 if self.center is None else self.center, x, f"{type(self).__name__}: center")
+
+    def radius_of(self, x: Tensor) -> Tensor:
+        """The radius as a tensor that broadcasts to x: () or (B, 1, ...)."""
+        return one_a_sample(self.radius, x, f"{type(self).__name__}: radius")
+
+    @abstractmethod
+    def shorten(self, offset: Tensor) -> Tensor:
+        """The nearest offset from the centre that is not longer than the radius."""
+
+
+class L2Ball(Ball):
+    """``|x - center|_2 <= radius`` a sample."""
+
+    def shorten(self, offset: Tensor) -> Tensor:
+        radius, unit = self.radius_of(offset), largest(offset)
+        direction = offset / unit  # its largest entry is 1, so its norm neither overflows nor underflows
+        norm = direction.flatten(1).norm(dim=1).reshape(unit.shape).clamp_min(0.5)
+        return torch.where(norm * unit > radius, direction / norm * radius, offset)
+
+
+class LinfBall(Ball):
+    """``|x - center|_inf <= radius``: no entry further than ``radius`` from the centre."""
+
+    def shorten(self, offset: Tensor) -> Tensor:
+        radius = self.radius_of(offset)
+        return clip(offset, -radius, radius)
+
+
+@dataclass(frozen=True)
+class L2BallInBox(FeasibleSet):
+    """``|x|_2 <= radius`` and ``low <= x <= high`` a sample, where ``low <= 0 <= high``: a ball of perturbations that
+    keeps pixels valid.
+
+    The nearest point is ``clip(t x, low, high)`` with the largest t in [0, 1] that leaves it in the ball.
+
+    Args:
+        radius: not negative; a number, or a tensor of one a sample, (B,).
+        low, high: numbers, or tensors that broadcast to x.
+
+    Raises:
+        ProblemError: a negative radius, or a box without the origin.
+    """
+
+    radius: float | Tensor = field(metadata=A_SAMPLE)
+    low: float | Tensor
+    high: float | Tensor
+
+    def __post_init__(self) -> None:
+        check_radius(self.radius, type(self).__name__)
+        if bool((torch.as_tensor(self.low) > 0).any()) or bool((torch.as_tensor(self.high) < 0).any()):
+            raise ProblemError(f"{type(self).__name__}: the box must hold the origin: low must be <= 0 and high >= 0")
+
+    def project(self, x: Tensor) -> Tensor:
+        low, high = (like(bound, x, f"{type(self).__name__}: a bound") for bound in (self.low, self.high))
+        radius = one_a_sample(self.radius, x, f"{type(self).__name__}: radius")
+        return within_ball(lambda point: clip(point, low, high), x, torch.zeros_like(x), radius)
+
+
+def clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``min(max(x, low), high)``, differentiable in all three."""
+    return torch.minimum(torch.maximum(x, low), high)
+
+
+def check_radius(radius: float | Tensor, kind: str) -> None:
+    """Raise ProblemError unless every radius is 0 or larger, and they are a number or one a sample."""
+    numbers = torch.as_tensor(radius)
+    if numbers.dim() > 1:
+        raise ProblemError(
+            f"{kind}: radius must be a number, or one a sample, (B,), got a tensor {tuple(numbers.shape)}"
+        )
+    if not bool((numbers >= 0).all()):
+        worst = radius if numbers.dim() == 0 and not isinstance(radius, Tensor) else float(numbers.min())
+        raise ProblemError(f"{kind}: radius must be 0 or larger, got {worst}")

@@ -1,0 +1,117 @@
+"""The projection onto a ball within any other set, from the projection onto that set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from deqopt.errors import ProblemError
+from deqopt.feasible.base import largest, length
+
+NO_COMMON_POINT = "the sets have no point in common, at least for one sample"
+# Sets count as touching where rounding in float32 may be what is between them, relative to where they lie.
+TOUCHING = 2e-6
+MOST = 200
+
+
+def within_ball(project: Callable[[Tensor], Tensor], x: Tensor, center: Tensor, radius: Tensor) -> Tensor:
+    """The nearest point to x, (B, *input), of those in a set C with ``|u - center|_2 <= radius``.
+
+    It is ``u(t) = Proj_C(center + t (x - center))`` with the largest t in [0, 1] for which u is in the ball: ``1 / t -
+    1`` is the multiplier of ``|u - center|^2 <= radius^2``. Only this number is searched for. ``|u(t) - center|`` does
+    not fall, so it is found whatever C is, to rounding, also where ball and C nearly touch: see :func:`_searched`. The
+    result is twice differentiable in all that ``project``, x, center and radius reach.
+
+    Args:
+        project: onto C, closed and convex, sample by sample.
+        center: shaped like x.
+        radius: not negative, broadcasts to x: () or (B, 1, ...).
+
+    Raises:
+        ProblemError: ball and C have no point in common, for at least one sample.
+    """
+    radii = radius.expand(len(x), *[1] * (x.dim() - 1)).flatten()
+    offset = x - center
+    unit = largest(offset)
+    direction = offset / unit
+    whole = project(x)
+    with torch.no_grad():
+        beyond = length(whole - center) > radii * (1 + 2 * torch.finfo(x.dtype).eps)
+        if not bool(beyond.any()):
+            return whole
+        reach = _searched(project, center, direction, radii, unit.flatten(), length(whole - center), beyond)
+
+    def at(steps: Tensor) -> Tensor:
+        moved = center + steps.reshape(unit.shape) * direction
+        return project(torch.where(beyond.reshape(unit.shape), moved, x))
+
+    point = at(reach)
+    if not point.requires_grad:
+        return point
+    # Two Newton steps from the solution: their first and second derivatives are those of the solution.
+    for _ in range(2):
+        reach = reach.requires_grad_()
+        distance = length(at(reach) - center)
+        (slope,) = torch.autograd.grad(distance.sum(), reach, create_graph=True)
+        moving = beyond & (slope > 0)
+        reach = reach - torch.where(moving, (distance - radii) / torch.where(moving, slope, 1), 0)
+    return at(reach)
+
+
+def _searched(
+    project: Callable[[Tensor], Tensor],
+    center: Tensor,
+    direction: Tensor,
+    radius: Tensor,
+    longest: Tensor,
+    farthest: Tensor,
+    active: Tensor,
+) -> Tensor:
+    """(B,) the s in [0, longest] with ``|Proj_C(center + s direction) - center| = radius`` where ``active``.
+
+    A secant of the squared distance over s^2, exact where C is a box and its clipped entries are known, keeps the
+    root between two ends (the Illinois method); every third step halves what is between them, in the logarithm.
+
+    Args:
+        farthest: the distance at ``longest``.
+    """
+    eps = torch.finfo(center.dtype).eps
+    per_sample = (-1, *[1] * (center.dim() - 1))
+    nearest = length(project(center) - center)
+    far_away = TOUCHING * (nearest + radius + length(center))
+    if bool((active & (nearest > radius + far_away)).any()):
+        raise ProblemError(f"Intersection: {NO_COMMON_POINT}")
+
+    def excess(square: Tensor) -> Tensor:
+        moved = center + square.sqrt().to(center.dtype).reshape(per_sample) * direction
+        return (length(project(moved) - center).double() / scale).square() - 1
+
+    scale = torch.where(radius > 0, radius, 1).double()
+    low = ((radius - nearest).double() / length(direction).double()).clamp_min(0).square()
+    active = active & (radius > 0) & (low > 0)  # else they touch: s is 0
+    found, high = low, longest.double().square()
+    above = (farthest.double() / scale).square() - 1
+    below = excess(low)
+    active = active & (below < -8 * eps)
+    was_over = active.logical_not()
+    growth, open_end = torch.full_like(low, 2), active
+    for k in range(MOST):
+        if not bool(active.any()):
+            break
+        secant = (low * above - high * below) / (above - below)
+        halfway = torch.where(high > 4 * low, (low * high).sqrt(), (low + high) / 2)
+        further = low / (1 + below) * growth
+        middle = torch.where(open_end, further, halfway if k % 4 == 3 else secant)
+        middle = torch.where((middle > low) & (middle < high), middle, halfway)
+        value = excess(middle)
+        over = value > 0
+        found = torch.where(active, torch.where(over & (value > 8 * eps), low, middle), found)
+        high, low = torch.where(over, middle, high), torch.where(over, low, middle)
+        # Illinois: an end that stays twice counts half, lest it stay for ever.
+        again = torch.where((over == was_over) & ~open_end, 0.5, 1.0)
+        above, below = torch.where(over, value, above * again), torch.where(over, below * again, value)
+        was_over, open_end, growth = over, open_end & ~over, growth.square()
+        active = active & (value.abs() > 8 * eps) & (high - low > eps * high)
+    return found.sqrt().to(center.dtype)
