@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from shutil import get_terminal_size
 
-from deqopt.command_line.configuration import RUNS
+from deqopt.command_line.names import RUNS
 from deqopt.errors import DeqoptError
 from deqopt.registry import Group, listing
 
@@ -62,7 +63,7 @@ def _command(words: Sequence[str]) -> Callable[[Sequence[str]], None]:
         return lambda rest: run(name, rest)
     if name in LISTINGS:
         group = LISTINGS[name]
-        return lambda rest: _print_alone(name, rest, listing(group))
+        return lambda rest: _print_alone(name, rest, listing(group, _terminal_width()))
     if name in ("-h", "--help"):
         return lambda rest: print(HELP, end="")
     if name == "--version":
@@ -70,6 +71,11 @@ def _command(words: Sequence[str]) -> Callable[[Sequence[str]], None]:
 
         return lambda rest: _print_alone(name, rest, f"deqopt {__version__}")
     raise DeqoptError(_no_command(name))
+
+
+def _terminal_width() -> int | None:
+    """The width of the terminal; None where the output goes elsewhere, so that a line stays a plugin."""
+    return get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _print_alone(name: str, rest: Sequence[str], text: str) -> None:

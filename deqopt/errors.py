@@ -4,6 +4,12 @@ The command line prints their text as one line and exits with status 2; everythi
 its traceback.
 """
 
+from __future__ import annotations
+
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
 
 class DeqoptError(Exception):
     """Base of every error whose text is written for the user."""
@@ -31,3 +37,26 @@ class BackwardError(DeqoptError, ArithmeticError):
 
 class CheckpointError(DeqoptError):
     """A checkpoint that is missing, unreadable or belongs to another task."""
+
+
+def require(value: object, kind: type, what: str) -> None:
+    """Raise ProblemError unless ``value``, called ``what``, is an object of that kind."""
+    if isinstance(value, kind):
+        return
+    if isinstance(value, type) and issubclass(value, kind):
+        raise ProblemError(f"{what} is the class {value.__name__} itself: give an object of it, {value.__name__}(...)")
+    got = f"the class {value.__name__}" if isinstance(value, type) else f"a value of type {type(value).__name__}"
+    raise ProblemError(f"{what} must be a {kind.__name__} object, got {got}")
+
+
+def check_kinds(settings: Any) -> None:
+    """Raise ProblemError where a field of a dataclass is a class in place of an object, or no member of its enum."""
+    for field in fields(settings):
+        value, choices = getattr(settings, field.name), type(field.default)
+        if isinstance(value, type):
+            raise ProblemError(
+                f"{field.name} is the class {value.__name__} itself: give an object of it, {value.__name__}(...)"
+            )
+        if issubclass(choices, Enum) and not isinstance(value, choices):
+            members = " or ".join(map(str, choices))
+            raise ProblemError(f"{field.name} must be {members}, got {value!r}")

@@ -12,12 +12,14 @@ import functools
 import importlib
 import importlib.util
 import re
+import textwrap
 import warnings
 from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from deqopt.command_line.markup import plain
 from deqopt.errors import PluginError
 
 _MALFORMED = "its target has to be written 'module:Class'"
@@ -62,7 +64,7 @@ class Plugin:
 
     @property
     def summary(self) -> str:
-        """First line of the class's docstring (the module's, where the class is imported from elsewhere).
+        """First line of the class's docstring (the module's, where the class is imported from elsewhere), plain text.
 
         Read from the source file: neither the plugin nor its parent packages are imported. Where nothing can be
         read the text says why, such as ``(cannot be read: no module named foo)``.
@@ -75,7 +77,7 @@ class Plugin:
         except (ImportError, OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return f"(cannot be read: {_one_line(str(error) or type(error).__name__)})"
         docstring = ast.get_docstring(_class_definition(tree, qualified_name) or tree) or ""
-        return next(iter(docstring.strip().splitlines()), "(no description)")
+        return plain(next(iter(docstring.strip().splitlines()), "(no description)"))
 
     def load(self) -> type:
         """Imports the class.
@@ -153,14 +155,26 @@ def find(group: Group, name: str) -> Plugin:
     raise PluginError(f"{unknown}. {names}")
 
 
-def listing(group: Group) -> str:
-    """A plain table, one plugin a line: name, summary, distribution. Ambiguous names have a line each."""
+def listing(group: Group, width: int | None = None) -> str:
+    """A plain table: name, summary, distribution. Ambiguous names have a row each.
+
+    A plugin is one line; with ``width`` its summary is wrapped so that no line is longer, where there is room for it.
+    """
     everything = [p for first in plugins(group).values() for p in (first, *first.rivals)]
     if not everything:
         return _none_installed(group)
     rows = [(p.name, p.summary, p.distribution) for p in everything]
-    name_width, summary_width = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return "\n".join(f"{n:<{name_width}}  {s:<{summary_width}}  {d}" for n, s, d in rows)
+    names, summaries, distributions = (max(len(row[column]) for row in rows) for column in range(3))
+    if width is not None:
+        summaries = min(summaries, max(width - names - distributions - 4, 20))
+    lines = []
+    for name, summary, distribution in rows:
+        first, *more = [summary] if width is None else textwrap.wrap(summary, summaries) or [""]
+        lines += [
+            f"{name:<{names}}  {first:<{summaries}}  {distribution}",
+            *(" " * (names + 2) + line for line in more),
+        ]
+    return "\n".join(lines)
 
 
 def _none_installed(group: Group) -> str:

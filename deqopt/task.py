@@ -35,6 +35,15 @@ class Task(nn.Module, ABC):
     init_args: dict[str, Any]
     """The arguments that the task was made with: what a checkpoint needs to make it again."""
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        for name in ("default_solver", "default_adjoint"):
+            if name in vars(cls) and not isinstance(vars(cls)[name], (classmethod, staticmethod)):
+                raise ProblemError(
+                    f"{cls.__name__}.{name} must be a class method, because it is asked before there is a task: write "
+                    "@classmethod above it, and cls for self"
+                )
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Task:
         task = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind_partial(task, *args, **kwargs)

@@ -13,12 +13,10 @@ from typing import Any
 
 import yaml
 
+from deqopt.command_line.names import CHOICES, RUNS, SECTIONS
 from deqopt.errors import DeqoptError, PluginError
 from deqopt.registry import Group, find
 
-RUNS = ("fit", "validate", "test", "predict")
-CHOICES = ("task", "solver", "adjoint")
-SECTIONS = ("trainer", "model", "checkpoint")
 PLUGINS = {"task": Group.TASKS, "solver": Group.SOLVERS}
 ENVIRONMENT = "DEQOPT_"
 CONFIG_VARIABLE = f"{ENVIRONMENT}CONFIG"

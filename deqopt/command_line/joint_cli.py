@@ -25,7 +25,8 @@ from deqopt.callbacks import FigureWriter, PredictionWriter, RunCheckpoint
 from deqopt.command_line.arguments import RUNS_ROOT, Invocation, read
 from deqopt.command_line.checkpoints import run_folder
 from deqopt.command_line.complaints import Complaints
-from deqopt.command_line.configuration import CHOICES
+from deqopt.command_line.markup import plain
+from deqopt.command_line.names import CHOICES
 from deqopt.command_line.nulls import refuse_nulls
 from deqopt.errors import DeqoptError
 from deqopt.module import JointModule
@@ -63,7 +64,7 @@ class PlainHelp(DefaultHelpFormatter):
     """Help without the markup of docstrings."""
 
     def _expand_help(self, action: Action) -> str:
-        return re.sub(r":\w+:`~?([^`]*)`", r"\1", super()._expand_help(action)).replace("``", "")
+        return plain(super()._expand_help(action))
 
 
 class JointParser(LightningArgumentParser):
