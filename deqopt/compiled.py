@@ -61,5 +61,11 @@ def _plain_copy(cell: nn.Module) -> tuple[list[str], nn.Module]:
             del module.parametrizations
             for name, weight in weights.items():
                 module.register_parameter(name, nn.Parameter(weight))
-    names = [name for name, _ in (*plain.named_parameters(), *plain.named_buffers())]
+    # A module that is used twice is named once. Of tied weights, which are tied no longer on meta, each has its name.
+    names = [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in plain.named_modules()
+        for named in (module.named_parameters, module.named_buffers)
+        for name, _ in named(recurse=False, remove_duplicate=False)
+    ]
     return names, plain.to("meta")

@@ -46,7 +46,7 @@ def require(value: object, kind: type, what: str) -> None:
     if isinstance(value, type) and issubclass(value, kind):
         raise ProblemError(f"{what} is the class {value.__name__} itself: give an object of it, {value.__name__}(...)")
     got = f"the class {value.__name__}" if isinstance(value, type) else f"a value of type {type(value).__name__}"
-    raise ProblemError(f"{what} must be a {kind.__name__} object, got {got}")
+    raise ProblemError(f"{what} must be an object of {kind.__name__}, got {got}")
 
 
 def check_kinds(settings: Any) -> None:

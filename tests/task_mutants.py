@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from tiny_task import OUTPUT, STATE, Batch, Targets, Tiny
 from torch import Tensor, nn
@@ -28,6 +29,24 @@ class EmptyLoader(Tiny):
         data = super().datamodule()
         data.val_dataloader = lambda: DataLoader([])  # type: ignore[method-assign, arg-type]
         return data
+
+
+class NothingToPredict(Tiny):
+    """Writes predictions, of no data."""
+
+    def datamodule(self) -> Any:
+        targets = super().datamodule()
+        loaders = {f"{stage}_dataloader": targets.batches for stage in ("train", "val", "test")}
+        data = LightningDataModule()
+        for name, loader in loaders.items():
+            setattr(data, name, loader)
+        return data
+
+
+class PredictsNothing(NothingToPredict):
+    """Sane: neither writes predictions nor has data for them."""
+
+    write_predictions = Task.write_predictions
 
 
 class StartsOutside(Tiny):
@@ -238,7 +257,12 @@ class NoCallbacks(Tiny):
 
 
 MUTANTS: dict[str, list[Callable[[], Task]]] = {
-    "the_datamodule_gives_batches": [NoLoaders, EmptyLoader, lambda: Tiny(samples=4, spoiled=range(4))],
+    "the_datamodule_gives_batches": [
+        NoLoaders,
+        EmptyLoader,
+        NothingToPredict,
+        lambda: Tiny(samples=4, spoiled=range(4)),
+    ],
     "start_and_problem_fit": [StartsOutside, OneStart, SummedObjective, lambda: Tiny(batch_size=2)],
     "samples_are_not_coupled": [Normalised],
     "a_sample_has_one_solution": [MeanStart, Standardised],

@@ -212,6 +212,40 @@ def test_compiled_cell_follows_its_weights(normed: Normed) -> None:
     assert counters["stats"]["unique_graphs"] == 1
 
 
+class Tied(nn.Module):
+    """A weight of two layers, a layer of two names, a buffer of two modules."""
+
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.third = self.first
+        self.normed = self.again = weight_norm(nn.Linear(4, 4))
+        self.register_buffer("shift", torch.tensor(0.1))
+        self.holder = nn.Module()
+        self.holder.register_buffer("shift", self.shift)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(z) + self.second(x) + self.third(x) + self.normed(z) * self.again(x) + self.shift)
+
+
+@pytest.mark.usefixtures("light_compiler")
+def test_tied_weights_are_compiled() -> None:
+    cell = Tied()
+    compiled = CompiledCell(cell)
+    z, x = torch.randn(3, 4), torch.randn(3, 4)
+    for _ in range(2):
+        expected = cell(z, x)
+        with compiled.active():
+            assert torch.allclose(cell(z, x), expected)
+        with torch.no_grad():
+            cell.first.weight.mul_(1.5)
+            cell.shift.add_(0.2)
+    assert cell.second.weight is cell.first.weight
+
+
 def test_compiling_adds_nothing_to_checkpoints(normed: Normed) -> None:
     names = JointModule(normed).state_dict().keys()
     assert JointModule(normed, compile=True).state_dict().keys() == names

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deqopt.cli import main
+from deqopt.testing import check_task
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -65,3 +68,23 @@ def test_the_page_on_extending_runs_from_top_to_bottom() -> None:
     assert float((equilibrium.x.sum(1) - 1).abs().max()) < 1e-5
     assert float(equilibrium.x.min()) >= 0
     assert float(names["StateSize"]().penalty(names["problem"], equilibrium)) > 0
+
+
+@pytest.mark.slow
+def test_the_page_on_extending_has_strict_types(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (tmp_path / "page.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)))
+    flags = ["--strict", "--config-file=", "--follow-imports=silent", "--ignore-missing-imports"]
+    cache = f"--cache-dir={ROOT / '.mypy_cache' / 'pages'}"
+    command = [sys.executable, "-m", "mypy", *flags, cache, str(tmp_path / "page.py")]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stdout
+
+
+def test_the_task_of_your_own_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says that it writes no predictions, for which it needs no data."""
+    (tmp_path / "sensors_checked.py").write_text(BLOCKS[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    report = check_task(import_module("sensors_checked").Sensors())
+    assert set(report.skipped) == {"predictions_are_written"}
+    sys.modules.pop("sensors_checked")

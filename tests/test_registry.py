@@ -182,6 +182,19 @@ def test_listing_is_an_aligned_table_with_broken_and_ambiguous_plugins(site: Sit
         assert len({line.index(cell[column]) for line, cell in zip(lines, cells, strict=True)}) == 1
 
 
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_a_listing_fits_the_terminal(site: Site, width: int) -> None:
+    summary = "Finds what nobody has looked for, in a place that nobody has thought of."
+    site.install("one", {"mine": "fake:Task", "other": "fake:Other"})
+    site.write("fake.py", f'class Task:\n    """{summary}"""\nclass Other:\n    """Short."""')
+    lines = listing(Group.TASKS, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["mine", "other"]
+    assert all(line.endswith("one 1.0") for line in lines if not line.startswith(" "))
+    assert " ".join(" ".join(lines[:-1]).replace("one 1.0", "").split()) == f"mine {summary}"
+    assert (len(lines) == 2) == (width == 200)
+
+
 def test_listing_without_plugins_says_how_they_are_registered(site: Site, group: Group) -> None:
     assert listing(group).startswith(f"no {group.plural} are installed;")
     assert group.value in listing(group) and "module:Class" in listing(group)
@@ -211,6 +224,11 @@ SOURCES: dict[str, tuple[str | bytes, str]] = {
     "empty docstring": ('class Task:\n    "  "', "(no description)"),
     "encoding": ('# coding: latin-1\nclass Task:\n "Zoë."'.encode("latin-1"), "Zoë."),
     "sloppy escape": ('class Task:\n    "A \\d."', "A \\d."),
+    "literals": ('class Task:\n    "Descent on ``J(z(x), x)`` and `mu`."', "Descent on J(z(x), x) and mu."),
+    "roles": (
+        'class Task:\n    "A :class:`Tracking`, :func:`~a.b.solve` and :py:class:`the base <a.b.Base>`."',
+        "A Tracking, solve and the base.",
+    ),
     "syntax": ("x = 1\nclass Task(:", "(cannot be read: invalid syntax (fake.py, line 2))"),
     "not text": (b"\xff\xfe\x00", "(cannot be read: "),
     "null byte": (b"x = '\x00'", "(cannot be read: "),

@@ -140,6 +140,7 @@ def test_sane_tasks_keep_the_contract() -> None:
 
 def test_what_a_task_does_not_have_is_skipped_with_a_reason() -> None:
     assert check_task(task_mutants.NoMetrics()).skipped == {"metrics_take_the_outcome": "the task has no metrics"}
+    assert set(check_task(task_mutants.PredictsNothing()).skipped) == {"predictions_are_written"}
     task = task_mutants.NoPredictions()
     report = check_task(task, task.batch())
     assert set(report.skipped) == {"the_datamodule_gives_batches", "predictions_are_written"}
@@ -158,6 +159,14 @@ def test_a_mutant_task_is_caught(clause: str, mutant: Any) -> None:
     with pytest.raises(ContractError) as caught:
         check_task(mutant())
     assert clause in caught.value.broken
+
+
+def test_a_loader_that_is_missing_is_named_with_what_needs_it() -> None:
+    message = (
+        "the data module has no predict_dataloader, which deqopt predict needs: the task defines write_predictions"
+    )
+    with pytest.raises(ContractError, match=message):
+        check_task(task_mutants.NothingToPredict())
 
 
 def test_a_batch_can_be_given_instead_of_the_loaders() -> None:

@@ -47,13 +47,23 @@ class Source:
 
 
 def defaults(task: str | None) -> Source:
-    """What holds where nothing else says otherwise: the solver and the adjoint of the task with this class path."""
+    """What holds where nothing else says otherwise: the solver and the adjoint of the task with this class path.
+
+    Raises:
+        ProblemError: these are none.
+    """
+    from deqopt.adjoints import Adjoint
+    from deqopt.errors import require
+    from deqopt.solvers import JointSolver
     from deqopt.spec import spec
     from deqopt.task import Task
 
     named = None if task is None else resolve_name(task)
     kind = named if isinstance(named, type) and issubclass(named, Task) else Task
-    return Source("by default", {"solver": spec(kind.default_solver()), "adjoint": spec(kind.default_adjoint())})
+    solver, adjoint = kind.default_solver(), kind.default_adjoint()
+    require(solver, JointSolver, f"what {kind.__name__}.default_solver() returns")
+    require(adjoint, Adjoint, f"what {kind.__name__}.default_adjoint() returns")
+    return Source("by default", {"solver": spec(solver), "adjoint": spec(adjoint)})
 
 
 def read_config(name: str, command: str, option: str = "--config") -> Source:

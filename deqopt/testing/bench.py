@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from deqopt.adjoints import Adjoint
@@ -45,13 +46,18 @@ class Bench:
 
     @cached_property
     def loaded(self) -> dict[str, Any]:
-        """The first batch of every loader."""
+        """The first batch of every loader. A task that writes no predictions may be without one for predict."""
         data = self.task.datamodule()
         if not isinstance(data, LightningDataModule):
             raise ProblemError(f"datamodule() returned a {type(data).__name__}, expected a LightningDataModule")
         data.prepare_data()
         batches = {}
         for stage, phase in LOADERS.items():
+            if not is_overridden(f"{stage}_dataloader", data, LightningDataModule):
+                if stage == "predict" and not self.predicts:
+                    continue
+                because = ": the task defines write_predictions()" if stage == "predict" else ""
+                raise ProblemError(f"the data module has no {stage}_dataloader, which deqopt {phase} needs{because}")
             data.setup(phase)
             loader = getattr(data, f"{stage}_dataloader")()
             if isinstance(loader, (list, tuple, dict)):
@@ -67,6 +73,11 @@ class Bench:
             batches[stage] = batch
             data.teardown(phase)
         return batches
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the task defines ``write_predictions()``."""
+        return type(self.task).write_predictions is not Task.write_predictions
 
     def batch(self, stage: str = "test") -> Any:
         """At most ``MOST`` samples, on the task's device.

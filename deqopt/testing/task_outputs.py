@@ -15,7 +15,6 @@ from torchmetrics import Metric, MetricCollection
 
 from deqopt.batch import pick, size_of
 from deqopt.figures import write_figure
-from deqopt.task import Task
 from deqopt.testing.bench import Bench
 from deqopt.testing.report import Inapplicable
 
@@ -72,7 +71,7 @@ def figures_can_be_drawn(bench: Bench) -> Iterator[str]:
 def predictions_are_written(bench: Bench) -> Iterator[str]:
     """write_predictions() writes into the directory that it is given, returns the paths of all files that it wrote,
     none of them empty, and gives other samples other names."""
-    if type(bench.task).write_predictions is Task.write_predictions:
+    if not bench.predicts:
         raise Inapplicable("the task does not define write_predictions(), so deqopt predict is refused")
     batch = bench.batch("predict")
     first = torch.arange(size_of(batch), device=bench.device) < size_of(batch) // 2

@@ -22,8 +22,8 @@ SPREAD = 0.5
 
 
 def the_datamodule_gives_batches(bench: Bench) -> Iterator[str]:
-    """datamodule() is a LightningDataModule whose train, val, test and predict loaders each give batches of tensors,
-    with the samples first."""
+    """datamodule() is a LightningDataModule whose train, val, test and, where the task writes predictions, predict
+    loaders each give batches of tensors, with the samples first."""
     if bench.given is not None:
         raise Inapplicable("a batch was given")
     for stage, batch in bench.loaded.items():
