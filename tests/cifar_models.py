@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from deqopt_tasks.cifar.attacks import MakeProblem, MakeStart
 from deqopt_tasks.cifar.classifier import Classifier
+from deqopt_tasks.cifar.gradients import ExactClassifier
+from deqopt_tasks.cifar.losses import log_odds, rescaling
 from deqopt_tasks.cifar.threat import Threat
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deqopt import JointProblem
 from deqopt.iteration import Norm
@@ -29,22 +30,25 @@ class Toy(Classifier):
 
 
 class Linear(Toy):
-    """``logits = W (2 image - 1) + b``: f does not depend on z.
+    """``logits = 3 confidence W (2 image - 1)``: f does not depend on z.
 
     Args:
         levels: 0, or the number of grey values to which images are rounded, which leaves no gradient.
+        confidence: a factor of the logits, which changes no decision.
     """
 
-    def __init__(self, classes: int = 4, side: int = SIDE, levels: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, classes: int = 4, side: int = SIDE, levels: int = 0, seed: int = 0, confidence: float = 1.0
+    ) -> None:
         super().__init__(classes, side, seed)
-        self.levels = levels
+        self.levels, self.confidence = levels, confidence
 
     def f(self, z: State2, image: Tensor) -> State2:
         seen = torch.round(image * self.levels) / self.levels if self.levels else image
         return ((2 * seen - 1).flatten(1) @ self.weight.T,)
 
     def logits(self, z: State2) -> Tensor:
-        return 3 * z[0]
+        return 3 * self.confidence * z[0]
 
     def start(self, image: Tensor) -> State2:
         return (image.new_zeros(len(image), len(self.weight)),)
@@ -56,10 +60,17 @@ class Contractive(Toy):
     Args:
         gain: at 0.3 f contracts. At 0, it does not depend on z.
         bounded: without it, no tanh: a gain of 3 then grows without end.
+        confidence: a factor of the head's weights, which changes no decision.
     """
 
     def __init__(
-        self, gain: float = 0.3, classes: int = 3, side: int = SIDE, seed: int = 0, bounded: bool = True
+        self,
+        gain: float = 0.3,
+        classes: int = 3,
+        side: int = SIDE,
+        seed: int = 0,
+        bounded: bool = True,
+        confidence: float = 1.0,
     ) -> None:
         super().__init__(classes, side, seed)
         generator = torch.Generator().manual_seed(seed + 1)
@@ -68,7 +79,7 @@ class Contractive(Toy):
             matrix / torch.linalg.matrix_norm(matrix, 2) for matrix in torch.randn(3, 5, 5, generator=generator)
         )
         self.injection = nn.Parameter(torch.randn(5, side**2, generator=generator) / side)
-        self.head = nn.Parameter(3 * torch.randn(classes, 10, generator=generator))
+        self.head = nn.Parameter(3 * confidence * torch.randn(classes, 10, generator=generator))
 
     def f(self, z: State2, image: Tensor) -> State2:
         a, b = z
@@ -93,14 +104,15 @@ def images_for(count: int, side: int = SIDE, spread: float = 0.3) -> Tensor:
 def joint(classifier: Classifier, norm: Norm) -> tuple[MakeProblem, MakeStart]:
     """The joint problem of attacking, and its start."""
 
-    def cell(z: State2, x: Tensor, data: tuple[Tensor, Tensor]) -> State:
+    def cell(z: State2, x: Tensor, data: tuple[Tensor, Tensor, Tensor]) -> State:
         return classifier.f(z, data[0] + x)
 
-    def objective(z: State2, x: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
-        return -F.cross_entropy(classifier.logits(z), data[1], reduction="none")
+    def objective(z: State2, x: Tensor, data: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return -log_odds(data[2] * classifier.logits(z), data[1])
 
     def problem(images: Tensor, labels: Tensor, radius: float) -> JointProblem:
-        return JointProblem(cell, objective, Threat(norm, radius).feasible(images), data=(images, labels))
+        factor = rescaling(ExactClassifier(classifier)(images))
+        return JointProblem(cell, objective, Threat(norm, radius).feasible(images), data=(images, labels, factor))
 
     def start(images: Tensor) -> tuple[State, Tensor]:
         return classifier.start(images), torch.zeros_like(images)

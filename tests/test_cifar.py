@@ -267,6 +267,26 @@ def test_evaluation_is_under_attack_whatever_the_loss(kind: str) -> None:
     assert not torch.equal(solved(task.train(), batch)[1].x, expected.x) or kind == "adversarial"
 
 
+@pytest.mark.parametrize("kind", ["adversarial", "clean"])
+def test_confidence_is_no_robustness_for_the_solver_that_trains(kind: str) -> None:
+    """Logits times 100, as long training without attacks may make them: no decision changes."""
+    batch = digits(32)
+    task = small(loss=KINDS[kind].loss, radius=1.5)
+    learned(task, batch, steps=15)
+    clean, robust = accuracies(task, batch)
+    assert 0 < robust < clean
+    for confidence in (10, 30, 100):
+        sure = small(loss=KINDS[kind].loss, radius=1.5)
+        sure.load_state_dict(task.state_dict())
+        with torch.no_grad():
+            sure.classifier.linear.weight *= confidence
+            sure.classifier.linear.bias *= confidence
+        found = solve_exactly(*solved(sure.eval(), batch))
+        assert accuracies(sure, batch) == (clean, pytest.approx(robust, abs=1.5 / 32))
+        values = log_loss(confidence * logits_of(task, batch.image + found.x), batch.label)
+        torch.testing.assert_close(sure.loss(found, batch), values, rtol=1e-3, atol=1e-2 * confidence)
+
+
 def accuracies(task: Cifar, batch: LabelledBatch) -> tuple[float, float]:
     """Clean, and under attack."""
     (metric,) = task.eval().metrics().values()

@@ -21,7 +21,7 @@ from deqopt_tasks.cifar.catalogue import joint_attacks
 from deqopt_tasks.cifar.classifier import Classifier
 from deqopt_tasks.cifar.evaluation import Robustness, Summary, Trial
 from deqopt_tasks.cifar.figures import accuracy_against_radius
-from deqopt_tasks.cifar.gradients import ExactClassifier
+from deqopt_tasks.cifar.gradients import ExactClassifier, GradientBy
 from deqopt_tasks.cifar.robustness import RobustnessReport
 from deqopt_tasks.cifar.threat import Threat
 from deqopt_tasks.cifar.torch_attacks import PGD, Square
@@ -141,6 +141,40 @@ def test_masked_gradients_are_told() -> None:
     assert note.startswith("Square, which sees no gradients, leaves ") and "the gradients are masked" in note
     share, best = (float(part.split()[-1]) for part in note.split(" %")[:2])
     assert share < best
+
+
+class Dead(Contractive):
+    """A head that is constant where it matters: its gradient is exactly zero at images below ``bright``."""
+
+    def __init__(self, bright: float) -> None:
+        super().__init__()
+        self.bright = bright
+
+    def f(self, z: tuple[Tensor, ...], image: Tensor) -> tuple[Tensor, ...]:
+        dead = image.mean((1, 2, 3), keepdim=True) < self.bright
+        return super().f(z, torch.where(dead, image.detach() + 0 * image, image))
+
+
+@pytest.mark.parametrize("bright, dead", [(2.0, 24), (0.5, None)])
+def test_a_gradient_of_exactly_zero_is_told_for_every_attack_that_follows_it(bright: float, dead: int | None) -> None:
+    classifier = Dead(bright)
+    images, labels = with_own_labels(classifier)
+    labels[0] = (labels[0] + 1) % 3  # what is wrong as it is needs no attack
+    if dead is None:
+        dead = int((images.mean((1, 2, 3)) < bright)[1:].sum())
+    else:
+        dead -= 1
+    own = joint_attacks(*joint(classifier, Norm.LINF), evaluations=20)[:1]
+    attacks = (*own, PGD(steps=2), PGD(name="PGD unrolled", gradient=GradientBy.UNROLLED, steps=2), Square(queries=2))
+    summary = evaluated(Robustness(LINF, attacks), classifier, images, labels, batch=7)
+    assert 0 < dead <= 23 and summary.masked == dict.fromkeys(attacks[:3], dead)
+    (note,) = [note for note in summary.notes() if "masked" in note]
+    told = (
+        "the gradient for secant tracking and PGD and PGD unrolled is exactly zero at "
+        f"{dead} of 23 correctly classified images: the gradients are masked, do not trust the white-box figures"
+    )
+    assert note.endswith(told)
+    assert told in summary.report(24)
 
 
 def test_plain_gradients_are_not() -> None:

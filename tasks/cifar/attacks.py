@@ -17,7 +17,7 @@ from deqopt.solvers import JointSolver
 from deqopt.state import State
 from deqopt.weights import cached_weights
 
-from .gradients import ExactClassifier
+from .gradients import ExactClassifier, GradientBy
 from .threat import Threat
 
 MakeProblem = Callable[[Tensor, Tensor, float], JointProblem]
@@ -43,6 +43,11 @@ class Attack(ABC):
     def key(self) -> str:
         """The name in metrics."""
         return self.name.lower().replace(" ", "_")
+
+    @property
+    def differentiates(self) -> GradientBy | None:
+        """How it gets the gradient of the image; None where it asks for none."""
+        return None
 
     def require(self) -> None:  # noqa: B027
         """Complain of what the attack needs and is not installed.
@@ -91,10 +96,11 @@ class Attack(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Joint(Attack):
-    """The joint problem ``max_x cross-entropy``, solved by a joint solver.
+    """The joint problem of finding another class, solved by a joint solver.
 
     Args:
-        problem: the joint problem of images and labels at a radius; its x is what is added to the image.
+        problem: the joint problem of images and labels at a radius; its x is what is added to the image, and minus its
+            objective what is maximised (:class:`deqopt_tasks.cifar.losses.Evasion`).
         start: ``(z0, x0)`` for images.
         solver: made for a threat and images.
     """
@@ -102,6 +108,10 @@ class Joint(Attack):
     problem: MakeProblem
     start: MakeStart
     solver: Callable[[Threat, Tensor], JointSolver]
+
+    @property
+    def differentiates(self) -> GradientBy:
+        return GradientBy.IMPLICIT
 
     def search(self, model: ExactClassifier, images: Tensor, labels: Tensor, threat: Threat) -> Tensor:
         problem = self.problem(images, labels, threat.radius)

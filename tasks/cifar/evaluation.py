@@ -35,6 +35,8 @@ class Verdicts:
         worst: (B,) whether they are after every attack at the threat's radius.
         reached: (B,) whether every equilibrium that a class was read off was reached.
         gradients: solves for gradients that the attacks made.
+        masked: (attacks, B) whether they are classified correctly and the gradient that the attack would follow is
+            exactly zero there.
     """
 
     clean: Tensor
@@ -42,12 +44,14 @@ class Verdicts:
     worst: Tensor
     reached: Tensor
     gradients: Tally
+    masked: Tensor
 
     def counts(self) -> Tensor:
         """Whole numbers that add up over batches and processes; :meth:`Robustness.summary` reads them."""
         sums = [int(part.sum()) for part in (self.clean, self.worst, ~self.reached)]
         solves = [self.gradients.total, self.gradients.unreached]
-        return torch.tensor([len(self.clean), *sums, *solves, *self.withstood.sum(1).tolist()])
+        trials = [*self.withstood.sum(1).tolist(), *self.masked.sum(1).tolist()]
+        return torch.tensor([len(self.clean), *sums, *solves, *trials])
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Summary:
         sweep: after the swept attacks at every radius.
         unreached: images of which an equilibrium was not reached, so that their class is not to be trusted.
         gradients: solves for the attacks' gradients.
+        masked: by attack, the number of images that are classified correctly and from which it cannot start, because
+            its gradient there is exactly zero; attacks without such an image are left out.
     """
 
     threat: Threat
@@ -73,18 +79,13 @@ class Summary:
     sweep: dict[Trial, float]
     unreached: int
     gradients: Tally
+    masked: dict[Attack, int]
 
     def notes(self) -> list[str]:
         """What speaks against the figures: masked gradients, and systems that were not solved."""
         notes = []
-        by_gradients = [share for attack, share in self.attacked.items() if not attack.black_box]
-        for attack, share in self.attacked.items():
-            if attack.black_box and by_gradients and share < min(by_gradients):
-                notes.append(
-                    f"{attack.name}, which sees no gradients, leaves {percent(share)}, less than every attack by "
-                    f"gradients (at best {percent(min(by_gradients))}): the gradients are masked, do not trust the "
-                    "white-box figures"
-                )
+        if masking := self._masking():
+            notes.append(f"{'; '.join(masking)}: the gradients are masked, do not trust the white-box figures")
         if self.unreached:
             notes.append(
                 f"the equilibrium of {self.unreached} of {self.images} images, clean or attacked, was not reached: "
@@ -96,6 +97,22 @@ class Summary:
                 "gradients: the attacks that used them may be weaker than they could be"
             )
         return notes
+
+    def _masking(self) -> list[str]:
+        """Evidence that an attack by gradients is weak here because it is not shown any."""
+        found = []
+        by_gradients = [share for attack, share in self.attacked.items() if not attack.black_box]
+        for attack, share in self.attacked.items():
+            if attack.black_box and by_gradients and share < min(by_gradients):
+                found.append(
+                    f"{attack.name}, which sees no gradients, leaves {percent(share)}, less than every attack by "
+                    f"gradients (at best {percent(min(by_gradients))})"
+                )
+        right = round(self.clean * self.images)
+        for count in sorted(set(self.masked.values()), reverse=True):
+            names = " and ".join(attack.name for attack, one in self.masked.items() if one == count)
+            found.append(f"the gradient for {names} is exactly zero at {count} of {right} correctly classified images")
+        return found
 
     def report(self, seen: int) -> str:
         """A readable table of all shares, and the notes, where ``seen`` images were there to be attacked."""
@@ -164,16 +181,19 @@ class Robustness:
             withstood.append(found.label == labels)
         attacked = [verdict for trial, verdict in zip(self.trials, withstood, strict=True) if self._asked(trial)]
         solves = Tally(model.gradients.total - before.total, model.gradients.unreached - before.unreached)
-        worst = torch.stack(attacked).all(0)
-        return Verdicts(clean.label == labels, torch.stack(withstood), worst, reached, solves)
+        worst, right = torch.stack(attacked).all(0), clean.label == labels
+        return Verdicts(
+            right, torch.stack(withstood), worst, reached, solves, self._masked(model, images, clean.label) & right
+        )
 
     def no_counts(self) -> Tensor:
         """The counts of no image at all."""
-        return torch.zeros(6 + len(self.trials), dtype=torch.long)
+        return torch.zeros(6 + len(self.trials) + len(self.attacks), dtype=torch.long)
 
     def summary(self, counts: Sequence[int]) -> Summary:
         """The shares, of counts that were added up over batches."""
-        images, clean, worst, unreached, total, lost, *withstood = counts
+        images, clean, worst, unreached, total, lost, *trials = counts
+        withstood, masked = trials[: len(self.trials)], trials[len(self.trials) :]
         shares = {trial: count / images for trial, count in zip(self.trials, withstood, strict=True)}
         return Summary(
             threat=self.threat,
@@ -184,7 +204,15 @@ class Robustness:
             sweep={trial: shares[trial] for trial in self.trials if self._swept(trial)},
             unreached=unreached,
             gradients=Tally(total, lost),
+            masked={attack: count for attack, count in zip(self.attacks, masked, strict=False) if count},
         )
+
+    def _masked(self, model: ExactClassifier, images: Tensor, labels: Tensor) -> Tensor:
+        """(attacks, B) whether an attack would get no gradient at all."""
+        ways = {way for attack in self.attacks if (way := attack.differentiates)}
+        masked = {way: model.by(way).has_no_gradient(images, labels) for way in ways}
+        never = torch.zeros_like(labels, dtype=torch.bool)
+        return torch.stack([masked[way] if (way := attack.differentiates) else never for attack in self.attacks])
 
     def _asked(self, trial: Trial) -> bool:
         return trial.attack in self.attacks and trial.radius == self.threat.radius

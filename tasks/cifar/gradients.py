@@ -18,6 +18,7 @@ from deqopt.state import State, leaf, state_of, tensors_of
 from deqopt.weights import cached_weights
 
 from .classifier import Classifier
+from .losses import log_odds, rescaling
 
 
 class GradientBy(Enum):
@@ -36,9 +37,9 @@ class Tally:
     total: int = 0
     unreached: int = 0
 
-    def add(self, solved: FixedPoint) -> None:
-        self.total += len(solved.status)
-        self.unreached += int((solved.status != Status.CONVERGED).sum())
+    def add(self, reached: Tensor) -> None:
+        self.total += len(reached)
+        self.unreached += int((~reached).sum())
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,35 @@ class ExactClassifier(nn.Module):
         with cached_weights(self):
             if self.gradient is GradientBy.UNROLLED:
                 return self._unrolled(images, z, cotangent)
-            return self._implicit(images, z, cotangent)
+            gradient, reached = self._implicit(images, z, cotangent)
+            self.gradients.add(reached)
+            return gradient
 
-    def _implicit(self, images: Tensor, z: State, cotangent: Tensor) -> Tensor:
-        """With ``J = <cotangent, logits(z)>`` u is the multiplier, and what is asked for is the Lagrangian's g_x."""
+    def has_no_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
+        """(B,) whether the gradient of a wrong class's log-odds is exactly zero in every pixel, so that no attack can
+        follow it. Where an equilibrium or a multiplier was not reached it is not known, and False.
+        """
+        images = images.detach().to(next(self.parameters()).dtype)
+        with torch.enable_grad(), cached_weights(self):
+            solved = self.solve(images)
+            logits = self.classifier.logits(tensors_of(solved.z)).detach().requires_grad_()
+            (cotangent,) = torch.autograd.grad(log_odds(rescaling(logits) * logits, labels).sum(), logits)
+            reached = solved.status == Status.CONVERGED
+            if self.gradient is GradientBy.UNROLLED:
+                gradient = self._unrolled(images, solved.z, cotangent)
+            else:
+                gradient, found = self._implicit(images, solved.z, cotangent)
+                reached = reached & found
+        return reached & (gradient == 0).flatten(1).all(1)
+
+    def _implicit(self, images: Tensor, z: State, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+        """With ``J = <cotangent, logits(z)>`` u is the multiplier, and what is asked for is the Lagrangian's g_x; and
+        whether u was reached, (B,).
+        """
         problem = JointProblem(self._f, lambda z, _: (self.classifier.logits(z) * cotangent).sum(1))
         start = state_of((torch.zeros_like(part) for part in tensors_of(z)), z)
         u = solve_multiplier(problem, z, images, start, self.solver)
-        self.gradients.add(u)
-        return problem.evaluate(z, images, u.z).g_x
+        return problem.evaluate(z, images, u.z).g_x, u.status == Status.CONVERGED
 
     def _unrolled(self, images: Tensor, z: State, cotangent: Tensor) -> Tensor:
         with torch.enable_grad():

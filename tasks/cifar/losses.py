@@ -1,7 +1,11 @@
-"""What training minimises over theta while the attack maximises it over x: the losses of adversarial training.
+"""What training minimises over theta while the attack maximises it over x, and what attacks in evaluation maximise.
 
-All are functions of the logits, so minus their value is the inner objective J, and its envelope gradient is the
-gradient of the loss at the worst perturbation that was found (Danskin's theorem).
+All are functions of the logits, so minus their value is the inner objective J. Of the losses of training its envelope
+gradient is the gradient of the loss at the worst perturbation that was found (Danskin's theorem).
+
+Cross-entropy is no measure for an attack on a confident network: where a wrong class has the probability exp(-104), its
+gradient is exactly zero in float32, and an attack that follows it finds nothing. So in evaluation logits
+are rescaled (:func:`rescaling`).
 """
 
 from __future__ import annotations
@@ -9,19 +13,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from deqopt.errors import ProblemError
 
+SPREAD = 12.0
+"""How far apart the largest and the smallest of rescaled logits are: as those of a network that was trained against
+attacks. With less, an attack works on all wrong classes at once instead of the next one, with more on one too early."""
 
-class TrainingLoss(ABC):
+
+class LogitLoss(ABC):
     """A loss of the logits at the attacked image and, where it asks for them, at the clean one."""
-
-    @property
-    def attacks(self) -> bool:
-        """Whether the images are perturbed in training."""
-        return True
 
     @property
     def sees_clean(self) -> bool:
@@ -31,6 +35,15 @@ class TrainingLoss(ABC):
     @abstractmethod
     def of(self, attacked: Tensor, label: Tensor, clean: Tensor | None = None) -> Tensor:
         """(B,) the loss of logits ``attacked``, and ``clean`` where it sees them, (B, classes), and ``label``, (B,)."""
+
+
+class TrainingLoss(LogitLoss):
+    """A loss that the weights can be trained with."""
+
+    @property
+    def attacks(self) -> bool:
+        """Whether the images are perturbed in training."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,37 @@ class Trades(TrainingLoss):
         return cross_entropy(clean, label) + self.beta * (p.exp() * (p - q)).sum(1)
 
 
+@dataclass(frozen=True)
+class Evasion(LogitLoss):
+    """The :func:`log_odds` of a wrong class: what the attacks of the evaluation maximise, of rescaled logits."""
+
+    def of(self, attacked: Tensor, label: Tensor, clean: Tensor | None = None) -> Tensor:
+        return log_odds(attacked, label)
+
+
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """(B,) of logits (B, classes) and labels (B,)."""
     return F.cross_entropy(logits, label, reduction="none")
+
+
+def log_odds(logits: Tensor, label: Tensor) -> Tensor:
+    """``log sum_{j != label} exp(logits_j) - logits_label``, (B,): ``log(p / (1 - p))`` where p is the probability of a
+    wrong class.
+
+    Cross-entropy is its softplus, so both grow together and have one direction of steepest ascent; but the slope of
+    this one is not p, which underflows where the network is sure.
+    """
+    others = logits.scatter(1, label[:, None], -torch.inf)
+    return others.logsumexp(1) - logits.gather(1, label[:, None])[:, 0]
+
+
+def rescaling(logits: Tensor) -> Tensor:
+    """``SPREAD / (max - min)`` of the logits (B, classes), (B, 1): the factor that makes their confidence the same for
+    every network, without another decision. ``SPREAD`` where all are equal.
+
+    To be held constant while an attack moves an image: with two classes, logits that were always rescaled anew would be
+    ``SPREAD`` apart wherever it moves.
+    """
+    logits = logits.detach()
+    spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
+    return SPREAD / torch.where(spread > 0, spread, 1.0)

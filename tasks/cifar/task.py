@@ -33,7 +33,7 @@ from .catalogue import AttackName, attacks_named
 from .classifier import Branches, Classifier
 from .clean import CleanAccuracy
 from .gradients import ExactClassifier
-from .losses import Adversarial, TrainingLoss
+from .losses import Adversarial, Evasion, LogitLoss, TrainingLoss, cross_entropy, rescaling
 from .robustness import RobustnessReport
 from .threat import Threat
 
@@ -142,6 +142,7 @@ class Cifar(Task):
 
     def problem(self, batch: LabelledBatch) -> JointProblem:
         """In training with the loss that was chosen; in evaluation the cross-entropy under attack, whatever the loss.
+        Its logits are scaled down where they are so far apart that its gradient could vanish.
 
         With a loss that ``sees_clean``, z is the state of the clean image and then that of the attacked one.
 
@@ -150,40 +151,55 @@ class Cifar(Task):
             ProblemError: a radius of 0 in training.
         """
         check_batch(batch, self.classes)
-        if self.training and self._loss.attacks and self.threat.radius == 0:
+        attacks = self.training_loss.attacks or not self.training
+        if self.training and attacks and self.threat.radius == 0:
             raise ProblemError(
                 "cifar: radius must be larger than 0 in training, got 0; to train without attacks choose the loss Clean"
             )
-        threat = self.threat if self._loss.attacks else self.threat.at(0.0)
-        return self._problem(self._loss, batch.image, self._label(batch), threat)
+        threat = self.threat if attacks else self.threat.at(0.0)
+        factor = None if self.training else self._rescaling(batch.image).clamp_max(1.0)
+        return self._problem(self._loss, batch.image, self._label(batch), threat, factor)
 
     def attack_problem(self, image: Tensor, label: Tensor, radius: float) -> JointProblem:
-        """``min_x -cross_entropy(head(z), label)`` with ``z = f(z, image + x)`` over the perturbations of a radius."""
-        return self._problem(Adversarial(), image, label, self.threat.at(radius))
+        """``max_x log-odds of a wrong class`` with ``z = f(z, image + x)`` over the perturbations of a radius.
+
+        Of logits times the :func:`rescaling` of those of the image itself.
+        """
+        return self._problem(Evasion(), image, label, self.threat.at(radius), self._rescaling(image))
 
     def attack_start(self, image: Tensor) -> tuple[State, Tensor]:
         """The classifier's start, and no perturbation."""
         return self.classifier.start(image), torch.zeros_like(image)
 
     @property
-    def _loss(self) -> TrainingLoss:
+    def _loss(self) -> LogitLoss:
         return self.training_loss if self.training else Adversarial()
 
-    def _problem(self, loss: TrainingLoss, image: Tensor, label: Tensor, threat: Threat) -> JointProblem:
+    def _problem(
+        self, loss: LogitLoss, image: Tensor, label: Tensor, threat: Threat, factor: Tensor | None = None
+    ) -> JointProblem:
         f = self._f_beside_clean if loss.sees_clean else self._f
-        return JointProblem(f, partial(self._objective, loss), threat.feasible(image), data=(image, label))
+        data = (image, label) if factor is None else (image, label, factor)
+        return JointProblem(f, partial(self._objective, loss), threat.feasible(image), data=data)
 
-    def _f(self, z: Branches, x: Tensor, data: tuple[Tensor, Tensor]) -> State:
+    def _f(self, z: Branches, x: Tensor, data: tuple[Tensor, ...]) -> State:
         return self.classifier.f(z, data[0] + x)
 
-    def _f_beside_clean(self, z: Branches, x: Tensor, data: tuple[Tensor, Tensor]) -> State:
+    def _f_beside_clean(self, z: Branches, x: Tensor, data: tuple[Tensor, ...]) -> State:
         half = len(z) // 2
         return (*self.classifier.f(z[:half], data[0]), *self.classifier.f(z[half:], data[0] + x))
 
-    def _objective(self, loss: TrainingLoss, z: Branches, x: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
+    def _objective(self, loss: LogitLoss, z: Branches, x: Tensor, data: tuple[Tensor, ...]) -> Tensor:
         branches = len(self.classifier.shapes)
         clean = self.classifier.logits(z[:branches]) if loss.sees_clean else None
-        return -loss.of(self.classifier.logits(z[-branches:]), data[1], clean)
+        logits = self.classifier.logits(z[-branches:])
+        _, label, *factor = data
+        return -loss.of(logits * factor[0] if factor else logits, label, clean)
+
+    @torch.no_grad()
+    def _rescaling(self, image: Tensor) -> Tensor:
+        """(B, 1) of the logits of images at their exact equilibrium."""
+        return rescaling(ExactClassifier(self.classifier)(image))
 
     def _label(self, batch: LabelledBatch) -> Tensor:
         """The labels; those that are not known (-1) as the network sees the clean image."""
@@ -197,8 +213,11 @@ class Cifar(Task):
     # -- what is made of the solution -----------------------------------------------------------------------------
 
     def loss(self, equilibrium: Equilibrium, batch: LabelledBatch) -> Tensor:
-        """Minus the inner objective: what the attack maximises, training minimises."""
-        return -equilibrium.objective
+        """In training minus the inner objective: what the attack maximises, theta minimises. In evaluation the
+        cross-entropy under attack."""
+        if self.training:
+            return -equilibrium.objective
+        return cross_entropy(self._attacked_logits(equilibrium), self._label(batch))
 
     def metrics(self) -> Mapping[str, Metric]:
         """``robust_accuracy``: under attack by the chosen solver; in training, of the images as the loss sees them."""

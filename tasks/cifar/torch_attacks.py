@@ -12,18 +12,35 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deqopt.errors import ProblemError
 from deqopt.iteration import Norm
 
 from .attacks import Attack
 from .gradients import ExactClassifier, GradientBy
+from .losses import rescaling
 from .threat import Threat
 
 NORMS = {Norm.L2: "L2", Norm.LINF: "Linf"}
 SMALLEST = 5
 """Height and width below which Square divides by zero in L2: its first squares are a fifth of the image."""
+
+
+class Rescaled(nn.Module):
+    """Images to the logits of a model times their :func:`rescaling`, which is no part of the gradient.
+
+    The decisions are the model's. But attacks on the cross-entropy do not depend on how confident it is, and find a
+    gradient where that of the model itself has vanished.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return rescaling(logits) * logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,41 +80,56 @@ class TorchAttack(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(TorchAttack):
-    """Projected gradient ascent of the cross-entropy from a random start (Madry et al. 2018).
+class GradientAttack(TorchAttack):
+    """Those of torchattacks that differentiate.
 
     Args:
         gradient: through the equilibrium.
+    """
+
+    gradient: GradientBy = GradientBy.IMPLICIT
+
+    @property
+    def differentiates(self) -> GradientBy:
+        return self.gradient
+
+    def attacked(self, model: ExactClassifier) -> nn.Module:
+        """What the package is given."""
+        return Rescaled(model.by(self.gradient))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(GradientAttack):
+    """Projected gradient ascent of the cross-entropy of rescaled logits from a random start (Madry et al. 2018).
+
+    Args:
         steps: how many.
         step: their length, in units of ``radius / steps``.
     """
 
     name: str = "PGD"
-    gradient: GradientBy = GradientBy.IMPLICIT
     steps: int = 50
     step: float = 2.5
 
     def build(self, package: ModuleType, model: ExactClassifier, threat: Threat) -> Callable[[Tensor, Tensor], Tensor]:
         kind = package.PGDL2 if threat.norm is Norm.L2 else package.PGD
         length = self.step * threat.radius / self.steps
-        return kind(model.by(self.gradient), eps=threat.radius, alpha=length, steps=self.steps, random_start=True)
+        return kind(self.attacked(model), eps=threat.radius, alpha=length, steps=self.steps, random_start=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(TorchAttack):
-    """Auto-PGD on the cross-entropy (Croce and Hein 2020): its steps shrink by themselves.
+class APGD(GradientAttack):
+    """Auto-PGD on the cross-entropy of rescaled logits (Croce and Hein 2020): its steps shrink by themselves.
 
     Images that it does not fool come back as they were.
     """
 
     name: str = "APGD"
-    gradient: GradientBy = GradientBy.IMPLICIT
     steps: int = 50
 
     def build(self, package: ModuleType, model: ExactClassifier, threat: Threat) -> Callable[[Tensor, Tensor], Tensor]:
-        return package.APGD(
-            model.by(self.gradient), norm=NORMS[threat.norm], eps=threat.radius, steps=self.steps, seed=self.seed
-        )
+        attacked = self.attacked(model)
+        return package.APGD(attacked, norm=NORMS[threat.norm], eps=threat.radius, steps=self.steps, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +150,7 @@ class Square(TorchAttack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttack(TorchAttack):
+class AutoAttack(GradientAttack):
     """The standard ensemble (Croce and Hein 2020): APGD, targeted APGD, targeted FAB, Square, each on what is left.
 
     Put together here, because torchattacks gives its gradient attacks 10 steps where the published ones have 100, and
@@ -127,7 +159,6 @@ class AutoAttack(TorchAttack):
 
     Args:
         classes: how many the classifier tells apart; at most nine others are targeted, as published.
-        gradient: through the equilibrium.
         steps: of each of the attacks by gradients, a target.
         queries: of Square.
     """
@@ -136,17 +167,16 @@ class AutoAttack(TorchAttack):
 
     name: str = "AutoAttack"
     classes: int
-    gradient: GradientBy = GradientBy.IMPLICIT
     steps: int = 100
     queries: int = 5000
 
     def build(self, package: ModuleType, model: ExactClassifier, threat: Threat) -> Callable[[Tensor, Tensor], Tensor]:
-        model = model.by(self.gradient)
+        attacked = self.attacked(model)  # one for all, as MultiAttack demands
         threatened = {"norm": NORMS[threat.norm], "eps": threat.radius, "seed": self.seed}
         targeted = {**threatened, "steps": self.steps, "n_classes": min(self.classes, 10)}
-        parts = [package.APGD(model, **threatened, steps=self.steps)]
+        parts = [package.APGD(attacked, **threatened, steps=self.steps)]
         if self.classes >= 4:
-            parts.append(package.APGDT(model, **targeted))
-        parts.append(package.FAB(model, **targeted, multi_targeted=True))
-        parts.append(package.Square(model, **threatened, n_queries=self.queries))
+            parts.append(package.APGDT(attacked, **targeted))
+        parts.append(package.FAB(attacked, **targeted, multi_targeted=True))
+        parts.append(package.Square(attacked, **threatened, n_queries=self.queries))
         return package.MultiAttack(parts)
