@@ -18,7 +18,7 @@ from deqopt.adjoints import Adjoint
 from deqopt.batch import finite_samples, pick, size_of
 from deqopt.compiled import CompiledCell
 from deqopt.equilibrium import BackwardReport, Equilibrium
-from deqopt.errors import NonFiniteError, ProblemError
+from deqopt.errors import NonFiniteError, ProblemError, require
 from deqopt.iteration import Status
 from deqopt.optimization import Optimization
 from deqopt.problem import JointProblem
@@ -60,11 +60,19 @@ class JointModule(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        require(task, Task, "task")
         self.task = task
         self.solver = solver or task.default_solver()
         self.adjoint = adjoint or task.default_adjoint()
         self.regularizers = tuple(regularizers or ())
         self.optimization = optimization or Optimization()
+        for part, kind, name in (
+            (self.solver, JointSolver, "solver"),
+            (self.adjoint, Adjoint, "adjoint"),
+            (self.optimization, Optimization, "optimization"),
+            *((one, Regularizer, "a regularizer") for one in self.regularizers),
+        ):
+            require(part, kind, name)
         self.stages = nn.ModuleDict(
             {
                 _metrics_name(stage): MetricCollection(dict(task.metrics()), prefix=f"{stage}/")
@@ -115,6 +123,19 @@ class JointModule(LightningModule):
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Refuses the precisions that keep weights in half.
+
+        Raises:
+            ProblemError: ``bf16-true``, ``16-true`` and their kin.
+        """
+        precision = str(self.trainer.precision)
+        if precision.endswith("-true") and precision not in ("32-true", "64-true"):
+            raise ProblemError(
+                f"precision {precision} keeps weights in half, but z, mu and x need float32 at least: use bf16-mixed, "
+                "which computes cell and objective in bfloat16"
+            )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._batch_started = time.perf_counter()
 
@@ -124,9 +145,9 @@ class JointModule(LightningModule):
             problem, equilibrium = self.solve(batch, self.adjoint)
             self._backward = equilibrium.backward
             objective_loss = self.task.loss(equilibrium, batch).mean()
-            loss = objective_loss
+            loss, points = objective_loss, equilibrium.detach_held()
             for regularizer in self.regularizers:
-                penalty = regularizer.penalty(problem, equilibrium)
+                penalty = regularizer.penalty(problem, points)
                 loss = loss + regularizer.weight * penalty
                 self._log("train", regularizer.name, penalty, batch)
             self._log_solve("train", equilibrium, batch)
@@ -137,8 +158,21 @@ class JointModule(LightningModule):
         return loss
 
     def on_after_backward(self) -> None:
-        """Logs how the linear system behind the gradient was solved, where the adjoint solves one."""
+        """Logs how the linear system behind the gradient was solved, or how much the gradient grew.
+
+        Raises:
+            ProblemError: the backward pass came to no parameter.
+        """
+        if all(parameter.grad is None for parameter in self.parameters() if parameter.requires_grad):
+            raise ProblemError(
+                f"the loss of {type(self.task).__name__} reaches no parameter: with {type(self.adjoint).__name__} it "
+                "must be made of what carries a gradient, eq.objective; for a loss of eq.z, eq.x or eq.mu use "
+                "--adjoint Implicit or Unrolled"
+            )
         report = self._backward
+        if report is not None and report.growth is not None:
+            growth = report.growth.nan_to_num(nan=0.0)
+            self.log("train/backward_growth", growth.max().float(), batch_size=len(growth))
         if report is None or report.residual is None or report.nfe is None or report.status is None:
             return
         usable = report.status != Status.NON_FINITE
@@ -184,6 +218,8 @@ class JointModule(LightningModule):
             NonFiniteError: none is.
         """
         keep = finite_samples(batch)
+        if not len(keep):
+            raise ProblemError(f"a batch has 0 samples, at training step {self.global_step}: check the task's loaders")
         lost = int((~keep).sum())
         if lost == len(keep):
             raise NonFiniteError(

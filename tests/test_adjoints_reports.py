@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from catalogue import CASES, INPUT, STATE, linear, targets, theta_of, zeros
+from catalogue import CASES, INPUT, STATE, flat, linear, targets, theta_of, zeros
 from outer_losses import EXACT, PRECISE, close, loss_of, solved
 from torch import Tensor
 
 from deqopt import JointProblem, Status
-from deqopt.adjoints import Adjoint, Implicit, OnFailure, Unrolled
+from deqopt.adjoints import Adjoint, Envelope, Implicit, InputHeld, JacobianFree, OnFailure, Phantom, Unrolled
 from deqopt.adjoints.stationary import StationarySystem
 from deqopt.errors import BackwardError, ProblemError
 from deqopt.feasible import FeasibleSet
+from deqopt.regularizers import JacobianPenalty
 from deqopt.solvers import JointAnderson
 
 # -- no sample spoils another -----------------------------------------------------------------------------------------
@@ -138,13 +139,45 @@ def test_memory_that_is_too_small_for_one_go_still_gets_there() -> None:
     assert close(gradients[0], gradients[1], 1e-8)
 
 
-@pytest.mark.parametrize("adjoint", [PRECISE, Unrolled(checkpoint=True)])
-def test_a_second_derivative_is_refused(adjoint: Adjoint) -> None:
+ONCE: list[Adjoint] = [
+    Envelope(),
+    PRECISE,
+    InputHeld(tol=1e-6, max_nfe=100),
+    JacobianFree(),
+    Phantom(3),
+    Unrolled(checkpoint=True),
+]
+
+
+@pytest.mark.parametrize("adjoint", ONCE, ids=repr)
+@pytest.mark.parametrize("part", ["z", "objective", "both"])
+def test_a_second_derivative_is_refused(adjoint: Adjoint, part: str) -> None:
+    """create_graph=True alone is not: the first gradient is the same with it."""
     case = linear()
-    found = JointAnderson(max_nfe=20).solve(case.problem, case.z0, case.x0, adjoint=adjoint)
-    gradients = torch.autograd.grad(loss_of(found).sum(), case.theta, create_graph=True)
-    with pytest.raises(ProblemError, match="cannot be differentiated again"):
-        torch.autograd.grad(gradients[0].square().sum(), case.theta)
+    found = EXACT.solve(case.problem, case.z0, case.x0, adjoint=adjoint)
+    if part == "z" and "z" in found.held:
+        return
+    loss = torch.zeros((), dtype=torch.float64)
+    if part in ("z", "both") and "z" not in found.held:
+        loss = loss + flat(found.z).sin().sum()
+    if part in ("objective", "both"):
+        loss = loss + found.objective.sin().sum()
+    plain = torch.autograd.grad(loss, case.theta, retain_graph=True)
+    gradients = torch.autograd.grad(loss, case.theta, create_graph=True)
+    assert all(torch.allclose(one, other, rtol=1e-12) for one, other in zip(gradients, plain, strict=True))
+    for gradient in gradients:
+        with pytest.raises(ProblemError, match="cannot be differentiated again"):
+            torch.autograd.grad(gradient.square().sum(), case.theta, retain_graph=True)
+
+
+def test_a_second_derivative_of_what_is_plain_beside_it_is_not() -> None:
+    """A gradient penalty on other parts of the network, with eq.objective in the same loss."""
+    case = linear()
+    found = EXACT.solve(case.problem, case.z0, case.x0, adjoint=Envelope())
+    a = case.theta[0]
+    (slope,) = torch.autograd.grad(a.pow(3).sum(), a, create_graph=True)
+    loss = found.objective.sum() + slope.square().sum() + JacobianPenalty().penalty(case.problem, found)
+    assert all(one.isfinite().all() for one in torch.autograd.grad(loss, case.theta))
 
 
 def test_a_projection_that_autograd_cannot_follow_is_refused() -> None:

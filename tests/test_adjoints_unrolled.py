@@ -16,11 +16,11 @@ from deqopt.adjoints import Envelope, Unrolled
 from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere, FeasibleSet, L2Ball
 from deqopt.fixed_point import MixingType
-from deqopt.solvers import JointAnderson, JointSolver, Tracking
+from deqopt.solvers import JointAnderson, JointSolver, StepRule, Tracking
 
 RUNS: dict[str, JointSolver] = {
-    "anderson_I": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.I),
-    "anderson_II": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.II),
+    "anderson_I": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.I, step_rule=StepRule.PLAIN),
+    "anderson_II": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.II, step_rule=StepRule.PLAIN),
     "tracking": Tracking(max_nfe=14, tol=0.0, step_size=0.4),
 }
 BOTH = pytest.mark.parametrize("adjoint", [Unrolled(), Unrolled(checkpoint=True)], ids=["plain", "checkpoint"])
@@ -196,6 +196,30 @@ def test_an_unusable_sample_does_not_poison_theta(run: str, adjoint: Unrolled) -
     single = RUNS[run].solve(part.problem, part.z0, part.x0, adjoint=adjoint)
     want = torch.autograd.grad(single.x.cos().sum() + single.objective.sum(), part.theta)
     assert all(torch.allclose(one, other, rtol=1e-6, atol=1e-7) for one, other in zip(got, want, strict=True))
+
+
+@BOTH
+@pytest.mark.parametrize("run", RUNS)
+def test_hooks_of_parameters_run_once(run: str, adjoint: Unrolled) -> None:
+    """A hook that scales and counts: as many times as it runs on a parameter used once, however many evaluations."""
+    gradients, calls = [], []
+
+    def hook(gradient: Tensor) -> Tensor:
+        calls.append(gradient)
+        return 3 * gradient
+
+    for hooked in (False, True):
+        case = tanh()
+        if hooked:
+            handles = [part.register_hook(hook) for part in case.theta]
+        found = RUNS[run].solve(case.problem, case.z0, case.x0, adjoint=adjoint)
+        gradients.append(torch.autograd.grad(loss_of(found), case.theta))
+    assert len(calls) == len(case.theta)
+    assert all(torch.allclose(got, 3 * want, rtol=1e-10) for got, want in zip(gradients[1], gradients[0], strict=True))
+    (2 * case.theta[0]).sum().backward()
+    assert case.theta[0].grad is not None and (case.theta[0].grad == 6).all(), "the hooks are where they were"
+    handles[0].remove()
+    assert not case.theta[0]._backward_hooks
 
 
 def test_a_finished_solve_cannot_be_attached() -> None:

@@ -94,6 +94,7 @@ def test_the_training_gradient_is_that_of_the_outer_loss(tmp_path: Path, adjoint
     assert float(gradient @ torch.cat([one.flatten() for one in directions])) == pytest.approx(slope, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Unrolled. the backward solve")
 @pytest.mark.parametrize("adjoint", [one for one in ADJOINTS if not isinstance(one, JacobianFree)], ids=repr)
 def test_training_with_it_lowers_a_loss_that_the_inner_problem_does_not_know(tmp_path: Path, adjoint: Adjoint) -> None:
     module = made(adjoint, solver=Tracking(max_nfe=40, step_size=0.5))
@@ -105,8 +106,37 @@ def test_training_with_it_lowers_a_loss_that_the_inner_problem_does_not_know(tmp
 
 
 def test_the_envelope_has_no_gradient_for_such_a_loss(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        step(tmp_path, made(Envelope()))
+    with (
+        pytest.warns(UserWarning, match=r"the loss depends on eq\.z and eq\.x, to which Envelope carries no gradient"),
+        pytest.raises(
+            ProblemError, match=r"the loss of Sparse reaches no parameter: with Envelope .*--adjoint Implicit"
+        ),
+    ):
+        module = made(Envelope())
+        quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=module.task.datamodule())
+
+
+class Mixed(Sparse):
+    """A loss of both: something is learned, but not all that it says."""
+
+    def loss(self, equilibrium: Equilibrium, batch: Batch) -> Tensor:
+        return super().loss(equilibrium, batch) + equilibrium.objective
+
+
+def test_the_envelope_warns_of_the_part_of_a_loss_that_it_does_not_carry(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = JointModule(Mixed().double(), solver=EXACT)
+    with pytest.warns(UserWarning, match=r"the loss depends on eq\.z and eq\.x, to which Envelope carries no gradient"):
+        assert step(tmp_path, module).abs().max() > 0
+
+
+def test_how_much_an_unrolled_gradient_grows_is_logged(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    module = made(Unrolled(), solver=Tracking(max_nfe=12, step_size=0.3))
+    quiet_trainer(tmp_path, max_steps=3, logger=logger).fit(module, datamodule=module.task.datamodule())
+    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines()))
+    logged = [float(row["train/backward_growth"]) for row in rows if row["train/backward_growth"]]
+    assert len(logged) == 3 and all(1 <= growth < 10 for growth in logged)
 
 
 class Knowing(Sparse):
@@ -169,4 +199,5 @@ def test_a_nan_sample_does_not_spoil_the_gradient(tmp_path: Path, adjoint: Adjoi
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="1 of 4 samples of a batch hold NaN")
         warnings.filterwarnings("ignore", message="Implicit: the backward solve")
+        warnings.filterwarnings("ignore", message="Unrolled: the backward solve")
         assert step(tmp_path, module).isfinite().all()

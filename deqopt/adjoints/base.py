@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -22,6 +23,13 @@ class Adjoint(ABC):
         """Whether autograd records the solve itself. All others attach gradients to its detached solution."""
         return False
 
+    def begin(self, problem: JointProblem) -> JointProblem:
+        """The problem as one solve is to see it: what it evaluates, and what :meth:`attach` is called with.
+
+        An adjoint is a setting and remembers nothing; what it must know of a solve, the problem carries.
+        """
+        return problem
+
     def evaluate(self, problem: JointProblem, z: State, x: Tensor, mu: State) -> Evaluation:
         """How the solve is to evaluate the problem: detached, unless autograd records it."""
         return problem.evaluate(z, x, mu)
@@ -32,6 +40,8 @@ class Adjoint(ABC):
 
         Raises:
             ProblemError: neither cell nor objective reaches anything that requires a gradient.
+            NonFiniteError: what cell or objective close over is NaN or infinite for a sample, so that all gradients
+                would be NaN. What is handed over as ``data`` may be: such a sample gets no gradient.
         """
 
 
@@ -42,6 +52,32 @@ def check_reaches_theta(value: Tensor) -> None:
             "nothing to differentiate: neither cell nor objective reaches a parameter that requires a gradient; "
             "call solve() without adjoint, or unfreeze the parameters"
         )
+
+
+def warn_of_backward(who: str, failed: Tensor, what: str, advice: str) -> None:
+    """One warning a backward pass about the samples that ``failed``, (B,), if any did.
+
+    Args:
+        who: the adjoint.
+        what: happened to them: "ended above tol=1e-3, the worst with ...".
+        advice: what to do.
+    """
+    if bool(failed.any()):
+        warnings.warn(describe_backward(who, failed, what, advice), stacklevel=3)
+
+
+def describe_backward(who: str, failed: Tensor, what: str, advice: str) -> str:
+    """The sentence of :func:`warn_of_backward`."""
+    return f"{who}: the backward solve of {int(failed.sum())} of {len(failed)} samples {what}: {advice}"
+
+
+def worst_of(residual: Tensor) -> str:
+    """The largest of ``residual``, (B,), as a warning names it."""
+    known = residual[~residual.isnan()]
+    said = [f"the worst with a relative residual of {float(known.max()):.1e}"] if len(known) else []
+    if len(known) < len(residual):
+        said.append("some with a loss that is not finite")
+    return ", ".join(said)
 
 
 def once(gradient: Tensor, source: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -62,8 +63,23 @@ class _Recomputed(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
             found = fixed.evaluate_with_graph(*((z[0], x, mu[0]) if ctx.single else (z, x, mu)))
         outputs = [*tensors_of(found.f), *tensors_of(found.g_z), found.objective, found.g_x]
-        gradients = pull_back(outputs, inputs, cotangents, retain_graph=True)
+        with without_hooks(ctx.saved_tensors[theta_starts:]):
+            gradients = pull_back(outputs, inputs, cotangents, retain_graph=True)
         return None, None, None, *(once(one, outputs[0]) for one in gradients)
+
+
+@contextmanager
+def without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients of ``leaves`` are computed without their tensor hooks: these run where the sum over all evaluations
+    arrives, and must not have run on every term before."""
+    hooks = [(one, dict(one._backward_hooks)) for one in leaves if one._backward_hooks]
+    for leaf_with_hooks, _ in hooks:
+        leaf_with_hooks._backward_hooks.clear()  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for leaf_with_hooks, own in hooks:
+            leaf_with_hooks._backward_hooks.update(own)  # type: ignore[union-attr]
 
 
 def leaves_of_graph(value: Tensor) -> list[Tensor]:

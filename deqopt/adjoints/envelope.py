@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from deqopt.adjoints.base import Adjoint, check_reaches_theta
+import torch
+from torch import Tensor, nn
+
+from deqopt.adjoints.base import Adjoint, check_reaches_theta, once
+from deqopt.adjoints.held import hold
 from deqopt.equilibrium import Equilibrium
+from deqopt.feasible import FeasibleSet
 from deqopt.problem import JointProblem
-from deqopt.state import tensors_of, zero_where
+from deqopt.usable import UsablePoint
 
 
 @dataclass(frozen=True)
@@ -15,14 +22,80 @@ class Envelope(Adjoint):
     """``d_theta J* = d_theta [J(z, x) + <mu, f(z, x)>]`` at the solution, with z, x and mu held fixed.
 
     Exact (Danskin; to first order in the residual) for losses that are functions of ``eq.objective`` alone, at
-    the cost of one evaluation and no second solve. ``eq.z``, ``eq.x`` and ``eq.mu`` stay without gradients.
+    the cost of one evaluation and no second solve. ``eq.z``, ``eq.x`` and ``eq.mu`` carry no gradient to theta; the
+    backward pass of a loss that depends on them warns.
+
+    The gradient to parameters of the feasible set is added where its projection carries one, see
+    :func:`envelope_objective`.
     """
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
-        lost = ~equilibrium.usable
-        z, mu = zero_where(lost, equilibrium.z), zero_where(lost, equilibrium.mu)
-        (x,) = tensors_of(zero_where(lost, equilibrium.x))
-        lagrangian, _, _ = problem.lagrangian(z, x, mu)
-        check_reaches_theta(lagrangian)
-        objective = equilibrium.objective + (lagrangian - lagrangian.detach())
-        return replace(equilibrium, objective=objective)
+        objective = envelope_objective(UsablePoint.of_solution(problem, equilibrium), equilibrium.objective)
+        return hold(replace(equilibrium, objective=objective), ("z", "x", "mu"), type(self).__name__)
+
+
+def envelope_objective(point: UsablePoint, objective: Tensor) -> Tensor:
+    """``objective``, (B,), with the gradient of
+
+        J(z, x) + <mu, f(z, x)> + <g_x, Proj_X(x - a g_x)>
+
+    in theta and in the parameters of X, at a point that is held fixed. The last term is ``1 / (2 a)`` times the squared
+    distance of ``x - a g_x`` from X, as far as its gradient goes: by how much the optimum falls where X gives way. At
+    an optimum, a does not matter; here the step is as long as x. The samples that the point has lost get no gradient.
+
+    Raises:
+        ProblemError: no gradient is carried by anything.
+        NonFiniteError: see :meth:`UsablePoint.check`.
+    """
+    with torch.enable_grad():
+        value, _, _ = point.problem.lagrangian(point.z, point.x, point.mu)
+        point.check(value)
+        bounds = _value_of_bounds(point)
+        if bounds is not None:
+            value = value + bounds
+    check_reaches_theta(value)
+    attached: Tensor = _Carried.apply(objective, value, point)
+    return attached
+
+
+def _value_of_bounds(point: UsablePoint) -> Tensor | None:
+    """``<g_x, Proj_X(x - a g_x)>``, (B,), with g_x and x held fixed; None where X has no parameters that learn."""
+    problem, x = point.problem, point.x
+    if not (_learns(problem.feasible) or problem.feasible.project(x).requires_grad):
+        return None
+    g = problem.evaluate(point.z, x, point.mu).g_x
+    length, slope = (torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64) for part in (x, g))
+    a = torch.where(length > 0, length, 1.0) / torch.where(slope > 0, slope, torch.inf)
+    moved = problem.feasible.project(x - a.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1)) * g)
+    return (g * moved).flatten(1).sum(1) if moved.requires_grad else None
+
+
+def _learns(part: Any) -> bool:
+    """Whether a set has a parameter that learns: a projection may depend on it at some points and not at others."""
+    if isinstance(part, Tensor):
+        return part.requires_grad
+    if isinstance(part, nn.Module):
+        return any(parameter.requires_grad for parameter in part.parameters())
+    if isinstance(part, Mapping):
+        return any(map(_learns, part.values()))
+    if isinstance(part, (tuple, list)):
+        return any(map(_learns, part))
+    return isinstance(part, FeasibleSet) and _learns(vars(part))
+
+
+class _Carried(torch.autograd.Function):
+    """A value with the first derivative of another."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, source: Tensor, point: UsablePoint) -> Tensor:
+        ctx.point = point
+        ctx.save_for_backward(source)
+        ctx.set_materialize_grads(False)
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[None, Tensor | None, None]:
+        (source,) = ctx.saved_tensors
+        if cotangent is None:
+            return None, None, None
+        return None, once(ctx.point.without_lost(cotangent.to(source.dtype)), source), None

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqopt.adjoints.base import once
+from deqopt.adjoints.base import once, warn_of_backward, worst_of
 from deqopt.equilibrium import BackwardReport
+from deqopt.errors import NonFiniteError
 from deqopt.fixed_point import Anderson, FixedPointSolver
 from deqopt.iteration import Status
 from deqopt.problem import pull_back
@@ -27,7 +28,8 @@ def implicit_fixed_point(
         u = (d_z f)^T u + d_z loss
 
     (Bai, Kolter, Koltun: Deep equilibrium models, 2019). f may reach anything that carries a gradient, such as an input
-    that was itself optimised. Must be called with autograd enabled.
+    that was itself optimised. Must be called with autograd enabled. The backward pass warns of samples for whose u the
+    solver ends above its tolerance.
 
     Args:
         f: as it was solved; must not couple samples.
@@ -37,16 +39,38 @@ def implicit_fixed_point(
 
     Returns:
         z, and a report that the backward pass fills.
+
+    Raises:
+        NonFiniteError: f is NaN or infinite at 0 for a sample that is ``lost``: what it closes over would make the
+            gradient of all samples NaN.
     """
     solver = solver or Anderson(max_nfe=50, tol=1e-3)
-    lost = (
-        torch.zeros(len(tensors_of(z)[0]), dtype=torch.bool, device=tensors_of(z)[0].device) if lost is None else lost
-    )
+    first = tensors_of(z)[0]
+    if lost is None:
+        lost = torch.zeros(len(first), dtype=torch.bool, device=first.device)
+    return attach_fixed_point("implicit_fixed_point", f, zero_where(lost, z), z, solver, lost)
+
+
+def attach_fixed_point(
+    who: str, f: Callable[[State], State], at: State, z: State, solver: FixedPointSolver, lost: Tensor
+) -> tuple[State, BackwardReport]:
+    """The values z, connected to f at ``at``, which is z but in the samples that are ``lost``, (B,).
+
+    Args:
+        who: warns in the backward pass.
+    """
     with torch.enable_grad():
-        at = leaf(zero_where(lost, z))
+        at = leaf(at)
         images = tensors_of(f(at))
+    finite = torch.stack([part.detach().flatten(1).isfinite().all(1) for part in images]).all(0)
+    spoiled = (lost & ~finite).nonzero()[:, 0].tolist()
+    if spoiled:
+        raise NonFiniteError(
+            f"what f closes over is NaN or infinite for the samples {', '.join(map(str, spoiled))}, and their gradient "
+            "would make that of all others NaN: leave them out"
+        )
     report = BackwardReport()
-    values = _Attach.apply(solver, tensors_of(at), lost, report, *images, *tensors_of(z))
+    values = _Attach.apply(who, solver, tensors_of(at), lost, report, *images, *tensors_of(z))
     return state_of(values, z), report
 
 
@@ -56,6 +80,7 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        who: str,
         solver: FixedPointSolver,
         z: tuple[Tensor, ...],
         lost: Tensor,
@@ -63,7 +88,7 @@ class _Attach(torch.autograd.Function):
         *f_and_values: Tensor,
     ) -> tuple[Tensor, ...]:
         f, values = f_and_values[: len(z)], f_and_values[len(z) :]
-        ctx.solver, ctx.f, ctx.z, ctx.lost, ctx.report = solver, f, z, lost, report
+        ctx.who, ctx.solver, ctx.f, ctx.z, ctx.lost, ctx.report = who, solver, f, z, lost, report
         return tuple(value.detach() for value in values)
 
     @staticmethod
@@ -78,8 +103,10 @@ class _Attach(torch.autograd.Function):
             found = ctx.solver.solve(adjoint_map, v)
         ctx.report.residual, ctx.report.nfe = found.residual, found.nfe
         ctx.report.status = found.status.masked_fill(ctx.lost, int(Status.NON_FINITE))
+        _warn(ctx.who, ctx.solver, found.status[~ctx.lost], found.residual[~ctx.lost])
         u = tensors_of(found.z)
         return (
+            None,
             None,
             None,
             None,
@@ -87,3 +114,12 @@ class _Attach(torch.autograd.Function):
             *(once(part, one) for part, one in zip(u, ctx.f, strict=True)),
             *(None for _ in v),
         )
+
+
+def _warn(who: str, solver: FixedPointSolver, status: Tensor, residual: Tensor) -> None:
+    warn_of_backward(
+        who,
+        status != Status.CONVERGED,
+        f"ended above tol={solver.tol:g}, {worst_of(residual)} (max_nfe={solver.max_nfe})",
+        "raise max_nfe, converge the forward solve further, or train with a Jacobian penalty",
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 from torch import Tensor
 
+from deqopt.adjoints.base import describe_backward, warn_of_backward, worst_of
 from deqopt.adjoints.gmres import gmres
 from deqopt.adjoints.stationary import StationaryAdjoint, StationarySystem
 from deqopt.equilibrium import BackwardReport
@@ -69,14 +69,14 @@ class Implicit(StationaryAdjoint):
         return found.u / system.scale, BackwardReport(found.residual, status, found.nfe + system.nfe)
 
     def _check(self, residual: Tensor) -> None:
-        failed = int((~(residual <= self.tol)).sum())
-        if not failed:
-            return
-        message = (
-            f"Implicit: the backward solve of {failed} of {len(residual)} samples ended above tol={self.tol:g}, the "
-            f"worst with a relative residual of {float(residual.max()):.1e} (max_nfe={self.max_nfe}): raise max_nfe, "
-            "converge the forward solve further, train with a Jacobian penalty, or use Phantom or Unrolled"
+        failed = ~(residual <= self.tol)
+        said = (
+            type(self).__name__,
+            failed,
+            f"ended above tol={self.tol:g}, {worst_of(residual)} (max_nfe={self.max_nfe})",
+            "raise max_nfe, converge the forward solve further, train with a Jacobian penalty, or use Phantom or "
+            "Unrolled",
         )
-        if self.on_failure is OnFailure.RAISE:
-            raise BackwardError(message)
-        warnings.warn(message, stacklevel=2)
+        if self.on_failure is OnFailure.RAISE and bool(failed.any()):
+            raise BackwardError(describe_backward(*said))
+        warn_of_backward(*said)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from deqopt.adjoints.base import Adjoint
-from deqopt.adjoints.envelope import Envelope
-from deqopt.adjoints.fixed_point import implicit_fixed_point
+from deqopt.adjoints.envelope import envelope_objective
+from deqopt.adjoints.fixed_point import attach_fixed_point
+from deqopt.adjoints.held import hold
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.fixed_point import Anderson
 from deqopt.problem import JointProblem
-from deqopt.state import tensors_of, zero_where
+from deqopt.usable import UsablePoint
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class InputHeld(Adjoint):
     """Implicit differentiation of ``z = f(z, x)`` with x held: see :func:`deqopt.adjoints.implicit_fixed_point`.
 
     It is the gradient where x is given; here x is optimised, and what theta does to it is left out, as in the published
-    code of joint inference. A cheap gradient for comparison: ``eq.z`` carries it, ``eq.x`` and ``eq.mu`` carry none,
-    ``eq.objective`` that of the envelope theorem.
+    code of joint inference. A cheap gradient for comparison: ``eq.z`` carries it, ``eq.objective`` that of the envelope
+    theorem. ``eq.x`` and ``eq.mu`` carry none; the backward pass of a loss that depends on them warns.
 
     Args:
         tol: of the relative residual of u.
@@ -35,9 +36,10 @@ class InputHeld(Adjoint):
             raise ProblemError(f"tol must be larger than 0 and max_nfe at least 1, got {self.tol} and {self.max_nfe}")
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
-        attached = Envelope().attach(problem, equilibrium)
-        lost = ~equilibrium.usable
-        (x,) = tensors_of(zero_where(lost, equilibrium.x))
+        who, lost = type(self).__name__, ~equilibrium.usable
+        point = UsablePoint.of_solution(problem, equilibrium)
+        objective = envelope_objective(point, equilibrium.objective)
         solver = Anderson(max_nfe=self.max_nfe, tol=self.tol)
-        z, report = implicit_fixed_point(lambda z: problem.f(z, x), equilibrium.z, solver, lost)
-        return replace(attached, z=z, backward=report)
+        values = attach_fixed_point(who, lambda z: point.problem.f(z, point.x), point.z, equilibrium.z, solver, lost)
+        z, report = values
+        return hold(replace(equilibrium, z=z, objective=objective, backward=report), ("x", "mu"), who)

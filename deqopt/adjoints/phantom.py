@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from deqopt.adjoints.base import warn_of_backward, worst_of
 from deqopt.adjoints.stationary import StationaryAdjoint, StationarySystem
 from deqopt.equilibrium import BackwardReport
 from deqopt.errors import ProblemError
@@ -38,7 +38,7 @@ class JacobianFree(StationaryAdjoint):
         return self.step_size
 
     def multiplier(self, system: StationarySystem, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
-        return neumann(system, cotangent, lost, steps=1, damping=1.0)
+        return neumann(type(self).__name__, system, cotangent, lost, steps=1, damping=1.0)
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Phantom(StationaryAdjoint):
         return self.step_size
 
     def multiplier(self, system: StationarySystem, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
-        return neumann(system, cotangent, lost, self.steps, self.damping)
+        return neumann(type(self).__name__, system, cotangent, lost, self.steps, self.damping)
 
 
 def neumann(
-    system: StationarySystem, v: Tensor, lost: Tensor, steps: int, damping: float
+    who: str, system: StationarySystem, v: Tensor, lost: Tensor, steps: int, damping: float
 ) -> tuple[Tensor, BackwardReport]:
     """``lam_0 = 0``, ``lam <- lam + damping (v + (d_w F)^T lam)``, ``steps`` times.
 
@@ -95,20 +95,13 @@ def neumann(
     status = status.masked_fill(lost | ~finite, int(Status.NON_FINITE))
     residual = residual.masked_fill(lost | ~finite, torch.nan)
     lam = lam.masked_fill(~lam.isfinite().all(1, keepdim=True), 0)
-    _warn(status[~lost], residual)
+    warn_of_backward(
+        who,
+        (status != Status.OUT_OF_BUDGET)[~lost],
+        f"is a Neumann series that grows, {worst_of(residual[~lost])}",
+        "lower damping or step_size, train with a Jacobian penalty, or use Implicit",
+    )
     return lam, BackwardReport(residual, status, torch.full_like(status, steps - 1 + system.nfe))
-
-
-def _warn(status: Tensor, residual: Tensor) -> None:
-    failed = int((status != Status.OUT_OF_BUDGET).sum())
-    if failed:
-        worst = float(residual.nan_to_num(nan=-torch.inf).max())
-        warnings.warn(
-            f"the Neumann series of {failed} of {len(status)} samples grows, or their loss is not finite (the last "
-            f"term is {worst:.1e} of the first at most): lower damping or step_size, train with a Jacobian penalty, "
-            "or use Implicit",
-            stacklevel=2,
-        )
 
 
 def check_step(step_size: float | None) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from deqopt.adjoints.base import Adjoint, once
-from deqopt.adjoints.envelope import Envelope
+from deqopt.adjoints.envelope import envelope_objective
 from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import Evaluation, JointProblem, pull_back
-from deqopt.state import Layout, State, leaf, state_of, tensors_of, work_dtype, zero_where
+from deqopt.state import Layout, State, leaf, state_of, tensors_of, work_dtype
+from deqopt.usable import UsablePoint
 
 # The least length, in units of x, of a change of x by which its effect is measured.
 MIN_PROBE = 1e-3
@@ -97,7 +98,7 @@ def _measured(evaluation: Evaluation, z: State, mu: State, x: Tensor) -> tuple[T
     """
     f, g_z, g_x = tensors_of(evaluation.f), tensors_of(evaluation.g_z), evaluation.g_x
     states, inputs = tensors_of(z), (*tensors_of(z), *tensors_of(mu), x)
-    direction = torch.randn(x[0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     length = _norm([x]).clamp_min(MIN_PROBE)
     p = (direction / direction.norm()).to(x) * length.reshape(-1, *[1] * (x.dim() - 1))
     pulled = pull_back([g_x], inputs, [p], retain_graph=True)
@@ -107,7 +108,7 @@ def _measured(evaluation: Evaluation, z: State, mu: State, x: Tensor) -> tuple[T
     change = _norm([direct + through])
     a = length / torch.maximum(4 * change, 1e-3 * _norm([g_x]))
     lengths = [_norm(states) + _norm(z_moved), _norm(tensors_of(mu)) + _norm(mu_moved), length]
-    widths = [sum(part[0].numel() for part in states)] * 2 + [x[0].numel()]
+    widths = [sum(part.shape[1:].numel() for part in states)] * 2 + [x.shape[1:].numel()]
     scale = torch.stack(lengths, 1).repeat_interleave(torch.tensor(widths, device=x.device), dim=1)
     return torch.where(a.isfinite(), a, 1.0), torch.where(scale.isfinite() & (scale > 0), scale, 1.0).detach()
 
@@ -129,20 +130,19 @@ class StationaryAdjoint(Adjoint):
         """lam for ``cotangent = d_w loss``, (B, width) both, and how it was found. ``lost`` samples, (B,), have 0."""
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
-        attached = Envelope().attach(problem, equilibrium)
-        lost = ~equilibrium.usable
-        z, mu = zero_where(lost, equilibrium.z), zero_where(lost, equilibrium.mu)
-        (x,) = tensors_of(zero_where(lost, equilibrium.x))
-        system = StationarySystem.at(problem, z, mu, x, self.step_of_x())
+        point = UsablePoint.of_solution(problem, equilibrium)
+        objective = envelope_objective(point, equilibrium.objective)
+        system = StationarySystem.at(point.problem, point.z, point.mu, point.x, self.step_of_x())
         report = BackwardReport()
         values = (*tensors_of(equilibrium.z), *tensors_of(equilibrium.mu), equilibrium.x)
-        z_and_mu = _Attach.apply(self, system, lost, report, system.residual, *values)
-        count = len(tensors_of(z))
+        z_and_mu = _Attach.apply(self, system, ~equilibrium.usable, report, system.residual, *values)
+        z, count = equilibrium.z, len(tensors_of(equilibrium.z))
         return replace(
-            attached,
+            equilibrium,
             z=state_of(z_and_mu[:count], z),
             mu=state_of(z_and_mu[count:-1], z),
             x=z_and_mu[-1],
+            objective=objective,
             backward=report,
         )
 

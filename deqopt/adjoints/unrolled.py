@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from deqopt.adjoints.base import Adjoint, check_reaches_theta
 from deqopt.adjoints.checkpoint import checkpointed
+from deqopt.adjoints.recorded import RecordedProblem
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import Evaluation, JointProblem
-from deqopt.state import State, detach, filled_where, tensors_of, zero_where
+from deqopt.state import State
+from deqopt.usable import UsablePoint
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,13 @@ class Unrolled(Adjoint):
     """Differentiates the solve as it was run, from its start to the iterate that it returned.
 
     ``eq.z``, ``eq.x``, ``eq.mu`` and ``eq.objective`` carry the gradient of the algorithm, whether it converged or not;
-    ``eq.objective`` has no envelope gradient. Memory grows with every evaluation.
+    ``eq.objective`` has no envelope gradient. A start z0, x0 or mu0 that carries a gradient gets its own. Memory grows
+    with every evaluation.
+
+    The derivative of an iterate need not converge where the iterate does: of a solve that wanders about its solution
+    before it gets there it can be wrong by orders of magnitude. Such a gradient grows on its way back through the
+    evaluations: ``eq.backward.growth`` says how much, and the backward pass warns of samples where it is beyond
+    :data:`deqopt.adjoints.growth.ERRATIC`.
 
     Args:
         checkpoint: keep of every evaluation only its inputs (z, x, mu), and evaluate once more in the backward pass
@@ -34,23 +41,22 @@ class Unrolled(Adjoint):
     def through_the_solve(self) -> bool:
         return True
 
+    def begin(self, problem: JointProblem) -> JointProblem:
+        return RecordedProblem.of(problem, type(self).__name__)
+
     def evaluate(self, problem: JointProblem, z: State, x: Tensor, mu: State) -> Evaluation:
         """An evaluation that is differentiable in z, x, mu and theta; samples that are not finite carry no gradient."""
-        parts = (*tensors_of(z), *tensors_of(mu), x)
-        lost = ~torch.stack([part.detach().flatten(1).sum(1) for part in parts]).isfinite().all(0)
-        z, mu = zero_where(lost, z), zero_where(lost, mu)
-        (x,) = tensors_of(zero_where(lost, x))
-        found = checkpointed(problem, z, x, mu) if self.checkpoint else problem.evaluate_with_graph(z, x, mu)
-        f, g_z = (filled_where(lost, part, torch.nan) for part in (found.f, found.g_z))
-        objective, g_x = tensors_of(filled_where(lost, (found.objective, found.g_x), torch.nan))
-        return Evaluation(f, objective, g_z, g_x)
+        if not isinstance(problem, RecordedProblem):
+            problem = RecordedProblem.of(problem, type(self).__name__)
+        return problem.record(checkpointed if self.checkpoint else JointProblem.evaluate_with_graph, z, x, mu)
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
-        z, x, mu = detach(equilibrium.z), equilibrium.x.detach(), detach(equilibrium.mu)
-        check_reaches_theta(problem.lagrangian(z, x, mu)[0])
-        if not equilibrium.objective.requires_grad:
+        if not isinstance(problem, RecordedProblem) or not problem.solve.start_learns:
+            point = UsablePoint.of_solution(problem, equilibrium)
+            check_reaches_theta(point.problem.lagrangian(point.z, point.x, point.mu)[0])
+        if not isinstance(problem, RecordedProblem) or not equilibrium.objective.requires_grad:
             raise ProblemError(
                 "Unrolled cannot attach gradients to a finished solve: hand it to solve(..., adjoint=Unrolled()), "
                 "whose evaluations it records"
             )
-        return equilibrium
+        return problem.solve.growth.attach(equilibrium)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqopt.errors import ProblemError
 from deqopt.fixed_point.base import FixedPointSolver
-from deqopt.fixed_point.mixing import Mixing, check_mixing
+from deqopt.fixed_point.mixing import Mixing, check_mixing, least_square, power_or_zero, solved_or_zero
 from deqopt.memory import Memory, write_difference
 
 
@@ -48,7 +48,7 @@ class AndersonMixing(Mixing):
     def __init__(
         self, like: Tensor, memory: int, ridge: float, widths: Sequence[int], kind: MixingType = MixingType.II
     ) -> None:
-        super().__init__(like)
+        super().__init__(like, len(widths))
         batch, width = like.shape
         self._kind, self._ridge, self._widths, self._slots, self._mixed = kind, ridge, list(widths), memory - 1, 0
         self._strides = [sampling_stride(width) for width in self._widths]
@@ -80,7 +80,7 @@ class AndersonMixing(Mixing):
         self._point, self._residual, self._proposal = point, residual, proposal
         self._seen = torch.ones_like(self._seen)
         self._multiply(slot, filled)
-        gamma = self._coefficients(filled, self._weights(image)).to(w.dtype)
+        gamma = self._coefficients(filled, self._weights(self._sums(image.square()), image.dtype)).to(w.dtype)
         mixed = torch.baddbmm(proposal.unsqueeze(1), gamma.unsqueeze(1), self._proposals[:, :filled], alpha=-1)
         return mixed.squeeze(1)
 
@@ -90,10 +90,6 @@ class AndersonMixing(Mixing):
             return rows
         blocks = rows.split(self._widths, dim=1)
         return torch.cat([block[:, ::stride] for block, stride in zip(blocks, self._strides, strict=True)], dim=1)
-
-    def _weights(self, image: Tensor) -> Tensor:
-        """D of the entries that it sees, a number a block: (B, blocks)."""
-        return 1 / self._sums(image.square()).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
 
     def _sums(self, entries: Tensor) -> Tensor:
         """The sum over each block of sampled entries, (B, blocks)."""
@@ -134,14 +130,13 @@ class AndersonMixing(Mixing):
         squares = [matrix.diagonal(dim1=1, dim2=2)] * 2
         if self._kind is MixingType.I:
             squares = list(torch.einsum("bk,bski->sbi", weights, self._squares[..., :filled]))
-        rows, columns = (torch.where(one > 0, torch.where(one > 0, one, 1.0).rsqrt(), 0.0) for one in squares)
+        least = weights.detach().sum(1, keepdim=True) * least_square(self._proposal.dtype)
+        rows, columns = (power_or_zero(one, -0.5, least) for one in squares)
         matrix, right = rows.unsqueeze(2) * matrix * columns.unsqueeze(1), rows * right
         eye = torch.eye(filled, dtype=matrix.dtype, device=matrix.device)
         if self._kind is MixingType.I:
             matrix, right = matrix.mT @ matrix, (matrix.mT @ right.unsqueeze(2)).squeeze(2)
-        solution, info = torch.linalg.solve_ex(matrix + max(self._ridge, _SMALLEST_RIDGE) * eye, right)
-        usable = (info == 0) & solution.isfinite().all(1)
-        return torch.where(usable[:, None], columns * solution, 0.0)
+        return columns * solved_or_zero(matrix + max(self._ridge, _SMALLEST_RIDGE) * eye, right, torch.inf)
 
 
 def sampling_stride(width: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqopt.fixed_point.base import FixedPointSolver
-from deqopt.fixed_point.mixing import Mixing, check_mixing
+from deqopt.fixed_point.mixing import Mixing, check_mixing, least_square, power_or_zero, solved_or_zero
 from deqopt.memory import Memory, write_difference
 
 
@@ -38,7 +38,7 @@ class BroydenUpdates(Mixing):
     """
 
     def __init__(self, like: Tensor, memory: int, widths: Sequence[int]) -> None:
-        super().__init__(like)
+        super().__init__(like, len(widths))
         batch, width = like.shape
         self._widths, self._slots, self._mixed = list(widths), memory - 1, 0
         self._moves, self._proposals = (like.new_zeros(batch, self._slots, width) for _ in range(2))
@@ -60,14 +60,10 @@ class BroydenUpdates(Mixing):
         self._multiply(slot, filled, residual, (residual - self._residual) * self._seen)
         self._point, self._residual, self._proposal = w, residual, proposal
         self._seen = torch.ones_like(self._seen)
-        gamma = self._coefficients(filled, self._weights(target)).to(w.dtype)
+        squares = torch.stack([block.square().sum(1).double() for block in target.split(self._widths, dim=1)], 1)
+        gamma = self._coefficients(filled, self._weights(squares, target.dtype)).to(w.dtype)
         mixed = torch.baddbmm(proposal.unsqueeze(1), gamma.unsqueeze(1), self._proposals[:, :filled], alpha=-1)
         return mixed.squeeze(1)
-
-    def _weights(self, target: Tensor) -> Tensor:
-        """D, a number a block: (B, blocks); zero for a block of zeros."""
-        sizes = torch.stack([block.square().sum(1).double() for block in target.split(self._widths, dim=1)], 1)
-        return torch.where(sizes > 0, 1 / torch.where(sizes > 0, sizes, 1.0), 0.0)
 
     def _multiply(self, slot: int, filled: int, residual: Tensor, change: Tensor) -> None:
         """Enter the products of the newest difference.
@@ -95,14 +91,14 @@ class BroydenUpdates(Mixing):
 
     def _coefficients(self, filled: int, weights: Tensor) -> Tensor:
         """gamma, (B, filled); zero where the system is singular, up to what rounding makes of it."""
-        lengths = torch.einsum("bk,bki->bi", weights.detach(), self._lengths[:, :, :filled]).sqrt()
-        unit = torch.where(lengths > 0, 1 / lengths, 0.0)
+        squares = torch.einsum("bk,bki->bi", weights.detach(), self._lengths[:, :, :filled])
+        least = weights.detach().sum(1, keepdim=True) * least_square(self._proposal.dtype)
+        unit = power_or_zero(squares, -0.5, least)
         matrix = torch.einsum("bk,bkij->bij", weights, self._matrix[:, :, :filled, :filled])
         right = unit * torch.einsum("bk,bki->bi", weights, self._right[:, :, :filled])
-        empty = torch.diag_embed((lengths == 0).to(matrix.dtype))
-        solution, info = torch.linalg.solve_ex(unit.unsqueeze(2) * matrix * unit.unsqueeze(1) + empty, right)
-        usable = (info == 0) & (solution.norm(dim=1) <= self._steepest * right.norm(dim=1))
-        return torch.where(usable[:, None], unit * solution, 0.0)
+        empty = torch.diag_embed((unit == 0).to(matrix.dtype))
+        system = unit.unsqueeze(2) * matrix * unit.unsqueeze(1) + empty
+        return unit * solved_or_zero(system, right, self._steepest * right.detach().norm(dim=1))
 
 
 def _products(rows: Tensor, vector: Tensor) -> Tensor:

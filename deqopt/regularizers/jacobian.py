@@ -12,7 +12,8 @@ from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
 from deqopt.regularizers.base import Regularizer
-from deqopt.state import State, leaf, tensors_of, zero_where
+from deqopt.state import State, leaf, tensors_of
+from deqopt.usable import UsablePoint
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ class JacobianPenalty(Regularizer):
         return torch.stack([self._at(problem, z, x, usable) for z, x in points]).mean()
 
     def _at(self, problem: JointProblem, z: State, x: Tensor, usable: Tensor) -> Tensor:
-        z = leaf(zero_where(~usable, z))
-        (x,) = tensors_of(zero_where(~usable, x.detach()))
-        f_parts = tensors_of(problem.f(z, x))
+        point = UsablePoint.of(problem, z, x.detach(), z, ~usable)
+        z, x = leaf(point.z), point.x
+        f_parts = tensors_of(point.problem.f(z, x))
+        point.check(*f_parts)
         size = sum(part[0].numel() for part in f_parts)
         total = x.new_zeros(x.shape[0])
         for _ in range(self.probes):

@@ -12,7 +12,8 @@ from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
 from deqopt.regularizers.base import Regularizer
-from deqopt.state import leaf, tensors_of, zero_where
+from deqopt.state import leaf, tensors_of
+from deqopt.usable import UsablePoint
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class SpectralPenalty(Regularizer):
             )
 
     def penalty(self, problem: JointProblem, equilibrium: Equilibrium) -> Tensor:
-        lost = ~equilibrium.usable
-        z = leaf(zero_where(lost, equilibrium.z))
-        (x,) = tensors_of(zero_where(lost, equilibrium.x.detach()))
-        f_parts = tensors_of(problem.f(z, x))
-        u = [part.detach() for part in tensors_of(zero_where(lost, equilibrium.mu))]
+        lost, point = ~equilibrium.usable, UsablePoint.of_solution(problem, equilibrium)
+        z = leaf(point.z)
+        f_parts = tensors_of(point.problem.f(z, point.x))
+        point.check(*f_parts)
+        u = list(tensors_of(point.mu))
         for left in range(self.products, -1, -1):
             u = [part.detach() for part in _unit(u)]
             u = list(

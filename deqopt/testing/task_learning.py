@@ -39,7 +39,7 @@ def every_parameter_gets_a_gradient(bench: Bench) -> Iterator[str]:
         return
     batch = bench.batch("train")
     with bench.mode(training=True):
-        loss = bench.task.loss(bench.solve(batch, bench.adjoint)[1], batch).mean()
+        loss = bench.task.loss(bench.solve(batch, bench.adjoint)[1].detach_held(), batch).mean()
         if not loss.requires_grad:
             yield (
                 f"the loss carries no gradient at all: with {type(bench.adjoint).__name__} it must be made of what "

@@ -163,6 +163,7 @@ class Denoising(Task):
         Raises:
             ProblemError: the adjoint holds x, and the image is x itself, so that nothing would be learned.
         """
+        equilibrium = equilibrium.detach_held()
         error = (self.restored(equilibrium) - batch.clean).square().flatten(1).mean(1)
         if not equilibrium.objective.requires_grad:
             return error

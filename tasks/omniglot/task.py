@@ -223,11 +223,12 @@ class Omniglot(Task):
 
     def loss(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
         """(B,) the mean cross-entropy of the queries."""
-        logits = self.query_logits(equilibrium, batch)
+        free = equilibrium.detach_held()
+        logits = self.query_logits(free, batch)
         self._last = equilibrium.x, logits.detach()
         error = _cross_entropy(logits, batch.query_label)
         if equilibrium.objective.requires_grad and not any(
-            part.requires_grad for part in (*tensors_of(equilibrium.z), equilibrium.x)
+            part.requires_grad for part in (*tensors_of(free.z), free.x)
         ):
             return error + equilibrium.objective - equilibrium.objective.detach()
         return error

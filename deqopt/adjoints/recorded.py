@@ -1,0 +1,105 @@
+"""A joint problem whose evaluations autograd records, and what must be known of the solve that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from deqopt.adjoints.growth import Growth
+from deqopt.problem import Evaluation, JointProblem
+from deqopt.state import State, filled_where, tensors_of, zero_where
+from deqopt.usable import UsablePoint, finite_rows
+
+Evaluate = Callable[[JointProblem, State, Tensor, State], Evaluation]
+
+
+@dataclass
+class RecordedSolve:
+    """One solve.
+
+    Attributes:
+        growth: of the gradient, on its way back.
+        started: whether there was an evaluation.
+        start_learns: whether the start carries a gradient.
+        spoiled: (B,) samples without finite values at the start; None where there are none.
+    """
+
+    growth: Growth
+    started: bool = False
+    start_learns: bool = False
+    spoiled: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RecordedProblem(JointProblem):
+    """A problem in which neighbours stand in for spoiled samples: see :class:`deqopt.usable.UsablePoint`.
+
+    Attributes:
+        solve: that it belongs to.
+        samples: (b,) which samples of the solve are left; None for all.
+    """
+
+    solve: RecordedSolve = field(default_factory=lambda: RecordedSolve(Growth("Unrolled")))
+    samples: Tensor | None = None
+
+    @classmethod
+    def of(cls, problem: JointProblem, who: str) -> RecordedProblem:
+        """For a new solve. ``who`` warns of gradients that grow."""
+        own = {one.name: getattr(problem, one.name) for one in fields(JointProblem)}
+        return cls(**own, solve=RecordedSolve(Growth(who)))
+
+    def record(self, evaluate: Evaluate, z: State, x: Tensor, mu: State) -> Evaluation:
+        """``evaluate(self, z, x, mu)``, NaN and without a gradient in samples that are spoiled or not finite here."""
+        solve = self.solve
+        if not solve.started:
+            solve.start_learns = any(part.requires_grad for part in (*tensors_of(z), *tensors_of(mu), x))
+        lost = ~finite_rows(*tensors_of(z), *tensors_of(mu), x)
+        z, mu, (x,) = zero_where(lost, z), zero_where(lost, mu), tensors_of(zero_where(lost, x))
+        z, x, mu = solve.growth.watched(self._samples(x), z, x, mu)
+        found = evaluate(self, z, x, mu)
+        if not solve.started:
+            solve.started = True
+            spoiled = ~finite_rows(found.objective, *tensors_of(found.f), *tensors_of(found.g_z), found.g_x)
+            if bool(spoiled.any()):
+                solve.spoiled = spoiled
+                found = evaluate(self, z, x, mu)
+        if solve.spoiled is not None:
+            lost = lost | solve.spoiled[self._samples(x)]
+        f, g_z = (filled_where(lost, part, torch.nan) for part in (found.f, found.g_z))
+        objective, g_x = tensors_of(filled_where(lost, (found.objective, found.g_x), torch.nan))
+        return Evaluation(f, objective, g_z, g_x)
+
+    def f(self, z: State, x: Tensor) -> State:
+        point = self._usable(z, x)
+        if point.lost is None:
+            return super().f(z, x)
+        image = point.problem.f(point.z, point.x)
+        point.check(*tensors_of(image))
+        return filled_where(point.lost, image, torch.nan)
+
+    def J(self, z: State, x: Tensor) -> Tensor:
+        point = self._usable(z, x)
+        if point.lost is None:
+            return super().J(z, x)
+        objective = point.problem.J(point.z, point.x)
+        point.check(objective)
+        return tensors_of(filled_where(point.lost, objective, torch.nan))[0]
+
+    def pick(self, keep: Tensor, dim: int) -> JointProblem | None:
+        picked = super().pick(keep, dim)
+        if not isinstance(picked, RecordedProblem):
+            return picked
+        samples = torch.arange(len(keep), device=keep.device) if self.samples is None else self.samples
+        return replace(picked, samples=samples[keep])
+
+    def _usable(self, z: State, x: Tensor) -> UsablePoint:
+        if self.solve.spoiled is None:
+            return UsablePoint(self, z, x, z)
+        plain = JointProblem(self.cell, self.objective, self.feasible, self.data)
+        return UsablePoint.of(plain, z, x, z, self.solve.spoiled[self._samples(x)])
+
+    def _samples(self, x: Tensor) -> Tensor:
+        return torch.arange(len(x), device=x.device) if self.samples is None else self.samples
