@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deqopt.errors import ProblemError
 from deqopt.fixed_point.anderson import AndersonMixing
+from deqopt.fixed_point.mixing import least_square, power_or_zero
 from deqopt.memory import write_difference
 from deqopt.solvers.system import JointEvaluation, JointSystem
 from deqopt.solvers.tracking import Tracking, TrackingMemory
@@ -84,9 +85,8 @@ class CoupledMixing(AndersonMixing):
         inputs = self._inputs[:, :filled].double()
         squares = inputs @ inputs.mT
         size = squares.diagonal(dim1=1, dim2=2).sum(1)
-        tiny = torch.finfo(size.dtype).tiny ** 0.5
-        weight = self._coupling * matrix.diagonal(dim1=1, dim2=2).sum(1) / size.clamp_min(tiny)
-        weight = torch.where(size > tiny, weight, 0.0)
+        trace = matrix.diagonal(dim1=1, dim2=2).sum(1)
+        weight = self._coupling * trace * power_or_zero(size, -1.0, least_square(self._inputs.dtype))
         # mix() subtracts its gamma, which is minus the one above.
         explained = (inputs @ self._move.double().unsqueeze(2)).squeeze(2)
         return matrix + weight[:, None, None] * squares, right - weight[:, None] * explained
