@@ -444,40 +444,6 @@ def test_a_bug_of_a_task_keeps_its_traceback() -> None:
         deqopt("fit", f"--task={HERE}.Buggy", "--config=small.yaml", *TINY)
 
 
-FORGETFUL = """\
-from tiny_task import Tiny
-from deqopt.solvers import Tracking
-
-class Forgetful(Tiny):
-    {decorator}
-    def default_solver(cls):
-        return Tracking
-"""
-
-
-@pytest.mark.parametrize(
-    ("decorator", "pattern"),
-    [
-        ("", r"forgetful0.Forgetful.*Forgetful.default_solver must be a class method.*write @classmethod above it"),
-        ("@classmethod", r"what Forgetful.default_solver\(\) returns is the class Tracking itself.*Tracking\(\.\.\.\)"),
-    ],
-)
-def test_defaults_that_a_task_gets_wrong(
-    decorator: str, pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = f"forgetful{len(decorator)}"
-    written(tmp_path / f"{name}.py", FORGETFUL.format(decorator=decorator))
-    monkeypatch.syspath_prepend(tmp_path)
-    message = complaint("fit", f"--task={name}.Forgetful", *TINY)
-    assert re.search(pattern, message), message
-
-
-def test_a_precision_that_cannot_be_used_names_one_that_can() -> None:
-    assert "use bf16-mixed" in complaint(
-        "fit", "--task=tiny_task.Tiny", *TINY, "--trainer.precision=bf16-true", "--trainer.max_epochs=1"
-    )
-
-
 class Buggy(Tiny):
     """A task with a bug."""
 

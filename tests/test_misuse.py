@@ -60,6 +60,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "a class for an adjoint": (lambda: solve(adjoint=Envelope), "adjoint is the class Envelope itself"),
     "a class for a problem": (lambda: SOLVER.solve(JointProblem, Z0, X0), "problem is the class JointProblem"),  # type: ignore[arg-type]
     "a class for a cell": (lambda: solve(cell=nn.Linear), "cell must be a function or a module, got <class"),
+    "a class for data": (lambda: solve(data=dict), "data is the class dict itself: give tensors"),
     "no objective": (lambda: solve(objective=None), "objective must be a function or a module, got None"),
     "a class for a fixed-point solver": (lambda: Bilevel(inner=Anderson), "inner is the class Anderson itself"),  # type: ignore[arg-type]
     "a class for a descent": (lambda: Bilevel(descent=Adam), "descent is the class Adam itself"),  # type: ignore[arg-type]

@@ -19,7 +19,6 @@ from typing import Any
 from deqopt.command_line.checkpoints import NEWEST, newest_checkpoint, settings_of
 from deqopt.command_line.complaints import ON_COMMAND_LINE
 from deqopt.command_line.configuration import (
-    CHOICES,
     Source,
     checked,
     class_of,
@@ -30,6 +29,7 @@ from deqopt.command_line.configuration import (
     merge,
     read_config,
 )
+from deqopt.command_line.names import CHOICES
 from deqopt.errors import CheckpointError, DeqoptError
 from deqopt.registry import Group, plugins
 

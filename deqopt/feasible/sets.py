@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from deqopt.errors import ProblemError
-from deqopt.feasible.base import A_SAMPLE, FeasibleSet, largest, like, one_a_sample
-from deqopt.feasible.within_ball import within_ball
+from deqopt.feasible.base import A_SAMPLE, FeasibleSet, largest, length, like, one_a_sample
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,10 @@ class L2BallInBox(FeasibleSet):
     """``|x|_2 <= radius`` and ``low <= x <= high`` a sample, where ``low <= 0 <= high``: a ball of perturbations that
     keeps pixels valid.
 
-    The nearest point is ``clip(t x, low, high)`` with the largest t in [0, 1] that leaves it in the ball.
+    The nearest point is ``clip(t x, low, high)`` with the largest t in [0, 1] that leaves it in the ball: shrinking is
+    what the ball's multiplier does, and clipping what the box's does. t is found exactly: starting where nothing is
+    clipped, ``t^2 = (radius^2 - sum of squares of the clipped) / (sum of squares of the others)`` only grows, and what
+    is clipped stays clipped.
 
     Args:
         radius: not negative; a number, or a tensor of one a sample, (B,).
@@ -129,7 +131,30 @@ class L2BallInBox(FeasibleSet):
     def project(self, x: Tensor) -> Tensor:
         low, high = (like(bound, x, f"{type(self).__name__}: a bound") for bound in (self.low, self.high))
         radius = one_a_sample(self.radius, x, f"{type(self).__name__}: radius")
-        return within_ball(lambda point: clip(point, low, high), x, torch.zeros_like(x), radius)
+        clipped, unit = clip(x, low, high), largest(x)
+        too_long = length(clipped) > radius.flatten()
+        if not bool(too_long.any()):
+            return clipped
+        # Bounds in radii and x in its largest entry, in double precision: no square overflows or is lost.
+        entries, radii = (x / unit).double(), torch.where(radius > 0, radius, 1).double()
+        limits = (torch.where(x > 0, high, low) / radii).clamp(-2, 2).square().flatten(1)
+        shrink = _shrinking(entries.square().flatten(1), limits, too_long).reshape(unit.shape)
+        inside = clip((entries * (shrink * radius)).to(x.dtype), low, high)
+        return torch.where(too_long.reshape(unit.shape), inside, clipped)
+
+
+def _shrinking(squares: Tensor, limits: Tensor, active: Tensor) -> Tensor:
+    """(B,) the t with ``sum_i min(t^2 squares_i, limits_i) = 1`` where ``active``; squares and limits are (B, n)."""
+    clipped = torch.zeros_like(squares, dtype=torch.bool)
+    while True:
+        left = 1 - torch.where(clipped, limits, 0).sum(1)
+        free = torch.where(clipped, 0, squares).sum(1)
+        known = active & (left > 0) & (free > 0)
+        square = torch.where(known, left, 0) / torch.where(known, free, 1)
+        more = (square[:, None] * squares > limits) & ~clipped
+        if not bool(more.any()):
+            return torch.where(known, torch.where(known, square, 1).sqrt(), 0)
+        clipped = clipped | more
 
 
 def clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:

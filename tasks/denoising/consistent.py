@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from deqopt.errors import ProblemError
-from deqopt.feasible import FeasibleSet
+from deqopt.feasible import A_SAMPLE, FeasibleSet
 
 from .operator import MeasurementOperator
 
@@ -25,8 +25,8 @@ class Consistent(FeasibleSet):
     """
 
     operator: MeasurementOperator
-    y: Tensor
-    parameters: Tensor
+    y: Tensor = field(metadata=A_SAMPLE)
+    parameters: Tensor = field(metadata=A_SAMPLE)
 
     def __post_init__(self) -> None:
         if not self.operator.tight:
@@ -39,6 +39,3 @@ class Consistent(FeasibleSet):
         assert c is not None
         y = self.y.to(x.dtype)
         return x + bound.A_adjoint(y - bound.A(x)) / c
-
-    def pick(self, keep: Tensor, dim: int) -> FeasibleSet:
-        return replace(self, y=self.y[keep], parameters=self.parameters[keep])
