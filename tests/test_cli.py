@@ -365,7 +365,7 @@ def test_commands_that_are_none(words: tuple[str, ...]) -> None:
 
 
 def test_interrupting_the_start_is_no_error_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(group: object) -> str:
+    def interrupted(*_: object) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("deqopt.cli.listing", interrupted)
@@ -373,7 +373,7 @@ def test_interrupting_the_start_is_no_error_of_the_program(monkeypatch: pytest.M
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def buggy(group: object) -> str:
+    def buggy(*_: object) -> str:
         raise ZeroDivisionError
 
     monkeypatch.setattr("deqopt.cli.listing", buggy)

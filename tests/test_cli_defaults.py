@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from command import complaint, written
+from tiny_task import Tiny
+
+from deqopt import Task
 
 TINY = ("--solver.max_nfe=6", "--solver.step_size=0.3", "--trainer.limit_train_batches=2")
 
@@ -48,3 +51,14 @@ def test_a_precision_that_cannot_be_used_names_one_that_can() -> None:
     assert "use bf16-mixed" in complaint(
         "fit", "--task=tiny_task.Tiny", *TINY, "--trainer.precision=bf16-true", "--trainer.max_epochs=1"
     )
+
+
+class Unpredicting(Tiny):
+    """Has nothing to write."""
+
+    write_predictions = Task.write_predictions
+
+
+def test_predicting_with_a_task_that_writes_nothing_is_refused_before_its_data_is_asked_for() -> None:
+    message = complaint("predict", f"--task={Path(__file__).stem}.Unpredicting", "--trainer.accelerator=cpu")
+    assert message == "Unpredicting does not define write_predictions(), which predict needs"

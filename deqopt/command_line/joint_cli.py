@@ -107,6 +107,9 @@ class JointCLI(LightningCLI):
     def run(self) -> None:
         """Run the command."""
         command, settings = self._invocation.command, {"ckpt_path": self.config["ckpt_path"]}
+        task = type(self.model.task)
+        if command == "predict" and task.write_predictions is Task.write_predictions:
+            raise DeqoptError(f"{task.__name__} does not define write_predictions(), which predict needs")
         if command != "fit" and settings["ckpt_path"] is None:
             rank_zero_warn(f"{command} without --ckpt_path: the network is new, nothing was learned")
         if command == "predict":
