@@ -48,7 +48,7 @@ def within_ball(project: Callable[[Tensor], Tensor], x: Tensor, center: Tensor, 
         return project(torch.where(beyond.reshape(unit.shape), moved, x))
 
     point = at(reach)
-    if not point.requires_grad:
+    if not torch.is_grad_enabled() or not (point.requires_grad or radius.requires_grad):
         return point
     # Two Newton steps from the solution: their first and second derivatives are those of the solution.
     for _ in range(2):
