@@ -88,6 +88,7 @@ class JointModule(LightningModule):
         self._describe(compile)
         self._batch_started = 0.0
         self._backward: BackwardReport | None = None
+        self._holds = False
 
     # -- the solve ------------------------------------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class JointModule(LightningModule):
         batch = self._finite(batch)
         with cached_weights(self):
             problem, equilibrium = self.solve(batch, self.adjoint)
-            self._backward = equilibrium.backward
+            self._backward, self._holds = equilibrium.backward, bool(equilibrium.held)
             objective_loss = self.task.loss(equilibrium, batch).mean()
             loss, points = objective_loss, equilibrium.detach_held()
             for regularizer in self.regularizers:
@@ -161,9 +162,9 @@ class JointModule(LightningModule):
         """Logs how the linear system behind the gradient was solved, or how much the gradient grew.
 
         Raises:
-            ProblemError: the backward pass came to no parameter.
+            ProblemError: the adjoint holds values fixed, and the loss depends on nothing else.
         """
-        if all(parameter.grad is None for parameter in self.parameters() if parameter.requires_grad):
+        if self._holds and self.trainer.world_size == 1 and all(one.grad is None for one in self.parameters()):
             raise ProblemError(
                 f"the loss of {type(self.task).__name__} reaches no parameter: with {type(self.adjoint).__name__} it "
                 "must be made of what carries a gradient, eq.objective; for a loss of eq.z, eq.x or eq.mu use "
