@@ -275,6 +275,7 @@ def test_confidence_is_no_robustness_for_the_solver_that_trains(kind: str) -> No
     learned(task, batch, steps=15)
     clean, robust = accuracies(task, batch)
     assert 0 < robust < clean
+    left = set()
     for confidence in (10, 30, 100):
         sure = small(loss=KINDS[kind].loss, radius=1.5)
         sure.load_state_dict(task.state_dict())
@@ -282,9 +283,12 @@ def test_confidence_is_no_robustness_for_the_solver_that_trains(kind: str) -> No
             sure.classifier.linear.weight *= confidence
             sure.classifier.linear.bias *= confidence
         found = solve_exactly(*solved(sure.eval(), batch))
-        assert accuracies(sure, batch) == (clean, pytest.approx(robust, abs=1.5 / 32))
+        still, under_attack = accuracies(sure, batch)
+        assert still == clean and under_attack <= robust + 1 / 32
+        left.add(under_attack)
         values = log_loss(confidence * logits_of(task, batch.image + found.x), batch.label)
         torch.testing.assert_close(sure.loss(found, batch), values, rtol=1e-3, atol=1e-2 * confidence)
+    assert len(left) == 1, left
 
 
 def accuracies(task: Cifar, batch: LabelledBatch) -> tuple[float, float]:
