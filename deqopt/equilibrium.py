@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deqopt.iteration import Status, Trace
-from deqopt.state import State
+from deqopt.scale import Scale
+from deqopt.state import State, detach
 
 
 @dataclass
@@ -20,14 +22,17 @@ class BackwardReport:
         residual: (B,) relative residual of the linear system behind the gradient; see the adjoint.
         status: (B,) values of :class:`deqopt.Status`.
         nfe: (B,) products with the transposed Jacobian of the stationary system that it took.
+        growth: (B,) how many times longer than at the solution the gradient became on its way back through the
+            evaluations, where the adjoint differentiates them; NaN where there was none.
     """
 
     residual: Tensor | None = None
     status: Tensor | None = None
     nfe: Tensor | None = None
+    growth: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Equilibrium:
     """A stationary point of the joint problem, up to ``residual``, for every sample of a batch.
 
@@ -38,13 +43,18 @@ class Equilibrium:
         objective: (B,) J at the returned point. With an adjoint it carries the gradient to theta.
         residual: (B,) relative residual of the stationary system: the largest of those of z, mu and x.
         status: (B,) values of :class:`deqopt.Status`.
-        nfe: (B,) evaluations spent on that sample, without the one forward and two vector-Jacobian products a solve
-            that measure ``scale``.
-        scale: (B,) each, ``|d_x J|`` and the gain of x at the start (:meth:`JointProblem.input_scale`), by which the
-            residual of x was measured.
+        nfe: (B,) evaluations spent on that sample, without those that measure ``scale``: one forward and two
+            vector-Jacobian products at the start, and where convergence seems to be reached.
+        lag: (B,) how far z and mu are from the equilibrium of x, relative: the part of ``residual`` that is not of x.
+        error: (B,) about how much J at the exact equilibrium of x may lie above ``objective``: ``|mu| |f - z|``.
+        size: (B,) the length that the gradient in x has where its terms do not cancel.
+        curvature: (B,) of the Lagrangian in x along its last move, by a secant; negative near a saddle or a maximum,
+            NaN where no move was clear enough to tell.
+        scale: by what the residual was measured.
         trace: objective and residual after every evaluation, where asked for with ``record=True``.
         visited: iterates (z, x) of the trajectory drawn at random, where asked for with ``visits``.
-        backward: how the backward pass went, where the adjoint solves a linear system in it.
+        backward: how the backward pass went, where the adjoint solves a linear system in it or unrolls the solve.
+        held: which of z, x and mu the adjoint holds fixed: the backward pass of a loss that depends on them warns.
     """
 
     z: State
@@ -54,10 +64,15 @@ class Equilibrium:
     residual: Tensor
     status: Tensor
     nfe: Tensor
-    scale: tuple[Tensor, Tensor] | None = None
+    lag: Tensor | None = None
+    error: Tensor | None = None
+    size: Tensor | None = None
+    curvature: Tensor | None = None
+    scale: Scale | None = None
     trace: Trace | None = None
     visited: tuple[tuple[State, Tensor], ...] = ()
     backward: BackwardReport | None = None
+    held: frozenset[str] = frozenset()
 
     @property
     def converged(self) -> Tensor:
@@ -69,6 +84,11 @@ class Equilibrium:
         """(B,) whether a sample has finite values: false where its start already was NaN or infinite."""
         return self.status != Status.NON_FINITE
 
+    def detach_held(self) -> Equilibrium:
+        """The same with the ``held`` values detached, for a loss that depends on them on purpose."""
+        free: dict[str, Any] = {name: detach(getattr(self, name)) for name in self.held}
+        return replace(self, **free, held=frozenset())
+
     def to(self, device: torch.device | str) -> Equilibrium:
         """The same on another device. ``backward`` stays shared, to be filled by a backward pass to come."""
 
@@ -77,14 +97,61 @@ class Equilibrium:
                 return part.to(device)
             if isinstance(part, Trace):
                 return Trace(part.objective.to(device), part.residual.to(device))
+            if isinstance(part, Scale):
+                return Scale.of(part.rows.to(device))
             return tuple(map(moved, part)) if isinstance(part, tuple) else part
 
         return Equilibrium(**{field.name: moved(getattr(self, field.name)) for field in fields(self)})
 
     def report(self) -> str:
-        """How many samples ended how, with advice: one line for each status that occurs."""
+        """How many samples ended how, with advice: a line for each status that occurs, and for what else to know."""
         statuses = [Status.of(value) for value in self.status]
-        return "\n".join(
+        ended = [
             f"{statuses.count(status)} of {len(statuses)} {status.name.lower()}: {status.message}"
             for status in sorted(set(statuses))
-        )
+        ]
+        return "\n".join([*ended, *self._notes()])
+
+    def __repr__(self) -> str:
+        """The report."""
+        return f"Equilibrium of {len(self.status)} samples\n{self.report()}"
+
+    def _notes(self) -> Iterator[str]:
+        if self.lag is None or self.error is None or self.size is None or self.curvature is None:
+            return
+        count, usable = len(self.status), self.usable
+        objective = self.objective.detach()
+        off = usable & ((self.lag > LAGS) | (self.error > LAGS * objective.abs()) & ~self.converged)
+        if off.any():
+            yield (
+                f"{int(off.sum())} of {count} objectives were measured off the equilibrium: at the exact one J may be "
+                f"higher by about {_median(self.error[off])}; solve_exactly(problem, eq) tells"
+            )
+        bent = self.converged & (self.curvature < 0)
+        if bent.any():
+            yield (
+                f"{int(bent.sum())} of {count} converged where the objective curves downwards along the last move of "
+                "x: a saddle or a maximum, not a minimum"
+            )
+        open_ = usable & ~self.converged
+        moving = open_ & (self.residual > self.lag)
+        if moving.any():
+            away = (self.residual * self.size / self.curvature)[moving & (self.curvature > 0)]
+            far = (
+                f", by its last secant about {_median(away)} away: try a step size of that length" if len(away) else ""
+            )
+            yield f"in {int(moving.sum())} of {count} x is not yet stationary{far}"
+        lagging = open_ & ~moving
+        if lagging.any():
+            yield (
+                f"in {int(lagging.sum())} of {count} z and mu lag behind x: try a smaller step size, more evaluations, "
+                "or a cell that contracts more"
+            )
+
+
+# From here on the lag, or what it may hide of the objective, relative, is worth a word.
+LAGS = 0.1
+
+
+def _median(values: Tensor) -> str:
+    return f"{float(values.median()):.2g}"

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_kinds
 from deqopt.memory import Memory
 from deqopt.state import known_all
 
@@ -36,6 +36,11 @@ class Status(IntEnum):
         "or train with a Jacobian penalty so that the cell is contractive",
     )
     NON_FINITE = 3, "the start itself is NaN or infinite: check the data of this sample and the weights"
+    TRAPPED = (
+        4,
+        "it settled at a stationary point that is worse than an iterate before it, such as a saddle or a maximum; "
+        "that iterate is returned: use SecantTracking, a smaller step size, or another start",
+    )
 
     def __new__(cls, value: int, message: str) -> Status:
         member = int.__new__(cls, value)
@@ -56,8 +61,8 @@ class Norm(Enum):
     LINF = float("inf")
 
     def of(self, rows: Tensor) -> Tensor:
-        """(B,) norms of the rows of (B, width)."""
-        return torch.linalg.vector_norm(rows, ord=self.value, dim=1)
+        """(B,) norms of the rows of (B, width). In double precision, where squares of float32 cannot underflow."""
+        return torch.linalg.vector_norm(rows, ord=self.value, dim=1, dtype=torch.float64).to(rows.dtype)
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class LoopSettings:
         tol: a sample has converged once the relative residual of each of its blocks is at most this.
         atol: or once the absolute one is; 0 for the relative tolerance alone.
         norm: in which residuals are measured.
-        restarts: how often a sample whose iterates became NaN or grew without bound starts again from its best point,
-            with half the step. Unless it converges then, it is reported as diverged.
+        restarts: how often a sample starts again from its best point, with half the step, after its iterates became
+            NaN, grew without bound or settled at a worse point. Unless it converges then, its status says so.
 
     Raises:
         ProblemError: a setting that cannot be meant.
@@ -83,6 +88,7 @@ class LoopSettings:
     restarts: int = 2
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if self.max_nfe < 1:
             raise ProblemError(f"max_nfe must be at least 1, got {self.max_nfe}")
         if not self.tol >= 0:
@@ -98,7 +104,7 @@ class LoopSettings:
 
     def relative(self, residual: Tensor, size: Tensor) -> Tensor:
         """``residual / max(size, atol / tol)``: at most ``tol`` where one of the two tolerances is met."""
-        floor = self.atol / self.tol if self.atol else torch.finfo(size.dtype).tiny ** 0.5
+        floor = self.atol / self.tol if self.atol else torch.finfo(size.dtype).tiny
         return residual / size.clamp_min(floor)
 
 
@@ -110,12 +116,24 @@ class Measured(Protocol):
         """By which convergence is judged."""
 
     @property
-    def merit(self) -> Tensor:
-        """By which iterates are ranked, the lowest best: the objective plus what being off the equilibrium may hide."""
+    def objective(self) -> Tensor:
+        """What is reported of the point, and with the next two ranks it."""
 
     @property
-    def objective(self) -> Tensor:
-        """What is reported of the point."""
+    def distance(self) -> Tensor:
+        """How far the point is off its constraint."""
+
+    @property
+    def slope(self) -> Tensor:
+        """How much the objective may change over a unit of that distance."""
+
+    @property
+    def scope(self) -> Tensor:
+        """How much the objective may change over the length of the point: its relative error makes this share of it."""
+
+    @property
+    def figures(self) -> Tensor:
+        """(B, any number) What else the system wants to know of the point that is returned."""
 
 
 E = TypeVar("E", bound=Measured, covariant=True)
@@ -126,6 +144,9 @@ class System(Protocol[E]):
 
     def evaluate(self, w: Tensor) -> E:
         """One evaluation at the rows of ``w``; must not couple them."""
+
+    def confirm(self, w: Tensor, evaluation: Any, claimed: Tensor) -> Any:
+        """The evaluation at ``w``, its residual checked for the rows that seem to have converged, ``claimed``, (B,)."""
 
     def pick(self, keep: Tensor) -> Any:
         """The same system for the rows where ``keep``, (B,), is true; None if it cannot be had without the others."""
@@ -141,54 +162,76 @@ class Trace:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the loop returns: the best point of every row, (B, width), and how its solve went, (B,) each."""
+    """What the loop returns: the best point of every row, (B, width), what was measured there and how its solve went,
+    (B,) each but ``figures``.
+    """
 
     w: Tensor
     objective: Tensor
     residual: Tensor
+    distance: Tensor
+    slope: Tensor
+    figures: Tensor
     status: Tensor
     nfe: Tensor
     trace: Trace | None
     visited: Tensor
 
 
-# An iterate this many times larger than the first two (plus one) has left every sensible region.
+# An iterate is lost if it is worse than all before and this many times larger than the first two (plus one).
 BLOW_UP = 1e6
+# Or if it is worse by this many times the objective and what it has changed so far, from the fourth evaluation on.
+LEAP = 1e8
+# The objective of a converged point is known to this many times its tolerance.
+EXPLAINED = 10.0
 # The batch is compacted when at most this share of its rows is still moving.
 COMPACT_BELOW = 0.75
 # On an accelerator, asking whether rows are finished or lost waits for the device: done every so many evaluations.
 LOOK_EVERY = 4
+# What is known of the point that is returned.
+FOUND = ("objective", "residual", "distance", "slope", "figures", "status", "nfe")
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """How far the rows are that are still in the batch; the batch comes first everywhere."""
+    """How far the rows are that are still in the batch; the batch comes first everywhere.
+
+    A row that seems to have converged waits where it is until the loop looks.
+    """
 
     w: Tensor
     best: Tensor
     residual: Tensor
     objective: Tensor
-    lowest: Tensor
+    distance: Tensor
+    slope: Tensor
+    figures: Tensor
+    worst: Tensor
     status: Tensor
     nfe: Tensor
     restarts: Tensor
     active: Tensor
+    waiting: Tensor
     limit: Tensor
 
     @classmethod
     def at(cls, w: Tensor, restarts: int) -> _Rows:
-        infinite = w.new_full((len(w),), torch.inf)
+        infinite, zero = w.new_full((len(w),), torch.inf), w.new_zeros(len(w))
         count = torch.zeros(len(w), dtype=torch.long, device=w.device)
         return cls(
             w=w,
             best=w,
             residual=infinite,
             objective=infinite,
-            lowest=infinite,
+            distance=zero,
+            slope=zero,
+            figures=w.new_zeros(len(w), 0),
+            worst=-infinite,
             status=count + int(Status.OUT_OF_BUDGET),
             nfe=count,
             restarts=count + restarts,
             active=count == 0,
+            waiting=count > 0,
             limit=infinite,
         )
 
@@ -213,7 +256,10 @@ def iterate(
     """Repeat ``w = step(system, w, system.evaluate(w), memory)`` until every row has converged, diverged or spent its
     budget.
 
-    Of every row the best iterate is kept: the one of the lowest merit, and a converged one before all others.
+    Of every row the best iterate is kept: that of the lowest merit ``objective + slope distance``. A point knows its
+    slope only as well as its multiplier has been found, and at a guess not at all, so that of two points the larger
+    slope counts for both. A converged point is returned unless another one was better by more than its tolerance
+    explains.
 
     Args:
         step: the solver: point and evaluation to the next point. Must not couple rows.
@@ -231,7 +277,10 @@ def iterate(
     for k in range(settings.max_nfe):
         look = looks(k, w.device, settings)
         evaluation = system.evaluate(rows.w)
+        if k and look and bool((claimed := rows.active & (evaluation.residual <= settings.tol)).any()):
+            evaluation = system.confirm(rows.w, evaluation, claimed)
         rows, again, sane = _judged(rows, evaluation, memory, settings, look)
+        everyone = everyone if k else rows
         compacted = len(places) < len(everyone.w)
         if record:
             now = (evaluation.objective, evaluation.residual)
@@ -263,9 +312,10 @@ def iterate(
             rows = replace(rows, w=torch.where(again[:, None], rows.best, rows.w))
 
     everyone = everyone.put(places, rows) if len(places) < len(everyone.w) else rows
+    found = {name: getattr(everyone, name) for name in FOUND}
     trace = Trace(*(torch.stack(column) for column in zip(*history, strict=True))) if record else None
     visited = torch.stack(reservoir) if reservoir else w.new_empty(0, *w.shape)
-    return Outcome(everyone.best, everyone.objective, everyone.residual, everyone.status, everyone.nfe, trace, visited)
+    return Outcome(w=everyone.best, **found, trace=trace, visited=visited)
 
 
 def looks(k: int, device: torch.device, settings: LoopSettings) -> bool:
@@ -277,36 +327,52 @@ def _judged(
     rows: _Rows, evaluation: Measured, memory: Memory, settings: LoopSettings, look: bool
 ) -> tuple[_Rows, Tensor, Tensor]:
     """The rows after an evaluation; which of them start again from their best; which had finite values."""
-    residual, merit, objective = evaluation.residual.detach(), evaluation.merit.detach(), evaluation.objective
+    residual, objective = evaluation.residual.detach(), evaluation.objective
+    distance, slope = evaluation.distance.detach(), evaluation.slope.detach()
+    steeper = torch.maximum(slope, rows.slope)
+    merit = objective.detach() + steeper * distance
+    lowest = rows.objective.detach() + steeper * rows.distance
     finite = residual.isfinite() & merit.isfinite() & objective.isfinite()
-    sane = finite & (rows.w.detach().norm(dim=1) <= rows.limit)
-    converged = rows.active & sane & (residual <= settings.tol)
-    keep = rows.active & sane & (merit < rows.lowest) | converged
-    lost = rows.active & ~sane if look else torch.zeros_like(sane)
-    seen = rows.lowest.isfinite()
-    nfe = rows.nfe + rows.active.long()
-    again = lost & seen & (rows.restarts > 0)
-    status = rows.status.masked_fill(converged, int(Status.CONVERGED))
+    better, seen = merit < lowest, rows.objective.isfinite()
+    leap = rows.worst + LEAP * (rows.worst - lowest + lowest.abs())
+    near = (rows.w.detach().norm(dim=1) <= rows.limit) & ((rows.nfe < 3) | (merit <= leap))
+    sane = finite & (near | (merit <= rows.worst))
+    none = torch.zeros_like(sane)
+    claimed = rows.active & sane & (residual <= settings.tol)
+    settled, waiting = (claimed, none) if look else (none, claimed)
+    trapped = settled & (merit > lowest + EXPLAINED * settings.tol * evaluation.scope.detach())
+    converged = settled & ~trapped
+    keep = rows.active & sane & better | converged
+    lost = rows.active & ~sane if look else none
+    nfe = rows.nfe + (rows.active & ~rows.waiting).long()
+    again = (lost & seen | trapped) & (rows.restarts > 0)
+    status = rows.status.masked_fill(converged, int(Status.CONVERGED)).masked_fill(trapped, int(Status.TRAPPED))
     status = status.masked_fill(lost & seen, int(Status.DIVERGED))
     status = status.masked_fill(lost & ~seen, int(Status.NON_FINITE))
+    first = rows.figures.shape[1] < evaluation.figures.shape[1]
     judged = replace(
         rows,
         best=_where(keep, rows.w, rows.best),
         residual=torch.where(keep, residual, rows.residual),
         objective=torch.where(keep, objective, rows.objective),
-        lowest=torch.where(keep, merit, rows.lowest),
+        distance=torch.where(keep, distance, rows.distance),
+        slope=torch.where(keep, slope, rows.slope),
+        worst=torch.where(sane, torch.maximum(merit, rows.worst), rows.worst),
+        figures=evaluation.figures if first else _where(keep, evaluation.figures, rows.figures),
         status=status,
         nfe=nfe,
         restarts=rows.restarts - again.long(),
-        active=rows.active & ~converged & (~lost | again) & (nfe + memory.cost <= settings.max_nfe),
+        waiting=waiting,
+        active=rows.active & ~converged & (~(lost | trapped) | again) & (nfe + memory.cost <= settings.max_nfe),
     )
     return judged, again, sane
 
 
 def _moved(rows: _Rows, after: Tensor, memory: Memory) -> _Rows:
-    """The active rows at their next point, and what the step spent on them."""
-    nfe = rows.nfe if memory.spent is None else rows.nfe + torch.where(rows.active, memory.spent, 0)
-    return replace(rows, w=_where(rows.active, after, rows.w), nfe=nfe)
+    """The moving rows at their next point, and what the step spent on them."""
+    moving = rows.active & ~rows.waiting
+    nfe = rows.nfe if memory.spent is None else rows.nfe + torch.where(moving, memory.spent, 0)
+    return replace(rows, w=_where(moving, after, rows.w), nfe=nfe)
 
 
 def _where(chosen: Tensor, some: Tensor, others: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqopt.batch import pick
-from deqopt.errors import ProblemError
+from deqopt.batch import check_samples, pick
+from deqopt.diagnosis import explain
+from deqopt.errors import ProblemError, require
 from deqopt.feasible import Everywhere, FeasibleSet
 from deqopt.state import State, check_same_layout, detach, leaf, state_of, tensors_of
 
@@ -51,8 +52,9 @@ class JointProblem:
         cell: f, ``(z, x) -> z``; keeps the shapes of z.
         objective: J, ``(z, x) -> (B,)``: one value a sample, summed over features.
         feasible: X, the set that the input may not leave; by default everywhere.
-        data: per-sample data (targets, images), a tensor or a tuple, list or dict of tensors with the batch first.
-            Where it is given, ``cell(z, x, data)`` and ``objective(z, x, data)`` are called with it.
+        data: per-sample data (targets, images): a tensor with the batch first, or a tuple, list, dict or dataclass of
+            such. Where it is given, ``cell(z, x, data)`` and ``objective(z, x, data)`` are called with it, and samples
+            that are finished leave the batch. What all samples share belongs into the functions.
 
     theta is whatever ``cell`` and ``objective`` reach. Neither may couple the samples of a batch (no BatchNorm).
     """
@@ -62,17 +64,38 @@ class JointProblem:
     feasible: FeasibleSet = field(default_factory=Everywhere)
     data: Any = None
 
+    def __post_init__(self) -> None:
+        require(self.feasible, FeasibleSet, "feasible")
+        for name in ("cell", "objective"):
+            if not callable(getattr(self, name)) or isinstance(getattr(self, name), type):
+                raise ProblemError(f"{name} must be a function or a module, got {getattr(self, name)!r}")
+        if isinstance(self.data, type):
+            raise ProblemError(f"data is the class {self.data.__name__} itself: give tensors, in a tuple, list or dict")
+
     def f(self, z: State, x: Tensor) -> State:
         """``f(z, x)``."""
-        image = self.cell(z, x) if self.data is None else self.cell(z, x, self.data)
-        check_same_layout(image, z, "cell")
-        return image
+        return self._called("cell", z, x, lambda image: check_same_layout(image, z, "cell"))
 
     def J(self, z: State, x: Tensor) -> Tensor:
         """``J(z, x)``, (B,)."""
-        objective = self.objective(z, x) if self.data is None else self.objective(z, x, self.data)
-        _check_objective(objective, x)
-        return objective
+        return self._called("objective", z, x, lambda objective: _check_objective(objective, x))
+
+    def _called(self, name: str, z: State, x: Tensor, check: Callable[[Any], None]) -> Any:
+        """What the user's ``cell`` or ``objective`` returns.
+
+        Raises:
+            ProblemError: it is not what ``check`` lets pass, or the call fails and it is known why.
+        """
+        function = getattr(self, name)
+        try:
+            returned = function(z, x) if self.data is None else function(z, x, self.data)
+            check(returned)
+        except Exception as error:
+            reason = explain(error, function, name, (z, x, self.data), check)
+            if reason is None:
+                raise
+            raise ProblemError(reason) from error
+        return returned
 
     def lagrangian(self, z: State, x: Tensor, mu: State) -> tuple[Tensor, State, Tensor]:
         """``J + <mu, f>`` a sample, and the f and J that it is made of; differentiable in all that they reach.
@@ -113,20 +136,6 @@ class JointProblem:
         *g_z, g_x = pull_back(outputs, (*tensors_of(z), x), cotangents, create_graph=create_graph)
         return f, objective, state_of(g_z, z), g_x
 
-    def input_scale(self, z: State, x: Tensor) -> tuple[Tensor, Tensor]:
-        """How strongly x acts at ``(z, x)``: ``|d_x J|``, and the gain ``|(d_x f)^T d_z J| / |d_z J|``, (B,) each.
-
-        Together they tell how large ``g_x`` is where its terms do not cancel: about ``|d_x J| + gain |mu|``.
-        """
-        with torch.enable_grad():
-            z, x = leaf(z), x.detach().requires_grad_()
-            f = tensors_of(self.f(z, x))
-            *d_z, d_x = pull_back([self.J(z, x).sum()], (*tensors_of(z), x))
-            (pulled,) = pull_back(f, (x,), d_z)
-        size = torch.stack([part.flatten(1).square().sum(1) for part in d_z]).sum(0).sqrt()
-        gain = pulled.flatten(1).norm(dim=1) / size.clamp_min(torch.finfo(size.dtype).tiny)
-        return d_x.flatten(1).norm(dim=1), gain
-
     def pick(self, keep: Tensor, dim: int) -> JointProblem | None:
         """The problem of the samples where ``keep``, (B,), is true, for an x with ``dim`` dimensions.
 
@@ -154,6 +163,7 @@ class JointProblem:
                 )
         if any(part.device != x.device for part in parts):
             raise ProblemError(f"z0 and x0 must be on one device: z0 is on {parts[0].device}, x0 on {x.device}")
+        check_samples(self.data, x.shape[0])
 
 
 def pull_back(

@@ -55,6 +55,15 @@ def known_all(chosen: Tensor) -> bool:
     return chosen.device.type == "cpu" and bool(chosen.all())
 
 
+def unit(rows: Tensor) -> Tensor:
+    """Rows (B, width) over their lengths; zero where they are zero. Squares of tiny entries do not underflow, because
+    the largest entry is divided by first."""
+    largest = rows.detach().abs().amax(dim=1, keepdim=True) if rows.shape[1] else rows.new_zeros(len(rows), 1)
+    scaled = rows / torch.where(largest > 0, largest, 1.0)
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / torch.where(length > 0, length, 1.0)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a state of shapes ``(B, *shape)`` lies in the rows of a matrix ``(B, width)``."""

@@ -291,6 +291,54 @@ class DetachesTheGradient(Descent):
         return evaluation.g_x.detach()
 
 
+@dataclass(frozen=True)
+class ReturnsTheStart(Descent):
+    """Where J is lower at the start."""
+
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        found, first = super().solve(problem, z0, x0, **how), problem.J(z0, x0).detach()
+        better = first < found.objective
+        objective = torch.where(better, first, found.objective)
+        return replace(found, x=torch.where(better[:, None], x0, found.x), objective=objective)
+
+
+@dataclass(frozen=True)
+class Promises(Descent):
+    """Says what it hopes for."""
+
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        found = super().solve(problem, z0, x0, **how)
+        assert found.lag is not None
+        return replace(found, objective=0.5 * found.objective, lag=0 * found.lag)
+
+
+@dataclass(frozen=True)
+class Overruns(Descent):
+    """Leaves its solution when it has time left."""
+
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        found = super().solve(problem, z0, x0, **how)
+        return replace(found, x=problem.feasible.project(found.x - 0.5)) if self.max_nfe > 100 else found
+
+
+@dataclass(frozen=True)
+class ConvergesInUnits(Descent):
+    """Takes a small objective for a solution."""
+
+    def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
+        found = super().solve(problem, z0, x0, **how)
+        return replace(found, status=found.status.masked_fill(found.objective < 1e-6, 0))
+
+
+@dataclass(frozen=True)
+class Overflows(Descent):
+    """Multiplies by one, with a derivative that float32 cannot hold."""
+
+    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+        multiplier = w[:, system.z.width : 2 * system.z.width].square().sum(1, keepdim=True).clamp_min(1e-36)
+        return super().step(system, w, replace(evaluation, g_x=evaluation.g_x * multiplier * (1 / multiplier)), memory)
+
+
 MUTANTS: dict[str, list[LoopSettings]] = {
     "settings_are_a_frozen_dataclass": [Undecorated(), Attributed()],
     "a_checkpoint_can_describe_it": [HoldsTensor(weights=torch.ones(2)), HoldsModule(network=nn.Linear(1, 1)), local()],
@@ -302,6 +350,10 @@ MUTANTS: dict[str, list[LoopSettings]] = {
     "the_budget_is_kept": [TwiceAsLong()],
     "nfe_is_what_was_spent": [HiddenEvaluations(), HalfTheCost(), Inflated(max_nfe=1000)],
     "the_objective_improves": [Unmoved(), Uphill()],
+    "the_objective_is_that_of_the_input": [ReturnsTheStart(), Promises()],
+    "more_budget_is_never_worse": [Overruns()],
+    "converged_is_solved": [ConvergesInUnits(), AlwaysConverged(max_nfe=20)],
+    "single_precision_has_gradients": [Overflows()],
     "single_precision_is_kept": [Doubles()],
     "autocast_is_survived": [Halves()],
     "what_is_reported_belongs_to_what_is_returned": [Flatters(), AlwaysConverged()],

@@ -71,7 +71,7 @@ def test_it_tells_how_wrong_the_gradient_of_a_converged_solve_is(adjoint: Unroll
     assert [str(one.message) for one in caught] == [
         f"Unrolled: the backward solve of {failed} of {SAMPLES} samples made the gradient up to "
         f"{float(growth_of(found).max()):.0e} times longer, so that it says little about the solution: use Implicit(), "
-        "or unroll JointAnderson over fewer evaluations"
+        "or unroll fewer evaluations"
     ]
 
 

@@ -15,7 +15,7 @@ from deqopt import Equilibrium, JointProblem, Status, iteration
 from deqopt.feasible import Box, Everywhere, FeasibleSet, Intersection, L2Ball, LinfBall
 from deqopt.fixed_point import Anderson
 from deqopt.iteration import Norm
-from deqopt.solvers import LBFGS, Bilevel, JointAnderson, JointBroyden, JointSolver, Tracking
+from deqopt.solvers import LBFGS, Bilevel, JointAnderson, JointBroyden, JointSolver, StepRule, Tracking
 
 SOLVERS: dict[str, JointSolver] = {
     "anderson": JointAnderson(max_nfe=200, tol=1e-7),
@@ -104,7 +104,7 @@ def test_only_what_moves_is_evaluated_and_the_results_are_the_same(name: str, so
     assert torch.equal(got.nfe, want.nfe) and torch.equal(got.status, want.status)
     assert got.nfe[[1, 3, 4]].tolist() == [1, 1, 1] and (got.nfe[[0, 2]] > 5).all()
     assert got.scale is not None and want.scale is not None
-    assert torch.equal(got.scale[0], want.scale[0]), "of the first evaluation, of all"
+    assert torch.allclose(got.scale.rows, want.scale.rows, rtol=1e-9), "of the first evaluation, of all"
     assert set(together.rows) == {5}
     assert set(apart.rows[:2]) == {5} and max(apart.rows[2:]) == 2
     assert sum(apart.rows) < 0.5 * sum(together.rows)
@@ -160,13 +160,13 @@ def test_a_lost_sample_leaves_too() -> None:
 
 
 def test_a_joint_sample_converges_by_its_absolute_residual_where_its_equilibrium_is_zero() -> None:
-    """z, mu and x tend to 0: relative residuals stay where they are."""
+    """z, mu and x tend to 0, where relative residuals stay what they are until all is a millionth of the start."""
     problem = JointProblem(lambda z, x: 0.7 * z + x, lambda z, x: z.square().sum(1) + WEIGHT_OF_X * x.square().sum(1))
     z0 = torch.ones(2, 3, dtype=torch.float64)
-    solver = JointAnderson(max_nfe=300, memory=1, tol=1e-4, step_size=0.01)
+    solver = JointAnderson(max_nfe=300, memory=1, tol=1e-4, step_size=0.01, step_rule=StepRule.PLAIN)
     relative = solver.solve(problem, z0, 0 * z0)
     both = replace(solver, atol=1e-3).solve(problem, z0, 0 * z0)
-    assert (relative.status == Status.OUT_OF_BUDGET).all() and both.converged.all()
+    assert both.converged.all() and (both.nfe < 0.6 * relative.nfe).all()
     at = problem.evaluate(both.z, both.x, both.mu)
     assert isinstance(both.z, Tensor) and isinstance(both.mu, Tensor)
     for image, point in ((at.f, both.z), (at.g_z, both.mu)):

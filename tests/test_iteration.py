@@ -17,12 +17,28 @@ from deqopt.memory import Memory
 @dataclass(frozen=True)
 class Scripted:
     residual: Tensor
-    merit: Tensor
     objective: Tensor
+    distance: Tensor
+    slope: Tensor
+    scope: Tensor
+    figures: Tensor
+
+    @classmethod
+    def of(cls, residual: Tensor, merit: Tensor, scope: float = 0.0) -> Scripted:
+        """A point of that merit; the objective is minus the merit, and the distance makes up for it."""
+        one = torch.ones_like(merit)
+        return cls(residual, -merit, 2 * merit, one, scope * one, merit[:, None])
+
+
+class Confident:
+    """A system whose residuals need no second look."""
+
+    def confirm(self, w: Tensor, evaluation: Scripted, claimed: Tensor) -> Scripted:
+        return evaluation
 
 
 @dataclass
-class Script:
+class Script(Confident):
     """Points ``[sample, point]`` with residuals and merits ``[sample][point]``; the objective is minus the merit.
 
     ``separable`` scripts can be had for some of their samples, and ``batches`` says how many were evaluated.
@@ -32,6 +48,7 @@ class Script:
     merits: Tensor
     batches: list[int]
     separable: bool = False
+    scope: float = 1.0
 
     @classmethod
     def of(cls, residuals: list[list[float]], merits: list[list[float]], separable: bool = False) -> Script:
@@ -41,10 +58,12 @@ class Script:
         self.batches.append(len(w))
         at = w[:, -1:].long()
         residual, merit = self.residuals.gather(1, at)[:, 0], self.merits.gather(1, at)[:, 0]
-        return Scripted(residual, merit, -merit)
+        return Scripted.of(residual, merit, self.scope)
 
     def pick(self, keep: Tensor) -> Script | None:
-        return Script(self.residuals[keep], self.merits[keep], self.batches, True) if self.separable else None
+        return (
+            Script(self.residuals[keep], self.merits[keep], self.batches, True, self.scope) if self.separable else None
+        )
 
     @property
     def start(self) -> Tensor:
@@ -82,7 +101,8 @@ def play(script: Script, memory: Memory | None = None, visits: int = 0, **settin
         pytest.param([3, 2, 1], [1, 2, 3], 0, Status.OUT_OF_BUDGET, 3, id="rising"),
         pytest.param([1, 2, 3], [3, 1, 2], 1, Status.OUT_OF_BUDGET, 3, id="lowest in the middle"),
         pytest.param([1, 1, 1], [-3, -9, -5], 1, Status.OUT_OF_BUDGET, 3, id="negative"),
-        pytest.param([1, 0.01, 0], [1, 9, 0], 1, Status.CONVERGED, 2, id="converged at the tolerance"),
+        pytest.param([1, 0.01, 0], [1, 0.9, 0], 1, Status.CONVERGED, 2, id="converged at the tolerance"),
+        pytest.param([1, 0.01, 0], [1, 9, 0], 0, Status.TRAPPED, 2, id="converged at a worse point"),
         pytest.param([1, torch.nan, 0], [1, 0, 0], 0, Status.DIVERGED, 2, id="residual becomes NaN"),
         pytest.param([1, 0.5, 0], [1, -torch.inf, 1], 0, Status.DIVERGED, 2, id="merit becomes infinite"),
         pytest.param([torch.nan, 0, 0], [1, 1, 1], 0, Status.NON_FINITE, 1, id="NaN at the start"),
@@ -124,11 +144,11 @@ def test_visits_are_spread_evenly() -> None:
 
 
 @dataclass(frozen=True)
-class Heights:
+class Heights(Confident):
     """The merit of a row is its only entry; no row ever converges."""
 
     def evaluate(self, w: Tensor) -> Scripted:
-        return Scripted(w[:, 0].abs() + 1, w[:, 0], w[:, 0])
+        return Scripted.of(w[:, 0].abs() + 1, w[:, 0])
 
     def pick(self, keep: Tensor) -> None:
         return None
@@ -199,12 +219,12 @@ def test_the_memory_leaves_with_its_row() -> None:
 
 
 @dataclass(frozen=True)
-class Cliff:
+class Cliff(Confident):
     """Rows walk towards 0 from above; what steps below it is NaN."""
 
     def evaluate(self, w: Tensor) -> Scripted:
         height = torch.where(w[:, 0] < 0, torch.nan, w[:, 0])
-        return Scripted(height, height, height)
+        return Scripted.of(height, height)
 
     def pick(self, keep: Tensor) -> None:
         return None

@@ -1,6 +1,7 @@
 """Joint Anderson mixing and Broyden's method: on, told apart, and where plain iteration fails."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,15 +9,17 @@ from catalogue import ALL, INPUT, SOLVERS, STATE, linear, tanh, theta_of, zeros
 
 from deqopt import JointProblem
 from deqopt.fixed_point import MixingType
-from deqopt.solvers import JointAnderson, JointBroyden
+from deqopt.solvers import JointAnderson, JointBroyden, StepRule
 from deqopt.solvers.mixing import JointMixing
+
+PLAIN: dict[str, Any] = {"step_rule": StepRule.PLAIN, "step_size": 0.1}
 
 
 @pytest.mark.parametrize("kind", [*(JointAnderson(kind=kind) for kind in MixingType), JointBroyden()])
 def test_memory_is_on(kind: JointAnderson | JointBroyden) -> None:
     case = linear()
     spent = {
-        memory: replace(kind, max_nfe=2000, tol=1e-8, memory=memory).solve(case.problem, case.z0, case.x0)
+        memory: replace(kind, max_nfe=2000, tol=1e-8, memory=memory, **PLAIN).solve(case.problem, case.z0, case.x0)
         for memory in (1, 3, 10)
     }
     assert all(found.converged.all() for found in spent.values())

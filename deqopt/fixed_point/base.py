@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqopt.batch import pick
+from deqopt.batch import check_samples, pick
 from deqopt.iteration import LoopSettings, iterate
 from deqopt.memory import Memory
-from deqopt.state import Layout, State, check_same_layout, work_dtype
+from deqopt.state import Layout, State, check_same_layout, state_of, tensors_of, work_dtype
 
 
 @dataclass(frozen=True)
@@ -33,38 +33,63 @@ class FixedPoint:
     nfe: Tensor
 
 
+# A fixed point counts as zero at this share of the length of the first image: relative to zero nothing is small.
+ZERO = 1e-6
+
+
 @dataclass(frozen=True)
 class Image:
-    """``f(z)`` in rows, and the measures that the loop asks for."""
+    """``f(z)`` in rows, and the measures that the loop asks for: points are ranked by ``|f(z) - z|``."""
 
     target: Tensor
     residual: Tensor
     objective: Tensor
-    merit: Tensor
+    distance: Tensor
+    slope: Tensor
+    scope: Tensor
+    figures: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class FixedPointSystem:
-    """``z = f(z, data)`` in rows."""
+    """``z = f(z, data)`` in rows.
+
+    Attributes:
+        size: (B,) the length of the first image.
+    """
 
     f: Callable[..., State]
     layout: Layout
     settings: LoopSettings
     data: Any
+    size: Tensor | None = None
 
     def evaluate(self, w: Tensor) -> Image:
-        z = self.layout.unpack(w)
-        image = self.f(z) if self.data is None else self.f(z, self.data)
-        check_same_layout(image, z, "f")
-        target = self.layout.pack(image, w.dtype)
-        distance = self.settings.norm.of(target - w)
-        residual = self.settings.relative(distance, self.settings.norm.of(target))
-        return Image(target, residual, torch.zeros_like(residual), merit=distance)
+        target, norm = self._image(w), self.settings.norm
+        distance, length = norm.of(target - w), norm.of(target)
+        if self.size is None:
+            self.size = length
+        residual = self.settings.relative(distance, torch.maximum(length, ZERO * self.size))
+        zero = torch.zeros_like(residual)
+        return Image(target, residual, zero, distance, torch.ones_like(zero), length, w[:, :0])
+
+    def confirm(self, w: Tensor, evaluation: Image, claimed: Tensor) -> Image:
+        """The evaluation as it is: its residual says all."""
+        return evaluation
 
     def pick(self, keep: Tensor) -> FixedPointSystem | None:
         if self.data is None:
             return None
-        return FixedPointSystem(self.f, self.layout, self.settings, pick(self.data, keep))
+        size = None if self.size is None else self.size[keep]
+        return FixedPointSystem(self.f, self.layout, self.settings, pick(self.data, keep), size)
+
+    def _image(self, w: Tensor) -> Tensor:
+        """``f(z)``. f gets a z of its own, because it may work in place."""
+        rows = self.layout.unpack(w)
+        z = state_of((part.clone() for part in tensors_of(rows)), rows)
+        image = self.f(z) if self.data is None else self.f(z, self.data)
+        check_same_layout(image, z, "f")
+        return self.layout.pack(image, w.dtype)
 
 
 @dataclass(frozen=True)
@@ -88,9 +113,11 @@ class FixedPointSolver(LoopSettings, ABC):
         Args:
             f: keeps the shapes of z; must not couple samples.
             z0: (B, *state) or a tuple of such.
-            data: per-sample data, a tree of tensors with the batch first. With it ``f(z, data)`` is called, and samples
-                that have converged are left out of the batch; without it they are only frozen.
+            data: per-sample data: tensors with the batch first, in tuples, lists, dicts or dataclasses. With it
+                ``f(z, data)`` is called, and samples that have converged are left out of the batch; without it they are
+                only frozen.
         """
+        check_samples(data, len(tensors_of(z0)[0]))
         layout = Layout.of(z0)
         w0 = layout.pack(z0, work_dtype(z0)).detach()
         with torch.no_grad():
@@ -101,4 +128,6 @@ class FixedPointSolver(LoopSettings, ABC):
                 w0,
                 self,
             )
-        return FixedPoint(layout.unpack(outcome.w), outcome.residual, outcome.status, outcome.nfe)
+        z = layout.unpack(outcome.w)
+        z = state_of((part.clone(memory_format=torch.contiguous_format) for part in tensors_of(z)), z)
+        return FixedPoint(z, outcome.residual, outcome.status, outcome.nfe)

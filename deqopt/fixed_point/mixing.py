@@ -11,7 +11,6 @@ from deqopt.errors import ProblemError
 from deqopt.memory import Memory
 from deqopt.state import known_all
 
-
 # A block of the image that has shrunk counts as at least this share of the longest that it was. Else one that tends to
 # zero, as the multiplier of a perfect fit, would be all that is solved for.
 FADED = 1e-4

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from deqopt.adjoints.base import Adjoint
 from deqopt.equilibrium import Equilibrium
-from deqopt.errors import ProblemError
-from deqopt.iteration import LoopSettings, iterate
+from deqopt.errors import ProblemError, require
+from deqopt.iteration import LoopSettings, Outcome, iterate
 from deqopt.memory import Memory
 from deqopt.problem import JointProblem
+from deqopt.scale import Scale
 from deqopt.solvers.system import JointEvaluation, JointSystem
 from deqopt.state import State, check_same_layout, detach, state_of, tensors_of
 
@@ -54,7 +55,9 @@ class JointSolver(LoopSettings, ABC):
         Args:
             z0: (B, *state) or a tuple of such.
             x0: (B, *input); projected, with a warning, where it is not feasible.
-            mu0: start of the multiplier, shaped like z0; zero if None.
+            mu0: start of the multiplier, shaped like z0; zero if None. A start that is itself learned gets a gradient
+                from an adjoint that differentiates the solve, Unrolled; the optimum depends on no start, so that all
+                others give it none.
             adjoint: how gradients reach theta; with None, and under ``no_grad``, the result carries none.
             record: keep the trace of objective and residual.
             visits: keep that many iterates of the trajectory, drawn at random.
@@ -67,35 +70,57 @@ class JointSolver(LoopSettings, ABC):
                 "solve() differentiates with respect to z and x, which torch.inference_mode forbids: "
                 "use torch.no_grad instead (in Lightning: Trainer(inference_mode=False))"
             )
+        require(problem, JointProblem, "problem")
         problem.check(z0, x0)
+        if adjoint is not None:
+            require(adjoint, Adjoint, "adjoint")
         if not torch.is_grad_enabled():
             adjoint = None
-        z0, x0 = detach(z0), x0.detach()
-        system = JointSystem.of(problem, z0, x0, self)
-        if adjoint is not None:
-            system.evaluation = adjoint.evaluate
         if mu0 is None:
             mu0 = state_of((torch.zeros_like(part) for part in tensors_of(z0)), z0)
         check_same_layout(mu0, z0, "mu0")
-        w0 = system.pack(z0, detach(mu0), x0)
-        w0 = torch.cat([w0[:, : 2 * system.z.width], _feasible_start(system, w0)], dim=1)
-        with torch.set_grad_enabled(adjoint is not None and adjoint.through_the_solve):
+        through = adjoint is not None and adjoint.through_the_solve
+        if not through:
+            z0, x0, mu0 = detach(z0), x0.detach(), detach(mu0)
+        if adjoint is not None:
+            problem = adjoint.begin(problem)
+        system = JointSystem.of(problem, z0, x0, self)
+        if adjoint is not None:
+            system.evaluation = adjoint.evaluate
+        with torch.set_grad_enabled(through):
+            w0 = system.pack(z0, mu0, x0)
+            w0 = torch.cat([w0[:, : 2 * system.z.width], _feasible_start(system, w0)], dim=1)
             outcome = iterate(system, self.step, self.begin(system, w0), w0, self, record=record, visits=visits)
-        z, mu, x = system.unpack(outcome.w)
-        visited = tuple((point[0], point[2]) for point in map(system.unpack, outcome.visited))
-        equilibrium = Equilibrium(
-            z,
-            x,
-            mu,
-            outcome.objective,
-            outcome.residual,
-            outcome.status,
-            outcome.nfe,
-            system.scale,
-            outcome.trace,
-            visited,
-        )
+        equilibrium = _equilibrium(system, outcome)
         return equilibrium if adjoint is None else adjoint.attach(problem, equilibrium)
+
+
+def _equilibrium(system: JointSystem, outcome: Outcome) -> Equilibrium:
+    z, mu, x = (_own(part) for part in system.unpack(outcome.w))
+    visited = tuple((point[0], point[2]) for point in map(system.unpack, outcome.visited))
+    lag, size, curvature, *scale = outcome.figures.unbind(1)
+    assert isinstance(x, Tensor)
+    return Equilibrium(
+        z,
+        x,
+        mu,
+        outcome.objective,
+        outcome.residual,
+        outcome.status,
+        outcome.nfe,
+        lag=lag,
+        error=outcome.slope * outcome.distance,
+        size=size,
+        curvature=curvature,
+        scale=Scale(*scale),
+        trace=outcome.trace,
+        visited=visited,
+    )
+
+
+def _own(state: State) -> State:
+    """The same values in memory of their own, not in that of all rows."""
+    return state_of((part.clone(memory_format=torch.contiguous_format) for part in tensors_of(state)), state)
 
 
 def _feasible_start(system: JointSystem, w0: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, require
 from deqopt.fixed_point import Anderson, FixedPointSolver
 from deqopt.memory import Memory
 from deqopt.solvers.base import JointSolver
-from deqopt.solvers.descent import Adam, Descent
+from deqopt.solvers.descent import LBFGS, Descent
 from deqopt.solvers.exact import solve_multiplier, solve_state
 from deqopt.solvers.system import JointEvaluation, JointSystem
 
@@ -41,12 +41,14 @@ class Bilevel(JointSolver):
     """
 
     max_nfe: int = 575
-    descent: Descent = field(default_factory=Adam)
+    descent: Descent = field(default_factory=LBFGS)
     inner: FixedPointSolver = field(default_factory=lambda: Anderson(max_nfe=12))
     warm: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.descent, Descent, "descent")
+        require(self.inner, FixedPointSolver, "inner")
         needed = 1 + 2 * self._cost
         if self.max_nfe < needed:
             raise ProblemError(

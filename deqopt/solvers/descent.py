@@ -12,6 +12,7 @@ from deqopt.errors import ProblemError
 from deqopt.iteration import Norm
 from deqopt.memory import Memory, write
 from deqopt.solvers.system import JointEvaluation, JointSystem
+from deqopt.state import unit
 
 
 class Descent(ABC):
@@ -47,7 +48,7 @@ class PGD(Descent):
 
     def _direction(self, g: Tensor) -> Tensor:
         if self.norm is Norm.L2:
-            return g / g.norm(dim=1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
+            return unit(g)
         return g.sign() if self.norm is Norm.LINF else g
 
 

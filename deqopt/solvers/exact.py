@@ -11,6 +11,7 @@ from torch import Tensor
 from deqopt.equilibrium import Equilibrium
 from deqopt.fixed_point import Anderson, FixedPoint, FixedPointSolver
 from deqopt.problem import JointProblem, pull_back
+from deqopt.scale import Scale
 from deqopt.solvers.system import JointSystem
 from deqopt.state import State, leaf, state_of, tensors_of
 
@@ -30,7 +31,8 @@ def solve_exactly(
     x = equilibrium.x.detach()
     z = solve_state(problem, x, equilibrium.z, solver).z
     mu = solve_multiplier(problem, z, x, equilibrium.mu, solver).z
-    system = JointSystem.of(problem, z, x, solver, scale=equilibrium.scale or problem.input_scale(z, x))
+    scale = equilibrium.scale or Scale.at(problem, z, x, solver.norm)
+    system = JointSystem.of(problem, z, x, solver, scale=scale)
     measured = system.measure(system.pack(z, mu, x), problem.evaluate(z, x, mu))
     return replace(
         equilibrium,
@@ -38,6 +40,8 @@ def solve_exactly(
         mu=mu,
         objective=measured.objective,
         residual=measured.residual,
+        lag=measured.lag,
+        error=measured.slope * measured.distance,
         trace=None,
         visited=(),
     )

@@ -22,7 +22,8 @@ class StepRule(Enum):
     PLAIN = "plain"
     """The gradient itself: the step size has the units of x squared over those of J."""
     NORMALISED = "normalised"
-    """The gradient over the length that it has where its terms do not cancel: the step size is a length, as x."""
+    """The gradient over the length that it has where its terms do not cancel: the step size is a length, as x, and does
+    not depend on the units of J."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,13 @@ class JointMixing(JointSolver):
 
     Args:
         step_size: of the gradient step in x. Too large diverges, too small converges slowly.
-        step_rule: whether it multiplies ``g_x``, or ``g_x`` in units that make it a length.
+        step_rule: by default NORMALISED, where the step size is a length in units of x.
         memory: how many points are mixed.
         damping: in (0, 1]: the share of the new residual; one number, or one each for z, mu and x.
     """
 
-    step_size: float = 0.1
-    step_rule: StepRule = StepRule.PLAIN
+    step_size: float = 0.3
+    step_rule: StepRule = StepRule.NORMALISED
     memory: int = 10
     damping: float | tuple[float, float, float] = 1.0
 
@@ -59,11 +60,15 @@ class JointMixing(JointSolver):
         assert isinstance(memory, Mixing)
         length = self.step_size * memory.rate
         if self.step_rule is StepRule.NORMALISED:
-            length = length / evaluation.size[:, None]
-        x = system.project(system.inputs(w) - length * evaluation.g_x)
+            length = length / torch.where(evaluation.size > 0, evaluation.size, 1.0)[:, None]
+        here = system.inputs(w)
+        x = system.project(here - length * evaluation.g_x)
         proposal = memory.mix(w, torch.cat([evaluation.image, x], dim=1), self._damping(system, w))
         states = proposal[:, : evaluation.image.shape[1]]
-        return torch.cat([states, system.project(system.inputs(proposal))], dim=1)
+        mixed = system.project(system.inputs(proposal))
+        # A sample that has started again may have been on its way to a saddle: its input only moves downhill.
+        uphill = (memory.rate < 1) & (((mixed - here) * evaluation.g_x).sum(1, keepdim=True) > 0)
+        return torch.cat([states, torch.where(uphill, x, mixed)], dim=1)
 
     def _damping(self, system: JointSystem, w: Tensor) -> Tensor | float:
         if not isinstance(self.damping, (tuple, list)):

@@ -8,14 +8,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deqopt.iteration import LoopSettings
+from deqopt.iteration import LoopSettings, Norm
 from deqopt.problem import Evaluation, JointProblem
+from deqopt.scale import Scale
+from deqopt.solvers.last_move import LastMove
 from deqopt.state import Layout, State, state_of, tensors_of, work_dtype
 
 Evaluate = Callable[[JointProblem, State, Tensor, State], Evaluation]
 
-# The least length, in units of x, of the step by which the residual of x is measured.
-MIN_PROBE = 1e-3
+# A state or multiplier counts as zero at this share of its length at the start: relative to zero nothing is small.
+ZERO = 1e-6
+# A claim to have converged stands if its residual, by the scale of the claimed point, is at most this times the
+# tolerance.
+CONFIRMED = 4.0
+# Or if the gradient of x vanishes within this times the tolerance, in lengths of x.
+NEAR = 10.0
+# By a secant over a move that is at most this long, in the same lengths.
+PLACE = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,12 +34,19 @@ class JointEvaluation:
     Attributes:
         image: ``[f | g_z]``.
         g_x: the gradient of the Lagrangian in x.
-        lag: how far z and mu are from their equilibrium: the larger of ``|f - z| / |f|`` and ``|g_z - mu| / |g_z|``.
-        size: the length that g_x has where its two terms do not cancel, ``|d_x J| + gain |mu|``.
-        residual: the larger of ``lag`` and the projected gradient of x relative to ``size``.
-        merit: ``J + |g_z| |f - z|``. J at the equilibrium of x is ``J + <mu, f - z>`` to first order, so this bounds
-            from above what lies behind a J that was measured off the equilibrium.
+        lag: how far z and mu are from their equilibrium: the larger of ``|f - z| / |f|`` and of ``|g_z - mu|`` relative
+            to ``|g_z|`` or, where that is longer, to the natural length of a multiplier.
+        size: what normalised steps divide g_x by: the length that it has where its terms do not cancel, for the
+            multiplier of the start or this one, whichever is longer (see :meth:`Scale.gradient`); at least ``|g_x|``,
+            and 1 where that is zero too. So steps shrink with mu where a fit becomes perfect.
+        residual: the larger of ``lag`` and the projected gradient of x relative to its natural length.
         objective: J.
+        distance: ``|f - z|_2``.
+        slope: ``|g_z|_2``. For a convex J and a linear f, ``J(z, x) + |mu| |f - z|`` with the multiplier mu of the
+            exact equilibrium of x bounds J there from above; the merit of an iterate is this bound, as far as mu is
+            known.
+        scope: ``|g_z| |f| + |natural g_x| |x|``: how much J may change over the lengths of z and x.
+        figures: (B, 8) lag, size, curvature and the :class:`Scale` by which all was measured.
     """
 
     image: Tensor
@@ -38,8 +54,11 @@ class JointEvaluation:
     lag: Tensor
     size: Tensor
     residual: Tensor
-    merit: Tensor
     objective: Tensor
+    distance: Tensor
+    slope: Tensor
+    scope: Tensor
+    figures: Tensor
 
 
 @dataclass
@@ -52,7 +71,11 @@ class JointSystem:
         dtype: of the rows, at least float32.
         settings: norm and tolerances by which residuals are measured.
         evaluation: how the problem is evaluated.
-        scale: (B,) each, ``|d_x J|`` and the gain of x (:meth:`JointProblem.input_scale`), from the first evaluation.
+        scale: by what residuals are measured; from the first evaluation, unless it is given. It may get smaller, see
+            :meth:`confirm`.
+        first: the scale of the first evaluation, by which normalised steps are taken.
+        origin: the rows of the first inputs.
+        last_move: of x.
     """
 
     problem: JointProblem
@@ -61,7 +84,10 @@ class JointSystem:
     dtype: torch.dtype
     settings: LoopSettings
     evaluation: Evaluate = JointProblem.evaluate
-    scale: tuple[Tensor, Tensor] | None = None
+    scale: Scale | None = None
+    first: Scale | None = None
+    origin: Tensor | None = None
+    last_move: LastMove | None = None
 
     @classmethod
     def of(
@@ -71,10 +97,10 @@ class JointSystem:
         x: Tensor,
         settings: LoopSettings,
         evaluation: Evaluate = JointProblem.evaluate,
-        scale: tuple[Tensor, Tensor] | None = None,
+        scale: Scale | None = None,
     ) -> JointSystem:
         dtype = torch.promote_types(work_dtype(z), work_dtype(x))
-        return cls(problem, Layout.of(z), Layout.of(x), dtype, settings, evaluation, scale)
+        return cls(problem, Layout.of(z), Layout.of(x), dtype, settings, evaluation, scale, scale)
 
     @property
     def widths(self) -> list[int]:
@@ -87,8 +113,9 @@ class JointSystem:
         )
 
     def unpack(self, w: Tensor) -> tuple[State, State, Tensor]:
+        """z, mu and x without gaps between samples, with which convolutions take longer."""
         z, mu, x = w.split(self.widths, dim=1)
-        return self.z.unpack(z), self.z.unpack(mu), self._input(x)
+        return _contiguous(self.z.unpack(z)), _contiguous(self.z.unpack(mu)), self._input(x).contiguous()
 
     def inputs(self, w: Tensor) -> Tensor:
         """The block of x in rows."""
@@ -100,55 +127,109 @@ class JointSystem:
 
     def evaluate(self, w: Tensor) -> JointEvaluation:
         z, mu, x = self.unpack(w)
-        evaluation = self.evaluation(self.problem, _contiguous(z), x.contiguous(), _contiguous(mu))
+        evaluation = self.evaluation(self.problem, z, x, mu)
         if self.scale is None:  # taken at f, because at a z0 of zeros x may not act yet (multiplicative injections)
-            self.scale = self.problem.input_scale(evaluation.f, x)
+            self.scale = self.first = self._scale_at(evaluation.f, x)
         return self.measure(w, evaluation)
 
     def measure(self, w: Tensor, evaluation: Evaluation) -> JointEvaluation:
-        """An evaluation at ``w`` in rows, with its measures: see :class:`JointEvaluation`.
-
-        The projected gradient is ``|x - Proj(x - a g_x)| / a`` with a so that a gradient as long as ``size`` moves x by
-        its own length. So the residual depends on the units of neither J nor x.
-        """
-        assert self.scale is not None
-        width, norm = self.z.width, self.settings.norm
+        """An evaluation at ``w`` in rows, with its measures: see :class:`JointEvaluation`."""
         image = torch.cat([*self.z.rows(evaluation.f, self.dtype), *self.z.rows(evaluation.g_z, self.dtype)], dim=1)
-        g_x = self.x.pack(evaluation.g_x, self.dtype)
-        x, off = self.inputs(w), image - w[:, : 2 * width]
-        floor = torch.finfo(self.dtype).eps * width**0.5
-        lags = [
-            self.settings.relative(norm.of(distance), norm.of(target).clamp_min(floor))
-            for distance, target in zip(off.split(width, dim=1), image.split(width, dim=1), strict=True)
-        ]
-        lag = torch.maximum(*lags)
-        direct, gain = (part.to(self.dtype) for part in self.scale)
-        tiny = torch.finfo(self.dtype).tiny ** 0.5
-        size = (direct + gain * w[:, width : 2 * width].norm(dim=1)).clamp_min(tiny)
-        length = (x.norm(dim=1) + MIN_PROBE) / size
-        moved = norm.of(x - self.project(x - length[:, None] * g_x)) / length
-        objective = evaluation.objective.to(self.dtype)
-        return JointEvaluation(
-            image=image,
-            g_x=g_x,
-            lag=lag,
-            size=size,
-            residual=torch.maximum(lag, self.settings.relative(moved, size)),
-            merit=objective + image[:, width:].norm(dim=1) * off[:, :width].norm(dim=1),
-            objective=objective,
-        )
+        g_x, objective = self.x.pack(evaluation.g_x, self.dtype), evaluation.objective.to(self.dtype)
+        return self._measured(w, image, g_x, objective)
+
+    def _measured(self, w: Tensor, image: Tensor, g_x: Tensor, objective: Tensor) -> JointEvaluation:
+        """The measures. The projected gradient of x is taken over a step that would move x by its own length, or
+        through the feasible set where that is smaller, if the terms of g_x did not cancel: see :meth:`_gradient`.
+        """
+        assert self.scale is not None and self.first is not None
+        scale, norm, relative = self.scale, self.settings.norm, self.settings.relative
+        multiplier, length = norm.of(w[:, self.z.width : 2 * self.z.width]), norm.of(g_x)
+        size = torch.maximum(self.first.gradient(torch.maximum(multiplier, self.first.multiplier)), length)
+        size = torch.where(size > 0, size, 1.0)
+        with torch.no_grad():
+            mu_length = torch.maximum(scale.multiplier, ZERO * self.first.multiplier)
+            natural = torch.maximum(scale.gradient(torch.maximum(multiplier, mu_length)), length)
+            f, g_z = image.split(self.z.width, dim=1)
+            off_z, off_mu = (image - w[:, : image.shape[1]]).split(self.z.width, dim=1)
+            lag = torch.maximum(
+                relative(norm.of(off_z), torch.maximum(norm.of(f), ZERO * self.first.state)),
+                relative(norm.of(off_mu), torch.maximum(norm.of(g_z), mu_length)),
+            )
+            distance, slope = Norm.L2.of(off_z), Norm.L2.of(g_z)
+            x, gradient = self.inputs(w), self._gradient(w, g_x, natural)
+            residual = torch.maximum(lag, relative(norm.of(gradient), natural))
+            move = self._remember(x, gradient, lag * natural)
+            scope = slope * Norm.L2.of(f) + natural * Norm.L2.of(x)
+            figures = torch.cat([torch.stack([lag, natural, move.curvature], 1), scale.rows], dim=1)
+        return JointEvaluation(image, g_x, lag, size, residual, objective, distance, slope, scope, figures)
+
+    def confirm(self, w: Tensor, evaluation: JointEvaluation, claimed: Tensor) -> JointEvaluation:
+        """Claims to have converged are measured again by the scale of the claimed point: gradients may be a thousand
+        times smaller there than at the start. A claim that stands by neither that scale nor the last secant is not
+        confirmed, and from then on the sample is measured by the new scale.
+        """
+        assert self.scale is not None and self.last_move is not None and self.origin is not None
+        x, tol = self.inputs(w), self.settings.tol
+        travelled = (x - self.origin).norm(dim=1)
+        length = torch.minimum(torch.maximum(travelled, 1e-3 * x.norm(dim=1)), self.scale.reach)
+        local = self.last_move.length() <= PLACE * length  # else the secant is that of another place
+        doubtful = claimed & ~(local & (self.last_move.distance() <= NEAR * tol * length))
+        if not bool(doubtful.any()):
+            return evaluation
+        z, _, inputs = self.unpack(w)
+        part = self.problem.pick(doubtful, inputs.dim())
+        rows = self.scale.rows
+        if part is None:
+            here = self._scale_at(z, inputs).rows
+        else:
+            picked = state_of((one[doubtful] for one in tensors_of(z)), z)
+            here = rows.index_put((doubtful.nonzero()[:, 0],), self._scale_at(picked, inputs[doubtful], part).rows)
+        before, parts = self.scale, (evaluation.image, evaluation.g_x, evaluation.objective)
+        self.scale = Scale.of(here)
+        refuted = doubtful & (self._measured(w, *parts).residual > CONFIRMED * tol)
+        self.scale = Scale.of(torch.where(refuted[:, None], here, rows)) if bool(refuted.any()) else before
+        return self._measured(w, *parts)
 
     def pick(self, keep: Tensor) -> JointSystem | None:
         problem = self.problem.pick(keep, 1 + len(self.x.shapes[0]))
         if problem is None:
             return None
-        scale = None if self.scale is None else (self.scale[0][keep], self.scale[1][keep])
-        return replace(self, problem=problem, scale=scale)
+        return replace(
+            self,
+            problem=problem,
+            scale=None if self.scale is None else Scale.of(self.scale.rows[keep]),
+            first=None if self.first is None else Scale.of(self.first.rows[keep]),
+            origin=None if self.origin is None else self.origin[keep],
+            last_move=None if self.last_move is None else self.last_move.pick(keep),
+        )
+
+    def _gradient(self, w: Tensor, g_x: Tensor, size: Tensor) -> Tensor:
+        """``(x - Proj(x - a g_x)) / a`` in rows: g_x itself where no constraint is active, without cancellation."""
+        assert self.scale is not None
+        x = self.inputs(w)
+        length = torch.minimum(self.settings.norm.of(x), self.scale.reach)
+        other = torch.where(self.scale.reach.isfinite() & (self.scale.reach > 0), self.scale.reach, 1.0)
+        length = torch.where(length > 0, length, other)
+        a = torch.where(size > 0, length / torch.where(size > 0, size, 1.0), 1.0)[:, None]
+        beyond = x - a * g_x
+        return g_x + (beyond - self.project(beyond)) / a
+
+    def _remember(self, x: Tensor, gradient: Tensor, blur: Tensor) -> LastMove:
+        if self.last_move is None:
+            self.origin, self.last_move = x, LastMove.none(x, gradient, blur)
+        else:
+            self.last_move = self.last_move.then(x, gradient, blur)
+        return self.last_move
+
+    def _scale_at(self, z: State, x: Tensor, problem: JointProblem | None = None) -> Scale:
+        with torch.no_grad():
+            found = Scale.at(problem or self.problem, z, x, self.settings.norm)
+            return Scale.of(found.rows.to(self.dtype))
 
     def _input(self, rows: Tensor) -> Tensor:
         return rows.reshape(rows.shape[0], *self.x.shapes[0])
 
 
 def _contiguous(state: State) -> State:
-    """Parts of rows as tensors of their own: convolutions and their gradients take longer with gaps between samples."""
     return state_of((part.contiguous() for part in tensors_of(state)), state)

@@ -11,6 +11,7 @@ from deqopt.errors import ProblemError
 from deqopt.memory import Memory
 from deqopt.solvers.base import JointSolver
 from deqopt.solvers.system import JointEvaluation, JointSystem
+from deqopt.state import unit
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ class Tracking(JointSolver):
         due = (memory.since_move >= self.inner) | (evaluation.lag < self.lag)[:, None]
         spent = (memory.evaluations - self.warmup) / (moving - self.warmup)
         length = self.step_size * (1 - spent) ** self.decay * memory.rate
-        size = evaluation.g_x.norm(dim=1, keepdim=True)
-        downhill = -evaluation.g_x / torch.where(size > 0, size, 1.0)
+        downhill = -unit(evaluation.g_x)
         velocity = self.momentum * memory.velocity + (1 - self.momentum) * length * downhill
         memory.velocity = torch.where(due, velocity, memory.velocity)
         memory.since_move = torch.where(due, 0.0, memory.since_move)

@@ -6,11 +6,17 @@ import torch
 
 from deqopt.errors import ProblemError
 from deqopt.solvers.base import JointSolver
-from deqopt.testing import solver_effects, solver_results, solver_samples, solver_settings
+from deqopt.testing import solver_effects, solver_results, solver_samples, solver_settings, solver_truth
 from deqopt.testing.report import Report, examine
 from deqopt.testing.trial import Trial
 
-CLAUSES = (*solver_settings.CLAUSES, *solver_results.CLAUSES, *solver_samples.CLAUSES, *solver_effects.CLAUSES)
+CLAUSES = (
+    *solver_settings.CLAUSES,
+    *solver_results.CLAUSES,
+    *solver_truth.CLAUSES,
+    *solver_samples.CLAUSES,
+    *solver_effects.CLAUSES,
+)
 
 
 def check_solver(solver: JointSolver, *, share: float = 0.9, device: torch.device | str = "cpu") -> Report:

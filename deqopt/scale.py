@@ -1,0 +1,110 @@
+"""By what residuals are measured, so that they depend on the units of neither J nor x."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deqopt.feasible import Everywhere, FeasibleSet
+from deqopt.iteration import Norm
+from deqopt.problem import JointProblem, pull_back
+from deqopt.state import State, leaf, state_of, tensors_of
+
+# How far from x, in lengths of x plus one, two points are projected to tell how wide a feasible set is.
+FAR = 1e4
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The natural lengths of the blocks of a sample, (B,) each, in the norm of the residuals.
+
+    The gradient of the Lagrangian in x, ``g_x = d_x J + (d_x f)^T mu``, is a sum that vanishes at the solution. Where
+    its terms do not cancel, its length is about ``direct + gain |mu|``.
+
+    Attributes:
+        state: ``|f|``.
+        multiplier: the larger of ``|d_z J(z)|`` and ``|d_z J(2 z) - d_z J(z)|``. The first is the length of a
+            multiplier where nothing is fitted yet. The second is left where everything is: an error of z, relative to
+            z, makes the same of mu, relative to this length.
+        direct: ``|d_x J|``.
+        gain: ``|(d_x f)^T u| / |u|``, where u is half ``d_z J`` and half random: x may not act on ``d_z J`` at all.
+        reach: the width of the feasible set; where it has none, thousands of lengths of x.
+    """
+
+    state: Tensor
+    multiplier: Tensor
+    direct: Tensor
+    gain: Tensor
+    reach: Tensor
+
+    @classmethod
+    def at(cls, problem: JointProblem, z: State, x: Tensor, norm: Norm) -> Scale:
+        """At ``(z, x)``: one forward of f and two of J, one vector-Jacobian product of f and two of J."""
+        with torch.enable_grad():
+            z, x = leaf(z), x.detach().requires_grad_()
+            f = tensors_of(problem.f(z, x))
+            *d_z, d_x = pull_back([problem.J(z, x).sum()], (*tensors_of(z), x))
+            twice = leaf(state_of((2 * part for part in tensors_of(z)), z))
+            d_twice = pull_back([problem.J(twice, x).sum()], tensors_of(twice))
+            u = _half_random(d_z)
+            (pulled,) = pull_back(f, (x,), u)
+        with torch.no_grad():
+            gain = _length(norm, [pulled]) / _length(norm, u)
+            here, change = _length(norm, d_z), _length(norm, [b - a for a, b in zip(d_z, d_twice, strict=True)])
+            multiplier = torch.where(change.isfinite(), torch.maximum(here, change), here)
+            width = _width(problem.feasible, x.detach(), norm)
+        return cls(_length(norm, f), multiplier, _length(norm, [d_x]), gain, width)
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Scale:
+        """The inverse of :attr:`rows`."""
+        return cls(*rows.unbind(1))
+
+    @property
+    def rows(self) -> Tensor:
+        """(B, 5)"""
+        return torch.stack([self.state, self.multiplier, self.direct, self.gain, self.reach], 1)
+
+    def gradient(self, multiplier: Tensor) -> Tensor:
+        """(B,) the length of g_x where its terms do not cancel, for multipliers of that length."""
+        return self.direct + self.gain * multiplier
+
+
+def _length(norm: Norm, parts: Sequence[Tensor]) -> Tensor:
+    return norm.of(torch.cat([part.detach().flatten(1) for part in parts], dim=1))
+
+
+def _half_random(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The unit vector along ``parts`` plus a random one that is turned to its side; (B, ...) each.
+
+    The random one is the same for all samples and always, so that no sample depends on its place in a batch.
+    """
+    device = parts[0].device
+    generator = torch.Generator(device).manual_seed(0)
+    random = [torch.randn(part.shape[1:], generator=generator, device=device, dtype=torch.float64) for part in parts]
+    length = torch.stack([part.square().sum() for part in random]).sum().sqrt()
+    size = _length(Norm.L2, parts)
+    inverse = torch.where(size > 0, 1 / torch.where(size > 0, size, 1.0), 0.0)
+    unit = [part * _spread(inverse, part) for part in parts]
+    other = [(part / length).to(given).expand_as(given) for part, given in zip(random, parts, strict=True)]
+    along = torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(unit, other, strict=True)]).sum(0)
+    side = torch.where(along < 0, -1.0, 1.0).to(along)
+    return [a + _spread(side, b) * b for a, b in zip(unit, other, strict=True)]
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B, 1, ...)"""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _width(feasible: FeasibleSet, x: Tensor, norm: Norm) -> Tensor:
+    if isinstance(feasible, Everywhere):
+        return torch.full_like(x.flatten(1).sum(1), torch.inf)
+    generator = torch.Generator(x.device).manual_seed(0)
+    direction = torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=torch.float64)
+    direction = (direction / direction.norm()).to(x)
+    far = direction * _spread(FAR * (1 + Norm.L2.of(x.flatten(1))), x)
+    return norm.of((feasible.project(x + far) - feasible.project(x - far)).flatten(1))
