@@ -142,7 +142,7 @@ class Cifar(Task):
 
     def problem(self, batch: LabelledBatch) -> JointProblem:
         """In training with the loss that was chosen; in evaluation the cross-entropy under attack, whatever the loss.
-        Its logits are scaled down where they are so far apart that its gradient could vanish.
+        Its logits are scaled down where they are more than ``2 SPREAD`` apart, because its gradient could vanish.
 
         With a loss that ``sees_clean``, z is the state of the clean image and then that of the attacked one.
 
@@ -157,7 +157,7 @@ class Cifar(Task):
                 "cifar: radius must be larger than 0 in training, got 0; to train without attacks choose the loss Clean"
             )
         threat = self.threat if attacks else self.threat.at(0.0)
-        factor = None if self.training else self._rescaling(batch.image).clamp_max(1.0)
+        factor = None if self.training else (2 * self._rescaling(batch.image)).clamp_max(1.0)
         return self._problem(self._loss, batch.image, self._label(batch), threat, factor)
 
     def attack_problem(self, image: Tensor, label: Tensor, radius: float) -> JointProblem:
