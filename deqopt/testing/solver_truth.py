@@ -14,7 +14,7 @@ from deqopt.iteration import Norm
 from deqopt.state import State
 from deqopt.testing.problems import BALL, BOX, DATA, LINEAR, TANH, TUPLE, Case
 from deqopt.testing.report import Inapplicable
-from deqopt.testing.trial import STEPS, Trial, is_finite, solve
+from deqopt.testing.trial import STEPS, Trial, gradients_of_steps, is_finite, solve
 
 BUDGETS = (16, 40, 100, 250)
 UNITS_OF_J = (1e-12, 1e-4, 1e8)
@@ -104,7 +104,7 @@ def single_precision_has_gradients(trial: Trial) -> Iterator[str]:
             except ProblemError as refusal:
                 raise Inapplicable(str(refusal)) from refusal
             loss = found.x.square().sum() + found.objective.sum()
-            finite[dtype] = is_finite(torch.autograd.grad(loss, case.theta))
+            finite[dtype] = is_finite(gradients_of_steps(loss, case.theta))
         if finite[torch.float64] and not finite[torch.float32]:
             yield f"{family.name}: the gradient to theta through {solver.max_nfe} evaluations is NaN or infinite"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -91,3 +92,10 @@ def same_bits(first: Any, second: Any) -> bool:
 
 def is_finite(*states: State) -> bool:
     return all(bool(part.isfinite().all()) for state in states for part in tensors_of(state))
+
+
+def gradients_of_steps(value: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Through an unrolled solve. That they grow is no matter here: they are asked to be those of the steps taken."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unrolled: the backward solve")
+        return torch.autograd.grad(value, inputs)
