@@ -215,8 +215,9 @@ def train(
                     f"step {race.steps + 1}: lower lr or clip of the setting, or raise its penalty"
                 )
             optimizer.step()
-        if equilibrium.backward is not None:
-            reports.append(equilibrium.backward)
+        report = equilibrium.backward
+        if report is not None and report.residual is not None:  # Unrolled solves no linear system
+            reports.append(report)
         snapshots += [(snapshot, Backward.of_steps(reports)) for snapshot in race.passed(task)]
     return snapshots
 

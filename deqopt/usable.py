@@ -49,15 +49,12 @@ class UsablePoint:
         return cls.of(problem, z, equilibrium.x.detach(), mu, ~equilibrium.usable)
 
     def check(self, *outputs: Tensor) -> None:
-        """Raise NonFiniteError where ``outputs``, (B, ...), of a replaced sample are not finite all the same."""
-        if self.lost is None:
+        """Raise NonFiniteError where ``outputs``, (B, ...), of a replaced sample are not finite all the same, and there
+        are others to be protected from it. Where all samples are lost, the loss says so."""
+        if self.lost is None or bool(self.lost.all()):
             return
         finite = finite_rows(*outputs)
         spoiled = (self.lost & ~finite).nonzero()[:, 0].tolist()
-        if len(spoiled) == len(finite):
-            raise NonFiniteError(
-                f"all {len(finite)} samples are NaN or infinite at their start: check the data and the weights"
-            )
         if spoiled:
             raise NonFiniteError(
                 f"what cell or objective close over is NaN or infinite for the samples {', '.join(map(str, spoiled))}, "

@@ -124,10 +124,11 @@ def test_what_is_closed_over_is_refused(adjoint: Adjoint) -> None:
 
 @EVERY_ADJOINT
 @pytest.mark.parametrize("closed_over", [True, False])
-def test_a_batch_without_any_finite_sample_is_refused(adjoint: Adjoint, closed_over: bool) -> None:
+def test_where_no_sample_is_finite_the_loss_says_so(adjoint: Adjoint, closed_over: bool) -> None:
+    """Nothing is left to be protected: as where the weights have diverged, which a training loop sees in its loss."""
     spoiled = problem(torch.nan * drive(ALL), targets(ALL), Everywhere(), closed_over)
-    with pytest.raises(NonFiniteError, match=r"^all 5 samples are NaN or infinite at their start: check the data and"):
-        PLAIN.solve(spoiled, zeros(ALL, STATE), zeros(ALL, INPUT), adjoint=adjoint)
+    found = PLAIN.solve(spoiled, zeros(ALL, STATE), zeros(ALL, INPUT), adjoint=adjoint)
+    assert not found.usable.any() and not found.objective.isfinite().any() and found.objective.requires_grad
 
 
 @EVERY_ADJOINT

@@ -21,6 +21,7 @@ from deqopt.solvers import JointAnderson, JointSolver, StepRule, Tracking
 RUNS: dict[str, JointSolver] = {
     "anderson_I": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.I, step_rule=StepRule.PLAIN),
     "anderson_II": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.II, step_rule=StepRule.PLAIN),
+    "anderson_normalised": JointAnderson(max_nfe=6, tol=0.0, memory=4),
     "tracking": Tracking(max_nfe=14, tol=0.0, step_size=0.4),
 }
 BOTH = pytest.mark.parametrize("adjoint", [Unrolled(), Unrolled(checkpoint=True)], ids=["plain", "checkpoint"])

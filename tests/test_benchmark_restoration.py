@@ -24,6 +24,10 @@ from deqopt.adjoints import Implicit
 from deqopt.data import ImageArchive
 from deqopt.errors import NonFiniteError
 
+pytestmark = [  # of untrained networks
+    pytest.mark.filterwarnings(f"ignore:{name}. the backward solve") for name in ("Implicit", "InputHeld", "Unrolled")
+]
+
 PRIORS = {"latent": LatentFit(latent=3, widths=[4], resolution=4, weight=0.1), "restorer": Restorer(widths=[4])}
 CASES = [(name, method) for name, setting in restoration.SETTINGS.items() for method in setting.methods]
 

@@ -93,7 +93,7 @@ def test_the_gradient_through_the_optimum_learns_what_the_envelope_does_not(trai
 
 
 @pytest.mark.parametrize("adjoint", ["Implicit", "Phantom", "JacobianFree"])
-@pytest.mark.filterwarnings("ignore:Implicit:UserWarning", "ignore:the Neumann series:UserWarning")
+@pytest.mark.filterwarnings(*(f"ignore:{name}. the backward solve" for name in ("Implicit", "Phantom", "JacobianFree")))
 def test_other_gradients_train_too(adjoint: str) -> None:
     run = succeeded(
         *FIT, f"--adjoint={adjoint}", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1"
@@ -101,6 +101,7 @@ def test_other_gradients_train_too(adjoint: str) -> None:
     assert len(column(run, "train/loss")) == 2 and column(run, "train/backward_residual")
 
 
+@pytest.mark.filterwarnings("ignore:InputHeld. the backward solve")
 def test_latents_are_trained_by_one_flag() -> None:
     words = ("--task.prior=LatentFit", "--task.prior.latent=4", "--task.prior.widths=[8]")
     run = succeeded(*FIT, *words, "--adjoint=InputHeld", "--solver=SecantTracking", "--solver.max_nfe=8").run

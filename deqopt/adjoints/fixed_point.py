@@ -41,8 +41,8 @@ def implicit_fixed_point(
         z, and a report that the backward pass fills.
 
     Raises:
-        NonFiniteError: f is NaN or infinite at 0 for a sample that is ``lost``: what it closes over would make the
-            gradient of all samples NaN.
+        NonFiniteError: f is NaN or infinite at 0 for some of the samples that are ``lost``: what it closes over would
+            make the gradient of all others NaN.
     """
     solver = solver or Anderson(max_nfe=50, tol=1e-3)
     first = tensors_of(z)[0]
@@ -64,7 +64,7 @@ def attach_fixed_point(
         images = tensors_of(f(at))
     finite = torch.stack([part.detach().flatten(1).isfinite().all(1) for part in images]).all(0)
     spoiled = (lost & ~finite).nonzero()[:, 0].tolist()
-    if spoiled:
+    if 0 < len(spoiled) < len(lost):
         raise NonFiniteError(
             f"what f closes over is NaN or infinite for the samples {', '.join(map(str, spoiled))}, and their gradient "
             "would make that of all others NaN: leave them out"
