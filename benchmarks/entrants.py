@@ -65,7 +65,7 @@ class Effort:
 def of_latent_fitting(effort: Effort) -> list[Entrant | Missing]:
     """For latents that start at zero and end at lengths of about ten."""
     adam, lengths = [0.1, 0.2, 0.05, 0.4], [0.1, 0.2, 0.05, 0.4]
-    tracking, steps = [1.0, 2.0, 0.5, 4.0], [0.02, 0.05, 0.1, 0.01]
+    tracking, steps, mixing = [1.0, 2.0, 0.5, 4.0], [0.02, 0.05, 0.1, 0.01], [1.0, 3.0, 0.3, 10.0]
     last = effort.steps[-1:]
     jiio = [(0.03, 0.01), (0.01, 0.003), (0.1, 0.03), (0.003, 0.001)]
     return [
@@ -86,6 +86,18 @@ def of_latent_fitting(effort: Effort) -> list[Entrant | Missing]:
             "JointBroyden",
             lambda step, n: JointBroyden(max_nfe=n, step_size=step, step_rule=StepRule.PLAIN, tol=0.0),
             steps,
+            effort,
+        ),
+        joint(
+            "JointAnderson, normalised",
+            lambda step, n: JointAnderson(max_nfe=n, step_size=step, tol=0.0),
+            mixing,
+            effort,
+        ),
+        joint(
+            "JointBroyden, normalised",
+            lambda step, n: JointBroyden(max_nfe=n, step_size=step, tol=0.0),
+            mixing,
             effort,
         ),
         bilevel(BILEVEL_ADAM, lambda step: solvers.Adam(lr=step), adam, effort.steps, effort),

@@ -98,7 +98,7 @@ class Equilibrium:
             if isinstance(part, Trace):
                 return Trace(part.objective.to(device), part.residual.to(device))
             if isinstance(part, Scale):
-                return Scale.of(part.rows.to(device))
+                return Scale(part.rows.to(device))
             return tuple(map(moved, part)) if isinstance(part, tuple) else part
 
         return Equilibrium(**{field.name: moved(getattr(self, field.name)) for field in fields(self)})

@@ -54,6 +54,10 @@ class Status(IntEnum):
         return next(member for member in cls if member == int(value))
 
 
+# Vectors of float32 that are shorter than this may have entries whose squares are not told from zero.
+UNDERFLOWS = 1e-14
+
+
 class Norm(Enum):
     """In which norm residuals are measured."""
 
@@ -61,7 +65,11 @@ class Norm(Enum):
     LINF = float("inf")
 
     def of(self, rows: Tensor) -> Tensor:
-        """(B,) norms of the rows of (B, width). In double precision, where squares of float32 cannot underflow."""
+        """(B,) norms of the rows of (B, width); in double precision where squares of float32 may underflow."""
+        if rows.device.type == "cpu":
+            norms = torch.linalg.vector_norm(rows, ord=self.value, dim=1)
+            if rows.dtype is not torch.float32 or not bool((norms < UNDERFLOWS).any()):
+                return norms
         return torch.linalg.vector_norm(rows, ord=self.value, dim=1, dtype=torch.float64).to(rows.dtype)
 
 

@@ -119,7 +119,7 @@ class JointProblem:
     def evaluate_with_graph(self, z: State, x: Tensor, mu: State) -> Evaluation:
         """The same, differentiable once more: in z, x, mu and all that cell and objective reach."""
         with torch.enable_grad():
-            f, objective, g_z, g_x = self._evaluated(_fork(z), tensors_of(_fork(x))[0], mu, create_graph=True)
+            f, objective, g_z, g_x = self._evaluated(fork(z), tensors_of(fork(x))[0], mu, create_graph=True)
         return Evaluation(f, objective.to(x.dtype), g_z, g_x)
 
     def _evaluated(
@@ -188,7 +188,7 @@ def pull_back(
     )
 
 
-def _fork(state: State) -> State:
+def fork(state: State) -> State:
     """The same values as tensors that nothing else was made of, so that a derivative in one holds the others fixed."""
     return state_of(
         (part.view_as(part) if part.requires_grad else part.detach().requires_grad_() for part in tensors_of(state)),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deqopt.feasible import Everywhere, FeasibleSet
 from deqopt.iteration import Norm
-from deqopt.problem import JointProblem, pull_back
+from deqopt.problem import JointProblem, fork, pull_back
 from deqopt.state import State, leaf, state_of, tensors_of
 
 # How far from x, in lengths of x plus one, two points are projected to tell how wide a feasible set is.
@@ -25,6 +25,7 @@ class Scale:
     its terms do not cancel, its length is about ``direct + gain |mu|``.
 
     Attributes:
+        rows: (B, 5) all of the following.
         state: ``|f|``.
         multiplier: the larger of ``|d_z J(z)|`` and ``|d_z J(2 z) - d_z J(z)|``. The first is the length of a
             multiplier where nothing is fitted yet. The second is left where everything is: an error of z, relative to
@@ -34,47 +35,63 @@ class Scale:
         reach: the width of the feasible set; where it has none, thousands of lengths of x.
     """
 
-    state: Tensor
-    multiplier: Tensor
-    direct: Tensor
-    gain: Tensor
-    reach: Tensor
+    rows: Tensor
+
+    @property
+    def state(self) -> Tensor:
+        return self.rows[:, 0]
+
+    @property
+    def multiplier(self) -> Tensor:
+        return self.rows[:, 1]
+
+    @property
+    def direct(self) -> Tensor:
+        return self.rows[:, 2]
+
+    @property
+    def gain(self) -> Tensor:
+        return self.rows[:, 3]
+
+    @property
+    def reach(self) -> Tensor:
+        return self.rows[:, 4]
 
     @classmethod
-    def at(cls, problem: JointProblem, z: State, x: Tensor, norm: Norm) -> Scale:
-        """At ``(z, x)``: one forward of f and two of J, one vector-Jacobian product of f and two of J."""
+    def at(cls, problem: JointProblem, z: State, x: Tensor, norm: Norm, recorded: bool = False) -> Scale:
+        """At ``(z, x)``: one forward of f and two of J, one vector-Jacobian product of f and two of J.
+
+        Args:
+            recorded: differentiable in z, x and theta, for a solve that is: its normalised steps depend on it.
+        """
         with torch.enable_grad():
-            z, x = leaf(z), x.detach().requires_grad_()
+            z, (x,) = (_finite(z), tensors_of(_finite(x))) if recorded else (leaf(z), tensors_of(leaf(x)))
             f = tensors_of(problem.f(z, x))
-            *d_z, d_x = pull_back([problem.J(z, x).sum()], (*tensors_of(z), x))
-            twice = leaf(state_of((2 * part for part in tensors_of(z)), z))
-            d_twice = pull_back([problem.J(twice, x).sum()], tensors_of(twice))
+            *d_z, d_x = pull_back([problem.J(z, x).sum()], (*tensors_of(z), x), create_graph=recorded)
+            double = state_of((2 * part for part in tensors_of(z)), z)
+            twice = fork(double) if recorded else leaf(double)
+            d_twice = pull_back([problem.J(twice, x).sum()], tensors_of(twice), create_graph=recorded)
             u = _half_random(d_z)
-            (pulled,) = pull_back(f, (x,), u)
-        with torch.no_grad():
+            (pulled,) = pull_back(f, (x,), u, create_graph=recorded)
+        with torch.set_grad_enabled(recorded):
             gain = _length(norm, [pulled]) / _length(norm, u)
             here, change = _length(norm, d_z), _length(norm, [b - a for a, b in zip(d_z, d_twice, strict=True)])
             multiplier = torch.where(change.isfinite(), torch.maximum(here, change), here)
             width = _width(problem.feasible, x.detach(), norm)
-        return cls(_length(norm, f), multiplier, _length(norm, [d_x]), gain, width)
-
-    @classmethod
-    def of(cls, rows: Tensor) -> Scale:
-        """The inverse of :attr:`rows`."""
-        return cls(*rows.unbind(1))
-
-    @property
-    def rows(self) -> Tensor:
-        """(B, 5)"""
-        return torch.stack([self.state, self.multiplier, self.direct, self.gain, self.reach], 1)
+            return cls(torch.stack([_length(norm, f), multiplier, _length(norm, [d_x]), gain, width], 1))
 
     def gradient(self, multiplier: Tensor) -> Tensor:
         """(B,) the length of g_x where its terms do not cancel, for multipliers of that length."""
         return self.direct + self.gain * multiplier
 
 
+def _finite(state: State) -> State:
+    """To be differentiated in, with zeros for what is NaN or infinite: 0 times NaN is NaN in the gradient of theta."""
+    return fork(state_of((part.nan_to_num(0.0, 0.0, 0.0) for part in tensors_of(state)), state))
+
+
 def _length(norm: Norm, parts: Sequence[Tensor]) -> Tensor:
-    return norm.of(torch.cat([part.detach().flatten(1) for part in parts], dim=1))
+    return norm.of(torch.cat([part.flatten(1) for part in parts], dim=1))
 
 
 def _half_random(parts: Sequence[Tensor]) -> list[Tensor]:

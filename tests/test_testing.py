@@ -73,7 +73,7 @@ def test_some_samples_of_a_problem_are_those_of_all(family: Any) -> None:
 def test_registered_solvers_keep_the_contract(plugin: Plugin) -> None:
     report = check_solver(plugin.load()(**SETTINGS.get(plugin.name, {})))
     assert {*report.kept, *report.skipped} == set(OF_SOLVERS)
-    assert report.skipped.keys() <= {"it_can_be_differentiated_through"}
+    assert report.skipped.keys() <= {"it_can_be_differentiated_through", "single_precision_has_gradients"}
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ class JointSolver(LoopSettings, ABC):
 def _equilibrium(system: JointSystem, outcome: Outcome) -> Equilibrium:
     z, mu, x = (_own(part) for part in system.unpack(outcome.w))
     visited = tuple((point[0], point[2]) for point in map(system.unpack, outcome.visited))
-    lag, size, curvature, *scale = outcome.figures.unbind(1)
+    lag, size, curvature = outcome.figures[:, :3].unbind(1)
     assert isinstance(x, Tensor)
     return Equilibrium(
         z,
@@ -112,7 +112,7 @@ def _equilibrium(system: JointSystem, outcome: Outcome) -> Equilibrium:
         error=outcome.slope * outcome.distance,
         size=size,
         curvature=curvature,
-        scale=Scale(*scale),
+        scale=Scale(outcome.figures[:, 3:]),
         trace=outcome.trace,
         visited=visited,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from deqopt.feasible import Everywhere
 from deqopt.iteration import LoopSettings, Norm
 from deqopt.problem import Evaluation, JointProblem
 from deqopt.scale import Scale
@@ -129,7 +130,7 @@ class JointSystem:
         z, mu, x = self.unpack(w)
         evaluation = self.evaluation(self.problem, z, x, mu)
         if self.scale is None:  # taken at f, because at a z0 of zeros x may not act yet (multiplicative injections)
-            self.scale = self.first = self._scale_at(evaluation.f, x)
+            self.scale = self.first = self._scale_at(evaluation.f, x, recorded=evaluation.g_x.requires_grad)
         return self.measure(w, evaluation)
 
     def measure(self, w: Tensor, evaluation: Evaluation) -> JointEvaluation:
@@ -152,15 +153,18 @@ class JointSystem:
             natural = torch.maximum(scale.gradient(torch.maximum(multiplier, mu_length)), length)
             f, g_z = image.split(self.z.width, dim=1)
             off_z, off_mu = (image - w[:, : image.shape[1]]).split(self.z.width, dim=1)
+            off_f, off_g, f_length, slope = norm.of(off_z), norm.of(off_mu), norm.of(f), norm.of(g_z)
             lag = torch.maximum(
-                relative(norm.of(off_z), torch.maximum(norm.of(f), ZERO * self.first.state)),
-                relative(norm.of(off_mu), torch.maximum(norm.of(g_z), mu_length)),
+                relative(off_f, torch.maximum(f_length, ZERO * self.first.state)),
+                relative(off_g, torch.maximum(slope, mu_length)),
             )
-            distance, slope = Norm.L2.of(off_z), Norm.L2.of(g_z)
+            distance = off_f
+            if norm is not Norm.L2:  # in which alone |mu| |f - z| is a bound
+                distance, slope, f_length = Norm.L2.of(off_z), Norm.L2.of(g_z), Norm.L2.of(f)
             x, gradient = self.inputs(w), self._gradient(w, g_x, natural)
             residual = torch.maximum(lag, relative(norm.of(gradient), natural))
             move = self._remember(x, gradient, lag * natural)
-            scope = slope * Norm.L2.of(f) + natural * Norm.L2.of(x)
+            scope = slope * f_length + natural * norm.of(x)
             figures = torch.cat([torch.stack([lag, natural, move.curvature], 1), scale.rows], dim=1)
         return JointEvaluation(image, g_x, lag, size, residual, objective, distance, slope, scope, figures)
 
@@ -186,9 +190,9 @@ class JointSystem:
             picked = state_of((one[doubtful] for one in tensors_of(z)), z)
             here = rows.index_put((doubtful.nonzero()[:, 0],), self._scale_at(picked, inputs[doubtful], part).rows)
         before, parts = self.scale, (evaluation.image, evaluation.g_x, evaluation.objective)
-        self.scale = Scale.of(here)
+        self.scale = Scale(here)
         refuted = doubtful & (self._measured(w, *parts).residual > CONFIRMED * tol)
-        self.scale = Scale.of(torch.where(refuted[:, None], here, rows)) if bool(refuted.any()) else before
+        self.scale = Scale(torch.where(refuted[:, None], here, rows)) if bool(refuted.any()) else before
         return self._measured(w, *parts)
 
     def pick(self, keep: Tensor) -> JointSystem | None:
@@ -198,8 +202,8 @@ class JointSystem:
         return replace(
             self,
             problem=problem,
-            scale=None if self.scale is None else Scale.of(self.scale.rows[keep]),
-            first=None if self.first is None else Scale.of(self.first.rows[keep]),
+            scale=None if self.scale is None else Scale(self.scale.rows[keep]),
+            first=None if self.first is None else Scale(self.first.rows[keep]),
             origin=None if self.origin is None else self.origin[keep],
             last_move=None if self.last_move is None else self.last_move.pick(keep),
         )
@@ -207,6 +211,8 @@ class JointSystem:
     def _gradient(self, w: Tensor, g_x: Tensor, size: Tensor) -> Tensor:
         """``(x - Proj(x - a g_x)) / a`` in rows: g_x itself where no constraint is active, without cancellation."""
         assert self.scale is not None
+        if isinstance(self.problem.feasible, Everywhere):
+            return g_x
         x = self.inputs(w)
         length = torch.minimum(self.settings.norm.of(x), self.scale.reach)
         other = torch.where(self.scale.reach.isfinite() & (self.scale.reach > 0), self.scale.reach, 1.0)
@@ -222,10 +228,9 @@ class JointSystem:
             self.last_move = self.last_move.then(x, gradient, blur)
         return self.last_move
 
-    def _scale_at(self, z: State, x: Tensor, problem: JointProblem | None = None) -> Scale:
-        with torch.no_grad():
-            found = Scale.at(problem or self.problem, z, x, self.settings.norm)
-            return Scale.of(found.rows.to(self.dtype))
+    def _scale_at(self, z: State, x: Tensor, problem: JointProblem | None = None, recorded: bool = False) -> Scale:
+        found = Scale.at(problem or self.problem, z, x, self.settings.norm, recorded)
+        return Scale(found.rows.to(self.dtype))
 
     def _input(self, rows: Tensor) -> Tensor:
         return rows.reshape(rows.shape[0], *self.x.shapes[0])
