@@ -46,6 +46,7 @@ class Equilibrium:
         nfe: (B,) evaluations spent on that sample, without those that measure ``scale``: one forward and two
             vector-Jacobian products at the start, and where convergence seems to be reached.
         lag: (B,) how far z and mu are from the equilibrium of x, relative: the part of ``residual`` that is not of x.
+        state_lag: (B,) the same for z alone: ``|f - z| / |f|``.
         error: (B,) about how much J at the exact equilibrium of x may lie above ``objective``: ``|mu| |f - z|``.
         size: (B,) the length that the gradient in x has where its terms do not cancel.
         curvature: (B,) of the Lagrangian in x along its last move, by a secant; negative near a saddle or a maximum,
@@ -65,6 +66,7 @@ class Equilibrium:
     status: Tensor
     nfe: Tensor
     lag: Tensor | None = None
+    state_lag: Tensor | None = None
     error: Tensor | None = None
     size: Tensor | None = None
     curvature: Tensor | None = None
@@ -117,26 +119,28 @@ class Equilibrium:
         return f"Equilibrium of {len(self.status)} samples\n{self.report()}"
 
     def _notes(self) -> Iterator[str]:
-        if self.lag is None or self.error is None or self.size is None or self.curvature is None:
+        known = (self.lag, self.state_lag, self.error, self.size, self.curvature)
+        if any(one is None for one in known):
             return
+        lag, state_lag, error, size, curvature = (one.detach() for one in known if one is not None)
         count, usable = len(self.status), self.usable
         objective = self.objective.detach()
-        off = usable & ((self.lag > LAGS) | (self.error > LAGS * objective.abs()) & ~self.converged)
+        off = usable & ~self.converged & ((state_lag > LAGS) | (error > LAGS * objective.abs()))
         if off.any():
             yield (
                 f"{int(off.sum())} of {count} objectives were measured off the equilibrium: at the exact one J may be "
-                f"higher by about {_median(self.error[off])}; solve_exactly(problem, eq) tells"
+                f"higher by {_median(error[off])} or more; solve_exactly(problem, eq) tells"
             )
-        bent = self.converged & (self.curvature < 0)
+        bent = self.converged & (curvature < 0)
         if bent.any():
             yield (
                 f"{int(bent.sum())} of {count} converged where the objective curves downwards along the last move of "
                 "x: a saddle or a maximum, not a minimum"
             )
         open_ = usable & ~self.converged
-        moving = open_ & (self.residual > self.lag)
+        moving = open_ & (self.residual > lag)
         if moving.any():
-            away = (self.residual * self.size / self.curvature)[moving & (self.curvature > 0)]
+            away = (self.residual * size / curvature)[moving & (curvature > 0)]
             far = (
                 f", by its last secant about {_median(away)} away: try a step size of that length" if len(away) else ""
             )

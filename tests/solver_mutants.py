@@ -308,8 +308,8 @@ class Promises(Descent):
 
     def solve(self, problem: JointProblem, z0: Any, x0: Tensor, **how: Any) -> Equilibrium:
         found = super().solve(problem, z0, x0, **how)
-        assert found.lag is not None
-        return replace(found, objective=0.5 * found.objective, lag=0 * found.lag)
+        assert found.state_lag is not None
+        return replace(found, objective=0.5 * found.objective, state_lag=0 * found.state_lag)
 
 
 @dataclass(frozen=True)

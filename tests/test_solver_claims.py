@@ -53,9 +53,9 @@ def check_objective(problem: JointProblem, found: Equilibrium, x0: Tensor, width
     """It is that of x, or the report says that it was measured off the equilibrium; and x is no worse than x0."""
     value, start = exact(problem, found.x, width), exact(problem, x0, width)
     assert (value <= start * (1 + 1e-9)).all()
-    assert found.lag is not None and found.error is not None
+    assert found.state_lag is not None and found.error is not None
     hidden = value - found.objective > 0.1 * value + 1e-9
-    assert not (hidden & (found.lag < 0.1) & (found.error < 0.1 * found.objective)).any()
+    assert not (hidden & (found.state_lag < 0.1) & (found.error < 0.1 * found.objective)).any()
     assert not hidden.any() or "objectives were measured off the equilibrium" in found.report()
 
 

@@ -98,7 +98,7 @@ class JointSolver(LoopSettings, ABC):
 def _equilibrium(system: JointSystem, outcome: Outcome) -> Equilibrium:
     z, mu, x = (_own(part) for part in system.unpack(outcome.w))
     visited = tuple((point[0], point[2]) for point in map(system.unpack, outcome.visited))
-    lag, size, curvature = outcome.figures[:, :3].unbind(1)
+    lag, state_lag, size, curvature = outcome.figures[:, :4].unbind(1)
     assert isinstance(x, Tensor)
     return Equilibrium(
         z,
@@ -109,10 +109,11 @@ def _equilibrium(system: JointSystem, outcome: Outcome) -> Equilibrium:
         outcome.status,
         outcome.nfe,
         lag=lag,
+        state_lag=state_lag,
         error=outcome.slope * outcome.distance,
         size=size,
         curvature=curvature,
-        scale=Scale(outcome.figures[:, 3:]),
+        scale=Scale(outcome.figures[:, 4:]),
         trace=outcome.trace,
         visited=visited,
     )

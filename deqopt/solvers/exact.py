@@ -41,6 +41,7 @@ def solve_exactly(
         objective=measured.objective,
         residual=measured.residual,
         lag=measured.lag,
+        state_lag=measured.figures[:, 1],
         error=measured.slope * measured.distance,
         trace=None,
         visited=(),

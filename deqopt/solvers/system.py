@@ -47,7 +47,8 @@ class JointEvaluation:
             exact equilibrium of x bounds J there from above; the merit of an iterate is this bound, as far as mu is
             known.
         scope: ``|g_z| |f| + |natural g_x| |x|``: how much J may change over the lengths of z and x.
-        figures: (B, 8) lag, size, curvature and the :class:`Scale` by which all was measured.
+        figures: (B, 9) lag, the part of it that is of z, natural length of g_x, curvature and the :class:`Scale` by
+            which all was measured.
     """
 
     image: Tensor
@@ -154,10 +155,8 @@ class JointSystem:
             f, g_z = image.split(self.z.width, dim=1)
             off_z, off_mu = (image - w[:, : image.shape[1]]).split(self.z.width, dim=1)
             off_f, off_g, f_length, slope = norm.of(off_z), norm.of(off_mu), norm.of(f), norm.of(g_z)
-            lag = torch.maximum(
-                relative(off_f, torch.maximum(f_length, ZERO * self.first.state)),
-                relative(off_g, torch.maximum(slope, mu_length)),
-            )
+            state_lag = relative(off_f, torch.maximum(f_length, ZERO * self.first.state))
+            lag = torch.maximum(state_lag, relative(off_g, torch.maximum(slope, mu_length)))
             distance = off_f
             if norm is not Norm.L2:  # in which alone |mu| |f - z| is a bound
                 distance, slope, f_length = Norm.L2.of(off_z), Norm.L2.of(g_z), Norm.L2.of(f)
@@ -165,7 +164,7 @@ class JointSystem:
             residual = torch.maximum(lag, relative(norm.of(gradient), natural))
             move = self._remember(x, gradient, lag * natural)
             scope = slope * f_length + natural * norm.of(x)
-            figures = torch.cat([torch.stack([lag, natural, move.curvature], 1), scale.rows], dim=1)
+            figures = torch.cat([torch.stack([lag, state_lag, natural, move.curvature], 1), scale.rows], dim=1)
         return JointEvaluation(image, g_x, lag, size, residual, objective, distance, slope, scope, figures)
 
     def confirm(self, w: Tensor, evaluation: JointEvaluation, claimed: Tensor) -> JointEvaluation:

@@ -27,7 +27,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 def the_objective_is_that_of_the_input(trial: Trial) -> Iterator[str]:
-    """The objective is about J at the exact equilibrium of x, or eq.lag says that it was measured off it, even where J
+    """The objective is about J at the exact equilibrium of x, or eq.state_lag says that it was measured off it, where J
     is zero at the start, for z0 is the target. And such a start is left."""
     case = trial.case(DATA)
     assert isinstance(case.z0, Tensor)
@@ -40,7 +40,7 @@ def the_objective_is_that_of_the_input(trial: Trial) -> Iterator[str]:
         found = solve(solver, case)
         exact, gain = case.value(found.x), start - case.objective
         hidden = (exact - found.objective) / gain
-        lag = torch.zeros_like(hidden) if found.lag is None else found.lag
+        lag = torch.zeros_like(hidden) if found.state_lag is None else found.state_lag
         silent = (hidden > CLOSE) & ~(lag > 0.1)
         if silent.any():
             worst = int(torch.where(silent, hidden, -torch.inf).argmax())
