@@ -89,7 +89,7 @@ def test_attaching_changes_no_value(name: str, adjoint: Adjoint) -> None:
     attached = solver.solve(case.problem, case.z0, case.x0, adjoint=adjoint)
     for one in ("z", "x", "mu", "objective", "residual", "status", "nfe"):
         value, want = getattr(attached, one), getattr(plain, one)
-        if adjoint == Unrolled():  # derivatives that may be differentiated again are computed by other kernels
+        if isinstance(adjoint, Unrolled):  # derivatives that may be differentiated again are computed by other kernels
             pairs = zip(tensors_of(value), tensors_of(want), strict=True)
             assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs), one
         else:
