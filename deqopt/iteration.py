@@ -66,11 +66,12 @@ class Norm(Enum):
 
     def of(self, rows: Tensor) -> Tensor:
         """(B,) norms of the rows of (B, width); in double precision where squares of float32 may underflow."""
-        if rows.device.type == "cpu":
-            norms = torch.linalg.vector_norm(rows, ord=self.value, dim=1)
-            if rows.dtype is not torch.float32 or not bool((norms < UNDERFLOWS).any()):
-                return norms
-        return torch.linalg.vector_norm(rows, ord=self.value, dim=1, dtype=torch.float64).to(rows.dtype)
+        norms = torch.linalg.vector_norm(rows, ord=self.value, dim=1)
+        small = norms < UNDERFLOWS
+        if rows.dtype is not torch.float32 or known_all(~small):
+            return norms
+        exact = torch.linalg.vector_norm(rows, ord=self.value, dim=1, dtype=torch.float64)
+        return torch.where(small, exact.to(rows.dtype), norms)
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ def iterate(
         evaluation = system.evaluate(rows.w)
         if k and look and bool((claimed := rows.active & (evaluation.residual <= settings.tol)).any()):
             evaluation = system.confirm(rows.w, evaluation, claimed)
-        rows, again, sane = _judged(rows, evaluation, memory, settings, look)
+        rows, again, sane = _judged(rows, evaluation, memory, settings, look, early=k < 3)
         everyone = everyone if k else rows
         compacted = len(places) < len(everyone.w)
         if record:
@@ -332,7 +333,7 @@ def looks(k: int, device: torch.device, settings: LoopSettings) -> bool:
 
 
 def _judged(
-    rows: _Rows, evaluation: Measured, memory: Memory, settings: LoopSettings, look: bool
+    rows: _Rows, evaluation: Measured, memory: Memory, settings: LoopSettings, look: bool, early: bool
 ) -> tuple[_Rows, Tensor, Tensor]:
     """The rows after an evaluation; which of them start again from their best; which had finite values."""
     residual, objective = evaluation.residual.detach(), evaluation.objective
@@ -343,7 +344,7 @@ def _judged(
     finite = residual.isfinite() & merit.isfinite() & objective.isfinite()
     better, seen = merit < lowest, rows.objective.isfinite()
     leap = rows.worst + LEAP * (rows.worst - lowest + lowest.abs())
-    near = (rows.w.detach().norm(dim=1) <= rows.limit) & ((rows.nfe < 3) | (merit <= leap))
+    near = (rows.w.detach().norm(dim=1) <= rows.limit) & ((merit <= leap) | (rows.worst <= lowest) | early)
     sane = finite & (near | (merit <= rows.worst))
     none = torch.zeros_like(sane)
     claimed = rows.active & sane & (residual <= settings.tol)
