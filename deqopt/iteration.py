@@ -266,9 +266,9 @@ def iterate(
     budget.
 
     Of every row the best iterate is kept: that of the lowest merit ``objective + slope distance``. A point knows its
-    slope only as well as its multiplier has been found, and at a guess not at all, so that of two points the larger
-    slope counts for both. A converged point is returned unless another one was better by more than its tolerance
-    explains.
+    slope only as well as its multiplier has been found, and at a guess not at all: an earlier point is ranked by the
+    slope of the later one where that is larger. A converged point is returned unless another one was better by more
+    than its tolerance explains.
 
     Args:
         step: the solver: point and evaluation to the next point. Must not couple rows.
@@ -338,9 +338,8 @@ def _judged(
     """The rows after an evaluation; which of them start again from their best; which had finite values."""
     residual, objective = evaluation.residual.detach(), evaluation.objective
     distance, slope = evaluation.distance.detach(), evaluation.slope.detach()
-    steeper = torch.maximum(slope, rows.slope)
-    merit = objective.detach() + steeper * distance
-    lowest = rows.objective.detach() + steeper * rows.distance
+    merit = objective.detach() + slope * distance
+    lowest = rows.objective.detach() + torch.maximum(slope, rows.slope) * rows.distance
     finite = residual.isfinite() & merit.isfinite() & objective.isfinite()
     better, seen = merit < lowest, rows.objective.isfinite()
     leap = rows.worst + LEAP * (rows.worst - lowest + lowest.abs())

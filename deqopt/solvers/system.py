@@ -37,9 +37,9 @@ class JointEvaluation:
         g_x: the gradient of the Lagrangian in x.
         lag: how far z and mu are from their equilibrium: the larger of ``|f - z| / |f|`` and of ``|g_z - mu|`` relative
             to ``|g_z|`` or, where that is longer, to the natural length of a multiplier.
-        size: what normalised steps divide g_x by: the length that it has at the start where its terms do not cancel
-            (see :meth:`Scale.gradient`), the same all along, so that steps shrink where a fit becomes perfect; at least
-            ``|g_x|``, and 1 where that is zero too.
+        size: what normalised steps divide g_x by: the length that it has where its terms do not cancel, for the
+            multiplier of the start or this one, whichever is longer (see :meth:`Scale.gradient`); at least ``|g_x|``,
+            and 1 where that is zero too. So steps shrink with mu where a fit becomes perfect.
         residual: the larger of ``lag`` and the projected gradient of x relative to its natural length.
         objective: J.
         distance: ``|f - z|_2``.
@@ -147,7 +147,7 @@ class JointSystem:
         assert self.scale is not None and self.first is not None
         scale, norm, relative = self.scale, self.settings.norm, self.settings.relative
         multiplier, length = norm.of(w[:, self.z.width : 2 * self.z.width]), norm.of(g_x)
-        size = torch.maximum(self.first.gradient(self.first.multiplier), length)
+        size = torch.maximum(self.first.gradient(torch.maximum(multiplier, self.first.multiplier)), length)
         size = torch.where(size > 0, size, 1.0)
         with torch.no_grad():
             mu_length = torch.maximum(scale.multiplier, ZERO * self.first.multiplier)
