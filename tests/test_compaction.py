@@ -166,7 +166,7 @@ def test_a_joint_sample_converges_by_its_absolute_residual_where_its_equilibrium
     solver = JointAnderson(max_nfe=300, memory=1, tol=1e-4, step_size=0.01, step_rule=StepRule.PLAIN)
     relative = solver.solve(problem, z0, 0 * z0)
     both = replace(solver, atol=1e-3).solve(problem, z0, 0 * z0)
-    assert both.converged.all() and (both.nfe < 0.6 * relative.nfe).all()
+    assert both.converged.all() and (both.nfe < 0.8 * relative.nfe).all()
     at = problem.evaluate(both.z, both.x, both.mu)
     assert isinstance(both.z, Tensor) and isinstance(both.mu, Tensor)
     for image, point in ((at.f, both.z), (at.g_z, both.mu)):
