@@ -2,38 +2,227 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from deqopt.callbacks.nonfinite import first_not_finite
+from deqopt.checkpoints import Record, copy, finite_number, previous, read
+from deqopt.errors import CheckpointError, DeqoptError, NonFiniteError, ProblemError
+
+BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 class RunCheckpoint(ModelCheckpoint):
     """Keeps ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt`` of a run.
 
-    Ctrl-C and SIGTERM write ``last.ckpt`` before the process ends, so that ``--ckpt_path last`` goes on from there.
-    Other exceptions write nothing: weights that are NaN must not replace good ones.
+    ``last.ckpt`` is written after every validation, every so many minutes, and at the end of training, whatever the
+    monitored figure is. ``best.ckpt`` is the best of the whole run: a run that goes on from a checkpoint begins with
+    the best so far. Weights that are NaN or infinite are never written. Where a file cannot be written, on a full disk
+    for instance, a warning says so, the former file stays and the run goes on; at the end of training it is an error.
 
     Args:
-        monitor: the logged figure by which the best is chosen.
+        monitor: the logged figure by which the best is chosen; NaN and infinity are never the best.
         mode: whether the lowest (min) or the highest (max) is the best.
+        every_n_minutes: after how long without one ``last.ckpt`` is written, between two steps.
+
+    Raises:
+        ProblemError: ``every_n_minutes`` is not larger than 0.
     """
 
-    def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
+    def __init__(
+        self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min", every_n_minutes: float = 10.0
+    ) -> None:
+        if not every_n_minutes > 0:
+            raise ProblemError(f"checkpoint: every_n_minutes must be larger than 0, got {every_n_minutes}")
         super().__init__(monitor=monitor, mode=mode, filename="best", save_last=True, enable_version_counter=False)
+        self.every_n_minutes = every_n_minutes
+        self._step = 0
+        self._last_step: int | None = None
+        self._last_written = 0.0
+        self._failure: DeqoptError | None = None
+        self._missed = False
+
+    # -- when ---------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step, self._last_step, self._failure = trainer.global_step, None, None
+        self._last_written = time.monotonic()
+        if _writes(trainer):
+            self._bring_best(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        # Gradients that wait for more batches are in no checkpoint, and the end of an epoch writes by itself.
+        if _writes(trainer) and stepped and not _epoch_is_complete(trainer):
+            due = time.monotonic() - self._last_written >= 60 * self.every_n_minutes
+            if trainer.strategy.reduce_boolean_decision(due, all=False):
+                self._try_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _writes(trainer):
+            self._consider(trainer, expected=True)
+            self._try_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not _writes(trainer):
+            return
+        unvalidated = not trainer.enable_validation
+        improved = self._consider(trainer, expected=unvalidated)
+        written = self._last_step == trainer.global_step
+        if improved or (not written and (unvalidated or _training_ends(trainer))):
+            self._try_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # ModelCheckpoint would write even then
-            super().on_train_end(trainer, pl_module)
+        """Raises what kept the last state from being written."""
+        if not _writes(trainer) or self._last_step == trainer.global_step:
+            return
+        if self._failure is not None:
+            raise self._failure
+        self.write_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         interrupted = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
-        training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if interrupted and training and self.dirpath and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
-            trainer.save_checkpoint(path)
+        if interrupted and _writes(trainer) and self.dirpath:
+            path = self.write_last(trainer)
             rank_zero_info(f"Interrupted at step {trainer.global_step}: --ckpt_path last goes on from {path}")
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def write_last(self, trainer: Trainer) -> Path:
+        """Write ``last.ckpt``: in all processes together, at the end of a batch, a validation or an epoch.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            NonFiniteError: weights, or values of the optimiser, are NaN or infinite.
+            CheckpointError: the file cannot be written. The former one stays as it was.
+        """
+        path = self._path(LAST)
+        self.last_model_path = str(path)
+        self._save(trainer, path)
+        self._last_step, self._last_written, self._failure = trainer.global_step, time.monotonic(), None
+        return path
+
+    def _try_last(self, trainer: Trainer) -> None:
+        try:
+            self.write_last(trainer)
+        except (NonFiniteError, CheckpointError) as error:
+            self._last_written, self._failure = time.monotonic(), error
+            rank_zero_warn(f"{error}; the run goes on")
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        lost = first_not_finite(trainer)
+        if not trainer.strategy.reduce_boolean_decision(lost is None):
+            raise NonFiniteError(
+                f"no {path.name} is written at step {trainer.global_step}: {lost or 'the weights of another process'} "
+                "became NaN or infinite"
+            )
+        failure = None
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        except OSError as error:
+            failure = f"{path} could not be written: {error.strerror or error}"
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the processes that do not write are waiting
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise CheckpointError(failure)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(self)
+
+    def _path(self, name: str) -> Path:
+        assert self.dirpath is not None
+        return Path(self.dirpath) / name
+
+    # -- the best -----------------------------------------------------------------------------------------------------
+
+    def _consider(self, trainer: Trainer, expected: bool) -> bool:
+        """Write ``best.ckpt`` where the monitored figure is better than ever; whether it was written."""
+        assert self.monitor is not None
+        figure = trainer.strategy.broadcast(trainer.callback_metrics.get(self.monitor))
+        if figure is None and expected and not self._missed:
+            self._missed = True
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            rank_zero_warn(
+                f"checkpoint.monitor: no figure {self.monitor} was logged, so that no best.ckpt is written; "
+                f"the figures are {known}"
+            )
+        score = finite_number(figure)
+        if figure is not None:
+            self.current_score = torch.as_tensor(figure).detach().cpu()
+        if score is None or not self._is_better(score):
+            return False
+        before = self.best_model_score, self.best_model_path
+        self.best_model_score, self.best_model_path = self.current_score, str(self._path(BEST))
+        try:
+            self._save(trainer, self._path(BEST))
+        except (NonFiniteError, CheckpointError) as error:
+            self.best_model_score, self.best_model_path = before
+            rank_zero_warn(f"{error}; the run goes on")
+            return False
+        return True
+
+    def _is_better(self, score: float) -> bool:
+        best = finite_number(self.best_model_score)
+        return best is None or (score < best if self.mode == "min" else score > best)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the best score so far, which Lightning forgets in a new folder."""
+        if finite_number(state_dict.get("best_model_score")) is not None:
+            self.best_model_score = state_dict["best_model_score"]
+            self.best_model_path = str(state_dict.get("best_model_path", ""))
+
+    def _bring_best(self, trainer: Trainer) -> None:
+        """Copy the best checkpoint so far into the folder of this run, which goes on from another."""
+        here = self._path(BEST)
+        if self.best_model_score is None or Path(self.best_model_path) == here:
+            return
+        before, self.best_model_path = self.best_model_path, str(here)
+        if trainer.is_global_zero:
+            start = Path(trainer.ckpt_path) if trainer.ckpt_path else here
+            places = (Path(before), start, start.with_name(BEST), previous(start.with_name(BEST)))
+            found = next((path for path in places if self._is_the_best(path)), None)
+            try:
+                if found is None:
+                    raise CheckpointError(f"the best checkpoint so far was not found at {before}")
+                copy(found, here)
+            except (OSError, CheckpointError) as error:
+                score = finite_number(self.best_model_score)
+                rank_zero_warn(f"{error}; {here} will be written once {self.monitor} is better than {score:.6g}")
+
+    def _is_the_best(self, path: Path) -> bool:
+        try:
+            record = Record.of(read(path))
+        except CheckpointError:
+            return False
+        return record.monitor == self.monitor and record.score == finite_number(self.best_model_score)
+
+
+def _writes(trainer: Trainer) -> bool:
+    """Whether this is training, and not an attempt."""
+    attempt = trainer.fast_dev_run or trainer.sanity_checking  # type: ignore[attr-defined]
+    return trainer.state.fn == TrainerFn.FITTING and not attempt
+
+
+def _epoch_is_complete(trainer: Trainer) -> bool:
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.is_last_batch or progress.current.ready >= trainer.num_training_batches
+
+
+def _training_ends(trainer: Trainer) -> bool:
+    """Whether this epoch, at the end of which we are, is the last one."""
+    steps, epochs = trainer.max_steps, trainer.max_epochs
+    out_of_steps = 0 <= steps <= trainer.global_step
+    out_of_epochs = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
+    return trainer.should_stop or out_of_steps or out_of_epochs
