@@ -11,12 +11,35 @@ from enum import Enum
 from typing import Any
 
 
+def printable(text: object) -> str:
+    """Text in one line that a terminal shows and does not obey.
+
+    Control codes, line breaks, marks that reverse the writing and bytes that are not text are written as escapes such
+    as ``\\x1b``; so every name of a file can be printed.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+
+
+def reason_of(error: BaseException, longest: int = 300) -> str:
+    """What an error of another library says, in one line of at most `longest` characters; its type if it is silent."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= longest else f"{said[: longest - 1]}…"
+
+
 class DeqoptError(Exception):
-    """Base of every error whose text is written for the user."""
+    """Base of every error whose text is written for the user; `printable`, but for line breaks."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(printable, str(message).split("\n"))))
 
 
 class DataError(DeqoptError):
-    """A data set that is missing, empty, unreadable or of the wrong shape, type or value range."""
+    """A data set that is missing, empty, unreadable or of the wrong shape, type or value range; `printable`."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader rebuilds a worker's exception from the whole printed traceback: keep the message in it.
+        kind = type(self)
+        super().__init__(printable(message.rsplit(f"\n{kind.__module__}.{kind.__qualname__}: ", 1)[-1].rstrip("\n")))
 
 
 class PluginError(DeqoptError):

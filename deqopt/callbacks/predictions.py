@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from deqopt.errors import printable
 from deqopt.task import Task
 from deqopt.weights import cached_weights
 
@@ -49,4 +50,4 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         written = trainer.strategy.reduce(torch.tensor(self._written, device=pl_module.device), reduce_op="sum")
-        rank_zero_info(f"{int(written)} files written to {self._directory}")
+        rank_zero_info(f"{int(written)} files written to {printable(self._directory)}")

@@ -8,7 +8,7 @@ with labels, in [0, 1], are in `deqopt.data.labelled`, and here by name: `open_l
 from deqopt.data.archive import ImageArchive
 from deqopt.data.celeba import CelebAFaces
 from deqopt.data.embedded import EmbeddedDigits, EmbeddedPhotographs
-from deqopt.data.epochs import EpochOrder, epochs_of, generator_of
+from deqopt.data.epochs import EpochOrder, EpochSamples, epochs_of, generator_of
 from deqopt.data.folder import ImageFolder
 from deqopt.data.labelled import (
     Augmentation,
@@ -20,6 +20,7 @@ from deqopt.data.labelled import (
     open_labelled,
     open_unlabelled,
 )
+from deqopt.data.loader import EpochLoader
 from deqopt.data.module import ImageDataModule, SourceDataModule, SplitDataModule
 from deqopt.data.opening import open_images
 from deqopt.data.pixels import UnreadableImageError, save_image
@@ -32,7 +33,9 @@ __all__ = [
     "Download",
     "EmbeddedDigits",
     "EmbeddedPhotographs",
+    "EpochLoader",
     "EpochOrder",
+    "EpochSamples",
     "ImageArchive",
     "ImageBatch",
     "ImageDataModule",

@@ -1,18 +1,15 @@
 """Images from a NumPy archive."""
 
-import zipfile
-import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from deqopt.data.array import ImageArray
+from deqopt.data.npz import read_arrays
 from deqopt.data.splits import Splits, split_groups
-from deqopt.errors import DataError
+from deqopt.errors import DataError, printable
 
 SHAPES = "(N, H, W), (N, H, W, 1) or (N, H, W, 3)"
 
@@ -43,7 +40,7 @@ class ImageArchive(ImageArray):
     ) -> None:
         arrays = read_arrays(Path(path), [key] if groups is None else [key, groups])
         images = checked_images(arrays[key], f"'{key}' of {path}")
-        super().__init__(str(path), images, f"{Path(path).stem}_", size=size, channels=channels)
+        super().__init__(str(path), images, f"{printable(Path(path).stem)}_", size=size, channels=channels)
         self._groups = None if groups is None else arrays[groups]
         if self._groups is not None:
             check_integers(self._groups, len(self), f"'{groups}' of {path}")
@@ -51,46 +48,6 @@ class ImageArchive(ImageArray):
     def splits(self, seed: int) -> Splits:
         """80, 10 and 10 percent of the images or, with `groups`, of the groups, drawn by `seed` alone."""
         return super().splits(seed) if self._groups is None else split_groups(self._groups, seed, self.where)
-
-
-class _PickledArrayError(DataError):
-    """An array of Python objects."""
-
-
-def read_arrays(path: Path, keys: list[str], optional: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
-    """Arrays of an `.npz` file by name; of the optional ones those that are there and need no pickle.
-
-    Raises:
-        DataError: no such file, another file, an array that is missing, damaged or holds Python objects.
-    """
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise DataError(f"{path} is not an .npz file: it should be written by np.savez, with '{keys[0]}'")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {key: _array(archive, key, path) for key in keys}
-                for key in set(optional).intersection(archive.files):
-                    with suppress(_PickledArrayError):
-                        arrays[key] = _array(archive, key, path)
-                return arrays
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path} cannot be read ({reason}): it should be an .npz file with '{keys[0]}'") from error
-
-
-def _array(archive: NpzFile, key: str, path: Path) -> NDArray[Any]:
-    if key not in archive.files:
-        found = ", ".join(archive.files[:8]) or "nothing"
-        raise DataError(f"{path} has no array '{key}': it holds {found}")
-    try:
-        return np.asarray(archive[key])
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        where = f"'{key}' of {path}"
-        if "Object arrays" in str(error):
-            message = f"{where} holds Python objects, which are never loaded: save plain numbers"
-            raise _PickledArrayError(message) from error
-        raise DataError(f"{where} is damaged ({error}): write the file anew with np.savez") from error
 
 
 def checked_images(images: NDArray[Any], where: str) -> NDArray[Any]:

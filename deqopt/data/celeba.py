@@ -3,16 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
+from deqopt.data.files import repeated_files, require_regular, said_of
+from deqopt.data.folder import output_names
 from deqopt.data.pixels import read_pixels
 from deqopt.data.source import ImageSource
 from deqopt.data.splits import Splits
-from deqopt.errors import DataError
+from deqopt.errors import DataError, printable, reason_of
 
 IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 LAYOUT = f"celeba/{IMAGES}/000001.jpg ... and celeba/{PARTITION}"
 FACE = 140
+LONGEST_PARTITION = 2**28
 
 
 class CelebAFaces(ImageSource):
@@ -20,7 +24,8 @@ class CelebAFaces(ImageSource):
 
     The layout is torchvision's: `root/celeba/img_align_celeba/000001.jpg` and on, and
     `root/celeba/list_eval_partition.txt`, whose lines `000001.jpg 0` make the splits: 0 train, 1 val, 2 test.
-    Other images in that layout do as well; the files of attributes and identities are not needed.
+    Other images in that layout do as well; the files of attributes and identities are not needed. A file that has
+    several names, through links, is one image, rather of test than of val, and of val than of train.
 
     Args:
         root: the folder that holds `celeba`.
@@ -45,8 +50,10 @@ class CelebAFaces(ImageSource):
             advice = "download it there by hand, or set `download` to have torchvision do it"
             raise DataError(f"no CelebA in {root}: {base} lacks {lacks}, it should hold {LAYOUT}; {advice}")
         parts = _read_partition(base / PARTITION)
-        self._names = list(parts)
-        _check_present(self._images, self._names)
+        _check_present(self._images, list(parts))
+        parts = _each_once(self._images, parts)
+        self._files = [self._images / name for name in parts]
+        self._names = output_names(self._files)
         indices: list[list[int]] = [[], [], []]
         for index, part in enumerate(parts.values()):
             indices[part].append(index)
@@ -56,13 +63,13 @@ class CelebAFaces(ImageSource):
         self._splits = Splits(*indices)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._files)
 
     def name(self, index: int) -> str:
-        return Path(self._names[index]).stem
+        return self._names[index]
 
     def pixels(self, index: int) -> NDArray[Any]:
-        return read_pixels(self._images / self._names[index])
+        return read_pixels(self._files[index])
 
     def splits(self, seed: int) -> Splits:
         """The official partition, whatever the seed."""
@@ -85,14 +92,15 @@ def _download(root: Path) -> None:
 
         CelebA(str(root), split="all", download=True)
     except Exception as error:  # torchvision and gdown share no base class for their errors
-        reason = " ".join(str(error).split())
         advice = f"fetch it by hand from the page of its authors, as {LAYOUT}"
-        raise DataError(f"CelebA could not be downloaded to {root} ({reason}): {advice}") from error
+        raise DataError(f"CelebA could not be downloaded to {root} ({reason_of(error)}): {advice}") from error
 
 
 def _read_partition(path: Path) -> dict[str, int]:
     parts: dict[str, int] = {}
     try:
+        if require_regular(path).st_size > LONGEST_PARTITION:
+            raise DataError(f"{path} has more than {LONGEST_PARTITION} bytes: its lines should be like '000001.jpg 0'")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}): its lines should be like '000001.jpg 0'") from error
@@ -104,7 +112,7 @@ def _read_partition(path: Path) -> dict[str, int]:
                 continue
             case _:
                 right = "'000001.jpg 0', each image once, with 0 (train), 1 (val) or 2 (test)"
-                raise DataError(f"{path}, line {number} is {line!r}: it should be like {right}")
+                raise DataError(f"{path}, line {number} is {line[:80]!r}: it should be like {right}")
     return parts
 
 
@@ -117,3 +125,12 @@ def _check_present(folder: Path, names: list[str]) -> None:
     if missing:
         lacks = f"lacks {len(missing)} of the {len(names)} images that {PARTITION} names, first {missing[0]}"
         raise DataError(f"{folder} {lacks}: unpack {IMAGES}.zip anew")
+
+
+def _each_once(folder: Path, parts: dict[str, int]) -> dict[str, int]:
+    """The images without those that are the same file as another."""
+    by_part = sorted(parts, key=lambda name: -parts[name])
+    repeated = repeated_files(folder / name for name in by_part)
+    if repeated:
+        rank_zero_warn(printable(said_of(repeated, folder)))
+    return {name: part for name, part in parts.items() if folder / name not in repeated}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import count as counting
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 
 def generator_of(seed: int, *place: int) -> torch.Generator:
@@ -44,6 +45,38 @@ class EpochOrder(Sampler[int]):
         epoch = self._epoch()
         for i in torch.randperm(self._count, generator=generator_of(self._seed, epoch)).tolist():
             yield epoch * self._count + i
+
+
+class EpochSamples(Dataset[Any]):
+    """Samples that are changed at random in every epoch: item ``epoch * len + i`` is the i-th sample in an epoch.
+
+    So a worker learns the epoch from what a sampler such as `EpochOrder` asks for.
+
+    Args:
+        source: where the samples are.
+        indices: of those that are served, in this order.
+        seed: 0 or larger.
+        change: makes another sample of a sample, with a generator that comes from the seed, the epoch and the index in
+            the source alone; by default samples stay as they are.
+    """
+
+    def __init__(
+        self,
+        source: Dataset[Any],
+        indices: list[int],
+        seed: int,
+        change: Callable[[Any, torch.Generator], Any] | None = None,
+    ) -> None:
+        self._source, self._indices, self._seed, self._change = source, indices, seed, change
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, item: int) -> Any:
+        epoch, position = divmod(item, len(self))
+        index = self._indices[position]
+        sample = self._source[index]
+        return sample if self._change is None else self._change(sample, generator_of(self._seed, epoch, index))
 
 
 def epochs_of(trainer: Trainer | None) -> Callable[[], int]:

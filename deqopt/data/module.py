@@ -1,14 +1,17 @@
 """The Lightning data module over a source of images, and what it has in common with those of other samples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset, default_collate
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
+from deqopt.data.epochs import EpochOrder, EpochSamples, epochs_of
+from deqopt.data.loader import EpochLoader
 from deqopt.data.source import ImageBatch, ImageSample, ImageSource, Source
 from deqopt.data.splits import Splits
 from deqopt.errors import DataError
@@ -17,22 +20,12 @@ SourceT = TypeVar("SourceT", bound=Source[Any])
 Collate = Callable[[list[Any]], Any]
 
 
-class LateLoader(DataLoader[Any]):
-    """A loader whose workers start on an epoch when its first batch is asked for, and not when `iter` is called.
-
-    Lightning calls `iter` in a run that is resumed before it has put the number of the epoch right, on which the
-    order of a subclass may depend.
-    """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().__iter__()
-
-
 class SplitDataModule(LightningDataModule, ABC, Generic[SourceT]):
     """Batches of the splits of a source.
 
-    Training is shuffled, anew in every epoch and by the global seed (`seed_everything`); a last, smaller
-    batch is dropped there, unless it is the only one. What a batch is, and what to predict on, a subclass says.
+    Training is shuffled, anew in every epoch: its order comes from the global seed (`seed_everything`) and the epoch
+    alone, and a run that is resumed keeps the seed that it began with. A last, smaller batch is dropped there, unless
+    it is the only one. What a batch is, and what to predict on, a subclass says.
 
     Args:
         source: opens the source, for example `functools.partial(open_images, "faces", size=32, channels=1)`;
@@ -53,18 +46,33 @@ class SplitDataModule(LightningDataModule, ABC, Generic[SourceT]):
             raise DataError(f"workers is {workers}: it should be 0 (load in the main process) or more")
         self._open = source
         self._batch_size, self._workers, self._seed = batch_size, workers, seed
+        self._resumed: int | None = None
 
     @abstractmethod
     def collate(self, training: bool) -> Collate:
         """The function that makes a batch of samples; it is sent to the workers."""
 
     def samples(self, split: list[int], training: bool = False) -> Dataset[Any]:
-        """The samples of a split, in its order."""
-        return Subset(self.source, split)
+        """The samples of a split, in its order; in training, item ``epoch * len + i`` is the i-th in an epoch."""
+        return EpochSamples(self.source, split, self.order_seed) if training else Subset(self.source, split)
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of all that is random in training data, 0 or larger: the global one, where a run began."""
+        return torch.initial_seed() if self._resumed is None else self._resumed
 
     def order(self, count: int) -> Sampler[int]:
         """What draws the order of an epoch of training; made once, iterated in every epoch, in the main process."""
-        return RandomSampler(range(count))
+        return EpochOrder(count, self.order_seed, epochs_of(self.trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order_seed": self.order_seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the seed that the run began with, and say so where the present one is another."""
+        here, self._resumed = self.order_seed, state_dict["order_seed"]
+        if here != self.order_seed:
+            rank_zero_info(f"The run goes on with the seed that it began with, {self.order_seed}, and not with {here}")
 
     @cached_property
     def source(self) -> SourceT:
@@ -104,8 +112,9 @@ class SplitDataModule(LightningDataModule, ABC, Generic[SourceT]):
     def _loader(
         self, samples: Dataset[Any], *, order: Sampler[int] | None = None, drop_last: bool = False
     ) -> DataLoader[Any]:
-        return LateLoader(
+        return EpochLoader(
             samples,
+            seed=self.order_seed,
             batch_size=self._batch_size,
             sampler=order,
             drop_last=drop_last,

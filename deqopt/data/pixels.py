@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from deqopt.errors import DataError
+from deqopt.data.files import require_regular
+from deqopt.errors import DataError, reason_of
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, the weights PIL uses for grey
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened. PIL knows more formats, and of some, such as PostScript, it starts a program that runs the file."""
+LARGEST_FILE = 2**30
 
 
 class UnreadableImageError(DataError):
-    """An image that cannot be decoded; its message stays one line when a `DataLoader` worker raises it."""
-
-    def __init__(self, message: str) -> None:
-        # A DataLoader rebuilds a worker's exception from the whole printed traceback: keep the message in it.
-        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+    """An image that cannot be decoded."""
 
 
 def read_pixels(path: Path) -> NDArray[np.generic]:
@@ -31,22 +31,38 @@ def read_pixels(path: Path) -> NDArray[np.generic]:
         (H, W) for grey and (H, W, 3) for colour; uint8, or float32 in [0, 1] for images of 16 bits a pixel.
 
     Raises:
-        UnreadableImageError: a file that cannot be opened, is truncated, is no image or has no known range.
+        UnreadableImageError: a file that cannot be opened, is truncated, is no image of `FORMATS`, has no known range,
+            more than 1 GiB, or more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, 89 million by default.
     """
     try:
-        with Image.open(path) as file:
+        if (length := require_regular(path).st_size) > LARGEST_FILE:
+            raise UnreadableImageError(f"{path} has {length} bytes: an image should have {LARGEST_FILE} or fewer")
+        with Image.open(path, formats=FORMATS) as file:
+            _require_pixels(file, path)
             image = ImageOps.exif_transpose(file)
             if image.mode == "F" or image.mode.startswith("I"):
                 return _deep_pixels(np.asarray(image, np.float32), path)
             if "transparency" in image.info:
                 image = image.convert("RGBA")
             return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # of a broken file PIL raises nearly anything, struct.error and RecursionError included
         if isinstance(error, OSError) and error.errno is not None:
             raise UnreadableImageError(f"{path} cannot be opened: {error.strerror}") from error
-        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({reason_of(error)})"
         message = f"{path} is truncated or not an image{reason}: delete or replace it"
         raise UnreadableImageError(message) from error
+
+
+def _require_pixels(image: Image.Image, path: Path) -> None:
+    """PIL warns from its limit on and refuses from twice as much on."""
+    width, height = image.size
+    if not width * height:
+        raise UnreadableImageError(f"{path} has no pixels, {width} x {height}: delete or replace it")
+    if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        right = f"it should have {Image.MAX_IMAGE_PIXELS} or fewer, for the sake of memory"
+        raise UnreadableImageError(f"{path} has {width * height} pixels, {width} x {height}: {right}")
 
 
 def _deep_pixels(values: NDArray[np.float32], path: Path) -> NDArray[np.float32]:

@@ -163,7 +163,7 @@ class GivenMask(Mask):
         root = Path(self.path).expanduser()
         if not root.is_dir():
             return {root.stem: root}
-        folder = ImageFolder(root, size=1)  # lists the files; they are not read at that size
+        folder = ImageFolder(root, size=1, every_name=True)  # lists the files; they are not read at that size
         return {folder.name(index): path for index, path in enumerate(folder.paths)}
 
     @staticmethod

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.datasets import Omniglot  # type: ignore[import-untyped]
 
 from deqopt.data import Splits
+from deqopt.data.files import Listing, list_files, said_of
 from deqopt.data.pixels import read_pixels
 from deqopt.data.splits import hold_out
-from deqopt.errors import DataError
+from deqopt.errors import DataError, printable, reason_of
 
 from .sources import ClassSource
 
@@ -41,7 +43,12 @@ class OmniglotCharacters(ClassSource):
 
     def __init__(self, root: str | Path, size: int = 28, channels: int = 1, *, download: bool = False) -> None:
         super().__init__(f"Omniglot in {root}", size=size, channels=channels)
-        background, evaluation = (_characters(Path(root), name, download=download) for name in (BACKGROUND, EVALUATION))
+        folders = [_unpacked(Path(root), name, download=download) for name in (EVALUATION, BACKGROUND)]
+        listings = list_files(folders, {".png"})
+        repeated = {path: first for listing in listings for path, first in listing.repeated.items()}
+        if repeated:
+            rank_zero_warn(printable(said_of(repeated, self.where)))
+        evaluation, background = map(_characters, listings)
         self._background = len(background)
         characters = [*background.items(), *evaluation.items()]
         self._names = [name for name, _ in characters]
@@ -79,43 +86,44 @@ class OmniglotCharacters(ClassSource):
         )
 
 
-class _Unpacked(Omniglot):  # type: ignore[misc]
-    """Takes the unpacked images as they are, where torchvision asks for the zip files that they came from."""
+class _Fetched(Omniglot):  # type: ignore[misc]
+    """Unpacks zip files that are there, where torchvision would take them for the images."""
 
     def _check_integrity(self) -> bool:
-        return self.unpacked.is_dir()
-
-    @property
-    def unpacked(self) -> Path:
-        return Path(self.root) / self._get_target_folder()
-
-    def characters(self) -> dict[str, list[Path]]:
-        """The files of every character, which is called ALPHABET/CHARACTER; both in sorted order."""
-        return {
-            name: sorted(self.unpacked / name / file for file, _ in files)
-            for name, files in sorted(zip(self._characters, self._character_images, strict=True))
-        }
+        return (Path(self.root) / self._get_target_folder()).is_dir()
 
 
-def _characters(root: Path, part: str, *, download: bool) -> dict[str, list[Path]]:
+def _unpacked(root: Path, part: str, *, download: bool) -> Path:
+    """The folder of the background or of the evaluation set; what is there is not fetched."""
     folder = root / FOLDER / part
-    if not download and not folder.is_dir():
+    if folder.is_dir():
+        return folder
+    if not download:
         packed = folder.with_suffix(".zip").is_file()
         lacks = f"{folder}.zip is not unpacked" if packed else f"{folder} is missing"
         by_hand = "unpack it there" if packed else f"it should hold {LAYOUT}"
         raise DataError(f"no Omniglot in {root}: {lacks}: {by_hand}, or set download to have torchvision do it")
     try:
-        found = _Unpacked(str(root), background=part == BACKGROUND, download=download).characters()
+        _Fetched(str(root), background=part == BACKGROUND, download=True)
     except Exception as error:  # torchvision's own errors, those of the network and of zip files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         raise DataError(f"Omniglot in {root} cannot be read or fetched ({reason}): it should hold {LAYOUT}") from error
+    return folder
+
+
+def _characters(listing: Listing) -> dict[str, list[Path]]:
+    """The files of every character, which is called ALPHABET/CHARACTER; both in sorted order."""
+    found: dict[str, list[Path]] = {name: [] for name in listing.folders if name.count("/") == 1}
+    for file in listing.files:
+        name = file.parent.relative_to(listing.root).as_posix()
+        if name in found:
+            found[name].append(file)
     if not found:
-        raise DataError(f"{folder} holds no characters: it should hold ALPHABET/CHARACTER/NAME.png")
+        raise DataError(f"{listing.root} holds no characters: it should hold ALPHABET/CHARACTER/NAME.png")
     for name, files in found.items():
         if len(files) != DRAWERS:
-            raise DataError(
-                f"{folder / name} has {len(files)} images, it should have {DRAWERS}: unpack {part}.zip anew"
-            )
+            count = f"{listing.root / name} has {len(files)} images, it should have {DRAWERS}"
+            raise DataError(f"{count}: unpack {listing.root.name}.zip anew")
     return found
 
 

@@ -17,7 +17,7 @@ from deqopt.callbacks.predictions import prediction_directory
 from deqopt.data import ImageFolder, UnreadableImageError
 from deqopt.data.labelled.folders import class_labels
 from deqopt.data.unreadable import Unreadable
-from deqopt.errors import DataError
+from deqopt.errors import DataError, printable
 from deqopt.figures import write_figure
 from deqopt.tables import write_csv
 
@@ -169,7 +169,7 @@ class JoinClasses(Callback):
         write_csv(tables[0][0], [row for _, *rows in tables for row in rows], path)
         for part in parts:
             part.unlink()
-        rank_zero_info(f"The classes of {sum(map(len, tables)) - len(tables)} images are in {path}")
+        rank_zero_info(f"The classes of {sum(map(len, tables)) - len(tables)} images are in {printable(path)}")
 
 
 def _rows(part: Path) -> list[list[str]]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from deqopt.data import ImageFolder, Splits
-from deqopt.data.folder import subfolders
-from deqopt.data.labelled.folders import class_labels
+from deqopt.data.files import subfolders
+from deqopt.data.labelled.folders import class_labels, part_folders
 from deqopt.data.source import Source
 from deqopt.data.splits import Part, split_groups
 from deqopt.errors import DataError
@@ -87,11 +87,11 @@ class ClassFolders(ClassSource):
         self._names: list[str] = []
         self._parts: dict[Part, list[int]] = {}
         if _is_in_parts(root):
-            for part in Part:
-                self._parts[part] = self._add(root / part.value)
+            for part, folder in part_folders(root, size, channels).items():
+                self._parts[part] = self._add(folder)
             self._check_disjoint()
         else:
-            self._add(root)
+            self._add(ImageFolder(root, size, channels))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -126,9 +126,8 @@ class ClassFolders(ClassSource):
             )
         return split_groups(np.arange(len(self)), seed, self.where)
 
-    def _add(self, root: Path) -> list[int]:
+    def _add(self, folder: ImageFolder) -> list[int]:
         """Add the classes of a folder; their indices."""
-        folder = ImageFolder(root, self.size, self.channels)
         labels, names = class_labels(folder)
         self._members += [(folder, np.flatnonzero(labels == label).tolist()) for label in range(len(names))]
         self._names += names

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deqopt.data.archive import ImageArchive, check_integers, checked_images, read_arrays
+from deqopt.data.archive import ImageArchive, check_integers, checked_images
 from deqopt.data.array import ImageArray
+from deqopt.data.files import repeated_files
 from deqopt.data.labelled.source import LabelledSource
+from deqopt.data.npz import read_arrays
 from deqopt.data.official import OfficialParts
 from deqopt.data.source import ImageSource
 from deqopt.data.splits import Part
@@ -64,6 +66,8 @@ def _path(root: Path, part: Part) -> Path:
 
 def _parts(root: Path, size: int, channels: int) -> dict[Part, ImageSource]:
     parts: dict[Part, ImageSource] = {}
+    if repeated_files(_path(root, part) for part in (Part.TRAIN, Part.TEST)):
+        raise DataError(f"train.npz and test.npz in {root} are the same file: they should have no image in common")
     for part in (Part.TRAIN, Part.TEST):
         path = _path(root, part)
         if not path.is_file():

@@ -1,5 +1,7 @@
 """Images to train on, moved and mirrored at random."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +15,7 @@ from deqopt.errors import DataError
 class Augmentation:
     """Moves every image of a batch by up to `shift` pixels in each direction, and mirrors half of them.
 
-    All moves are equally likely, 0 included. What a move uncovers is black. The draws are from the global generator
-    of PyTorch, which differs between the workers of a loader.
+    All moves are equally likely, 0 included. What a move uncovers is black.
 
     Args:
         shift: the most pixels that an image moves; 0, the default, moves none.
@@ -31,14 +32,19 @@ class Augmentation:
         if self.shift < 0:
             raise DataError(f"shift is {self.shift}: it should be 0 (do not move the images) or more")
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, channels, size, size) of the same, with black as 0; a new tensor where anything is changed."""
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B, channels, size, size) of the same, with black as 0; a new tensor where anything is changed.
+
+        Args:
+            images: (B, channels, size, size).
+            generator: of the draws; by default PyTorch's global one.
+        """
         if self.flip:
-            mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
+            mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
             images = torch.where(mirrored, images.flip(3), images)
         if self.shift:
             height, width = images.shape[2:]
             windows = F.pad(images, [self.shift] * 4).unfold(2, height, 1).unfold(3, width, 1)
-            top, left = torch.randint(2 * self.shift + 1, (2, len(images)))
+            top, left = torch.randint(2 * self.shift + 1, (2, len(images)), generator=generator)
             images = windows[torch.arange(len(images)), :, top, left]
         return images

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deqopt.data.folder import ImageFolder, subfolders
+from deqopt.data.files import subfolders
+from deqopt.data.folder import ImageFolder, list_images
 from deqopt.data.labelled.source import LabelledSource
 from deqopt.data.official import OfficialParts
 from deqopt.data.source import ImageSource
@@ -19,7 +20,7 @@ def open_class_folders(root: Path, *, size: int, channels: int, classes: int) ->
     """A folder with one subfolder a class, or with `train/`, `test/` and perhaps `val/` that have these.
 
     The classes are the names of the subfolders, sorted; images in folders below them belong to them. Beside `train/`,
-    `val/` and `test/` nothing in `root` is read.
+    `val/` and `test/` nothing in `root` is read. A file that several of them hold, through links, counts once.
 
     Raises:
         DataError: no images, or images in no class folder; a class folder without images; fewer than two; `train/`
@@ -51,11 +52,10 @@ def _whole(root: Path, size: int, channels: int) -> tuple[ImageSource, NDArray[n
 def _parts(root: Path, size: int, channels: int) -> tuple[ImageSource, NDArray[np.int64], list[str]]:
     parts: dict[Part, ImageSource] = {}
     labels, names = [], dict[Part, list[str]]()
-    for part in Part:
-        if (root / part.value).is_dir():
-            parts[part] = images = ImageFolder(root / part.value, size, channels)
-            found, names[part] = class_labels(images)
-            labels.append(found)
+    for part, images in part_folders(root, size, channels).items():
+        parts[part] = images
+        found, names[part] = class_labels(images)
+        labels.append(found)
     everything = set().union(*names.values())
     for part, present in names.items():
         if lacking := everything.difference(present):
@@ -64,13 +64,29 @@ def _parts(root: Path, size: int, channels: int) -> tuple[ImageSource, NDArray[n
     return OfficialParts(str(root), parts), np.concatenate(labels), names[Part.TRAIN]
 
 
+def part_folders(root: Path, size: int, channels: int) -> dict[Part, ImageFolder]:
+    """The images of those of `train/`, `val/` and `test/` that are there.
+
+    A file that is in two of them through links counts in one, rather in test than in val, and in val than in train.
+
+    Raises:
+        DataError: one that cannot be listed, or without images.
+    """
+    present = [part for part in Part if (root / part.value).is_dir()]
+    listings = reversed(list_images([root / part.value for part in reversed(present)]))
+    return {
+        part: ImageFolder(listing.root, size, channels, listing=listing)
+        for part, listing in zip(present, listings, strict=True)
+    }
+
+
 def class_labels(images: ImageFolder) -> tuple[NDArray[np.int64], list[str]]:
     """The class of every image, (N,), and the names of the classes: those of the subfolders, sorted.
 
     Raises:
         DataError: an image in no subfolder; a subfolder without images.
     """
-    root, names = images.root, subfolders(images.root)
+    root, names = images.root, [folder for folder in images.folders if "/" not in folder]
     homes = []
     for path in images.paths:
         first, *rest = path.relative_to(root).parts

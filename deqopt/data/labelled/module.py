@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from torch.utils.data import DataLoader, default_collate
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from deqopt.data.epochs import EpochSamples
 from deqopt.data.labelled.augmentation import Augmentation
 from deqopt.data.labelled.source import LabelledBatch, LabelledSample, LabelledSource, Unlabelled
 from deqopt.data.module import Collate, SourceDataModule
@@ -15,7 +18,8 @@ from deqopt.errors import DataError
 class LabelledDataModule(SourceDataModule[LabelledSource]):
     """Batches (`LabelledBatch`) of the splits of a `LabelledSource`, and to predict, of all images of one in order.
 
-    Images to train on are moved and mirrored at random, anew in every epoch; those of the other splits never are.
+    Images to train on are moved and mirrored at random, anew in every epoch: by the global seed, the epoch and the index
+    of an image alone. Those of the other splits never are.
     Images to predict on have the label -1, also where they come from a labelled source.
 
     Args:
@@ -47,8 +51,13 @@ class LabelledDataModule(SourceDataModule[LabelledSource]):
     def images(self) -> ImageSource:
         return self.source.images
 
+    def samples(self, split: list[int], training: bool = False) -> Dataset[Any]:
+        if training and self._augmentation != Augmentation():
+            return EpochSamples(self.source, split, self.order_seed, partial(_moved, self._augmentation))
+        return super().samples(split, training)
+
     def collate(self, training: bool) -> Collate:
-        return partial(_collate, augmentation=self._augmentation if training else Augmentation())
+        return _collate
 
     def predict_dataloader(self) -> DataLoader[LabelledSample]:
         return self._loader(Unlabelled(self.predict_source))
@@ -61,6 +70,9 @@ class LabelledDataModule(SourceDataModule[LabelledSource]):
             raise DataError(f"shift is {shift}, but the images have size {size}: it should be {right}")
 
 
-def _collate(samples: list[LabelledSample], augmentation: Augmentation) -> LabelledBatch:
-    image, label, index = default_collate(samples)
-    return LabelledBatch(augmentation(image), label, index)
+def _moved(augmentation: Augmentation, sample: LabelledSample, generator: torch.Generator) -> LabelledSample:
+    return sample._replace(image=augmentation(sample.image[None], generator)[0])
+
+
+def _collate(samples: list[LabelledSample]) -> LabelledBatch:
+    return LabelledBatch(*default_collate(samples))

@@ -1,17 +1,30 @@
 """Labelled images in the layouts of torchvision: CIFAR-10, CIFAR-100 and MNIST."""
 
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from deqopt.data.archive import checked_images
 from deqopt.data.array import ImageArray
+from deqopt.data.files import repeated_files
 from deqopt.data.labelled.source import LabelledSource
 from deqopt.data.official import OfficialParts
 from deqopt.data.source import ImageSource
 from deqopt.data.splits import Part
-from deqopt.errors import DataError
+from deqopt.errors import DataError, reason_of
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What torchvision reads of a part: images (N, H, W[, 3]), labels (N,) and the names of the classes."""
+
+    images: NDArray[Any]
+    labels: NDArray[np.int64]
+    classes: list[str]
 
 
 class Download(Enum):
@@ -33,10 +46,10 @@ def open_published(
     Raises:
         DataError: files that are missing, packed or damaged; a failed download.
     """
-    datasets = _read(which, root, download)
-    labels = np.concatenate([np.asarray(dataset.targets, np.int64) for dataset in datasets.values()])
-    names = [name.split(" - ")[0] for name in datasets[Part.TRAIN].classes]
-    return LabelledSource(_images(datasets, which, root, size, channels), labels, names, classes=classes)
+    parts = _read(which, root, download)
+    labels = np.concatenate([part.labels for part in parts.values()])
+    names = [name.split(" - ")[0] for name in parts[Part.TRAIN].classes]
+    return LabelledSource(_images(parts, which, root, size, channels), labels, names, classes=classes)
 
 
 def published_images(which: Download, root: Path, *, size: int, channels: int, download: bool) -> ImageSource:
@@ -68,30 +81,37 @@ def published_in(root: Path) -> Download | None:
     return found[0] if found else None
 
 
-def _read(which: Download, root: Path, download: bool) -> dict[Part, Any]:
-    from torchvision import datasets  # type: ignore[import-untyped]
-
-    dataset, folder = getattr(datasets, which.name), root / which.value
+def _read(which: Download, root: Path, download: bool) -> dict[Part, _Stored]:
+    """CIFAR's files are pickles: torchvision opens those alone whose checksums are the authors'."""
+    folder = root / which.value
     packed = [path.name for path in folder.glob("*.gz") if not path.with_suffix("").exists()]
     if packed and not download:
         advice = f"set download to {which.name}, which checks and unpacks them there, or unpack them by hand"
         raise DataError(f"{folder} holds {', '.join(sorted(packed))}, not unpacked: {advice}")
     try:
-        return {
-            part: dataset(str(root), train=part is Part.TRAIN, download=download) for part in (Part.TRAIN, Part.TEST)
-        }
+        stored = {part: _part(which, root, part, download) for part in (Part.TRAIN, Part.TEST)}
     except Exception as error:  # torchvision's own errors, assertions, those of pickle and of the network
-        reason = " ".join(str(error).split()) or type(error).__name__
         asked = f"set download to {which.name}, which fetches what is missing"
         advice = f"delete damaged files in {folder} and {'fetch missing ones by hand' if download else asked}"
         done = "fetched and read" if download else "read"
-        raise DataError(f"{which.name} in {root} cannot be {done} ({reason}): {advice}") from error
+        raise DataError(f"{which.name} in {root} cannot be {done} ({reason_of(error)}): {advice}") from error
+    if repeated := repeated_files(sorted(folder.glob("*-images-idx3-ubyte"))):
+        path, first = next(iter(repeated.items()))
+        raise DataError(f"{first} and {path} are the same file: train and test should have no image in common")
+    return stored
 
 
-def _images(datasets: dict[Part, Any], which: Download, root: Path, size: int, channels: int) -> ImageSource:
+def _part(which: Download, root: Path, part: Part, download: bool) -> _Stored:
+    from torchvision import datasets  # type: ignore[import-untyped]
+
+    found = getattr(datasets, which.name)(str(root), train=part is Part.TRAIN, download=download)
+    return _Stored(np.asarray(found.data), np.asarray(found.targets, np.int64), list(found.classes))
+
+
+def _images(stored: dict[Part, _Stored], which: Download, root: Path, size: int, channels: int) -> ImageSource:
     where = f"{which.name} in {root}"
     parts: dict[Part, ImageSource] = {
-        part: ImageArray(where, np.asarray(dataset.data), "", size=size, channels=channels)
-        for part, dataset in datasets.items()
+        part: ImageArray(where, checked_images(one.images, where), "", size=size, channels=channels)
+        for part, one in stored.items()
     }
     return OfficialParts(where, parts)

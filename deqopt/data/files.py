@@ -1,0 +1,143 @@
+"""The files of a user's folder: each one once, however many names and links lead to it."""
+
+import errno
+import os
+import stat
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from pathlib import Path
+
+from deqopt.errors import DataError
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is in a folder and its subfolders, hidden names left out. A path of `repeated` is in neither of the others.
+
+    Attributes:
+        root: the folder.
+        files: the files, sorted by their paths below the root. Links to nothing and what is not a regular file are
+            among them, so that they are named where they are read.
+        folders: the subfolders, as paths below the root with slashes, sorted.
+        repeated: names of files and folders that were found under another name, and that other name.
+    """
+
+    root: Path
+    files: list[Path] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    repeated: dict[Path, Path] = field(default_factory=dict)
+
+
+def list_files(roots: Sequence[Path], suffixes: Collection[str]) -> list[Listing]:
+    """List folders together, following links: what is in two of them or twice in one is listed once.
+
+    Of the names of a file or folder, the one with the fewest links on its way counts; of these, the one in the folder
+    that is given first; of these, the first in sorted order.
+
+    Args:
+        roots: existing folders.
+        suffixes: those of the files, in lower case with their dots; other files are not listed.
+
+    Raises:
+        DataError: a folder that cannot be listed.
+    """
+    listings = [Listing(root) for root in roots]
+    met: dict[tuple[int, int], Path] = {}
+    waiting = [(int(root.is_symlink()), place, "") for place, root in enumerate(roots)]
+    while waiting:
+        links, place, name = heappop(waiting)
+        listing = listings[place]
+        path = listing.root / name
+        wanted = path.suffix.lower() in suffixes
+        try:
+            status = path.stat()
+        except OSError as error:
+            if wanted:
+                listing.files.append(path)
+            elif error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise _cannot_list(path, error) from error
+            continue
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if not (is_folder or wanted):
+            continue
+        first = met.setdefault((status.st_dev, status.st_ino), path)
+        if first is not path:
+            listing.repeated[path] = first
+        elif is_folder:
+            if name:
+                listing.folders.append(name)
+            for child, is_link in _children(path, suffixes):
+                heappush(waiting, (links + is_link, place, f"{name}/{child}".lstrip("/")))
+        else:
+            listing.files.append(path)
+    for listing in listings:
+        listing.files.sort(key=lambda path: path.relative_to(listing.root).as_posix())
+        listing.folders.sort()
+    return listings
+
+
+def repeated_files(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Those of some files that are the same file as one before them, and which; files that are not there are not."""
+    repeated: dict[Path, Path] = {}
+    met: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        if path.exists():
+            status = path.stat()
+            first = met.setdefault((status.st_dev, status.st_ino), path)
+            if first is not path:
+                repeated[path] = first
+    return repeated
+
+
+def said_of(repeated: dict[Path, Path], where: object) -> str:
+    """A warning that names what `repeated` leaves out of a data set called `where`."""
+    path, first = next(iter(repeated.items()))
+    count = f"{len(repeated)} names of files or folders" if len(repeated) > 1 else "a name of a file or folder"
+    return f"{where} has {count} that another name there stands for: each counts once; {path} is the same as {first}"
+
+
+def require_regular(path: Path) -> os.stat_result:
+    """The status of a regular file.
+
+    Raises:
+        OSError: nothing is there, or it is a folder, or a pipe or a device, which may never come to an end.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return status
+
+
+def subfolders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, hidden ones left out, sorted.
+
+    Raises:
+        DataError: a folder that cannot be listed.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise _cannot_list(folder, error) from error
+
+
+def _children(folder: Path, suffixes: Collection[str]) -> list[tuple[str, bool]]:
+    """The names in a folder that may matter, and whether they are links."""
+    try:
+        with os.scandir(folder) as entries:
+            return [
+                (entry.name, entry.is_symlink())
+                for entry in entries
+                if not entry.name.startswith(".")
+                and (
+                    Path(entry.name).suffix.lower() in suffixes
+                    or entry.is_symlink()
+                    or entry.is_dir(follow_symlinks=False)
+                )
+            ]
+    except OSError as error:
+        raise _cannot_list(folder, error) from error
+
+
+def _cannot_list(folder: Path, error: OSError) -> DataError:
+    return DataError(f"{folder} cannot be listed: {error.strerror}")
