@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deqopt.batch import pick
 from deqopt.iteration import Status, Trace
 from deqopt.scale import Scale
 from deqopt.state import State, detach
@@ -24,12 +25,15 @@ class BackwardReport:
         nfe: (B,) products with the transposed Jacobian of the stationary system that it took.
         growth: (B,) how many times longer than at the solution the gradient became on its way back through the
             evaluations, where the adjoint differentiates them; NaN where there was none.
+        lost: (B,) which samples gave no gradient: their solve or their backward solve diverged, or their start, their
+            loss or its gradient is NaN or infinite. Those of the solve are known before the backward pass.
     """
 
     residual: Tensor | None = None
     status: Tensor | None = None
     nfe: Tensor | None = None
     growth: Tensor | None = None
+    lost: Tensor | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +58,7 @@ class Equilibrium:
         scale: by what the residual was measured.
         trace: objective and residual after every evaluation, where asked for with ``record=True``.
         visited: iterates (z, x) of the trajectory drawn at random, where asked for with ``visits``.
-        backward: how the backward pass went, where the adjoint solves a linear system in it or unrolls the solve.
+        backward: how the backward pass went, with an adjoint.
         held: which of z, x and mu the adjoint holds fixed: the backward pass of a loss that depends on them warns.
     """
 
@@ -85,6 +89,18 @@ class Equilibrium:
     def usable(self) -> Tensor:
         """(B,) whether a sample has finite values: false where its start already was NaN or infinite."""
         return self.status != Status.NON_FINITE
+
+    @property
+    def differentiable(self) -> Tensor:
+        """(B,) whether a sample gives a gradient to theta: false where it is not usable, and where its solve diverged,
+        so that what is returned says nothing of the solution."""
+        return self.usable & (self.status != Status.DIVERGED)
+
+    def pick(self, keep: Tensor) -> Equilibrium:
+        """The samples where ``keep``, (B,), is true. ``backward`` stays shared: it is of all samples."""
+        picked = pick(replace(self, trace=None, backward=None), keep)
+        trace = None if self.trace is None else Trace(self.trace.objective[:, keep], self.trace.residual[:, keep])
+        return replace(picked, trace=trace, backward=self.backward)
 
     def detach_held(self) -> Equilibrium:
         """The same with the ``held`` values detached, for a loss that depends on them on purpose."""

@@ -43,10 +43,10 @@ class UsablePoint:
         return cls(with_rows(problem, rows, x.dim()), z, inputs, mu, lost)
 
     @classmethod
-    def of_solution(cls, problem: JointProblem, equilibrium: Equilibrium) -> UsablePoint:
-        """Where a solve ended, detached."""
+    def of_solution(cls, problem: JointProblem, equilibrium: Equilibrium, lost: Tensor) -> UsablePoint:
+        """Where a solve ended, detached, without what is ``lost``, (B,)."""
         z, mu = (state_of((part.detach() for part in tensors_of(s)), s) for s in (equilibrium.z, equilibrium.mu))
-        return cls.of(problem, z, equilibrium.x.detach(), mu, ~equilibrium.usable)
+        return cls.of(problem, z, equilibrium.x.detach(), mu, lost)
 
     def check(self, *outputs: Tensor) -> None:
         """Raise NonFiniteError where ``outputs``, (B, ...), of a replaced sample are not finite all the same, and there

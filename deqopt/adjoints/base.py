@@ -66,6 +66,14 @@ def warn_of_backward(who: str, failed: Tensor, what: str, advice: str) -> None:
         warnings.warn(describe_backward(who, failed, what, advice), stacklevel=3)
 
 
+def warn_of_samples(who: str, concerned: Tensor, what: str, advice: str) -> None:
+    """One warning about the samples that are ``concerned``, (B,), if any are: the arguments are those of
+    :func:`warn_of_backward`, for what is no matter of the backward solve."""
+    if bool(concerned.any()):
+        count = f"{int(concerned.sum())} of {len(concerned)} samples"
+        warnings.warn(f"{who}: {count} {what}: {advice}", stacklevel=4)
+
+
 def describe_backward(who: str, failed: Tensor, what: str, advice: str) -> str:
     """The sentence of :func:`warn_of_backward`."""
     return f"{who}: the backward solve of {int(failed.sum())} of {len(failed)} samples {what}: {advice}"
@@ -76,7 +84,7 @@ def worst_of(residual: Tensor) -> str:
     known = residual[~residual.isnan()]
     said = [f"the worst with a relative residual of {float(known.max()):.1e}"] if len(known) else []
     if len(known) < len(residual):
-        said.append("some with a loss that is not finite")
+        said.append("some with one that is not finite")
     return ", ".join(said)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from deqopt.adjoints.base import Adjoint, check_reaches_theta, once
 from deqopt.adjoints.held import hold
-from deqopt.equilibrium import Equilibrium
+from deqopt.adjoints.left_out import point_of, report_of, without_lost
+from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.feasible import FeasibleSet
 from deqopt.problem import JointProblem
 from deqopt.usable import UsablePoint
@@ -30,18 +31,24 @@ class Envelope(Adjoint):
     """
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
-        objective = envelope_objective(UsablePoint.of_solution(problem, equilibrium), equilibrium.objective)
-        return hold(replace(equilibrium, objective=objective), ("z", "x", "mu"), type(self).__name__)
+        who, report = type(self).__name__, report_of(equilibrium)
+        objective = envelope_objective(who, point_of(who, problem, equilibrium), equilibrium.objective, report)
+        return hold(replace(equilibrium, objective=objective, backward=report), ("z", "x", "mu"), who)
 
 
-def envelope_objective(point: UsablePoint, objective: Tensor) -> Tensor:
+def envelope_objective(who: str, point: UsablePoint, objective: Tensor, report: BackwardReport) -> Tensor:
     """``objective``, (B,), with the gradient of
 
         J(z, x) + <mu, f(z, x)> + <g_x, Proj_X(x - a g_x)>
 
     in theta and in the parameters of X, at a point that is held fixed. The last term is ``1 / (2 a)`` times the squared
     distance of ``x - a g_x`` from X, as far as its gradient goes: by how much the optimum falls where X gives way. At
-    an optimum, a does not matter; here the step is as long as x. The samples that the point has lost get no gradient.
+    an optimum, a does not matter; here the step is as long as x. The samples that the report has as lost get no
+    gradient, nor do those for which the loss asks for one that is not finite: see
+    :func:`deqopt.adjoints.left_out.without_lost`.
+
+    Args:
+        who: the adjoint, which warns.
 
     Raises:
         ProblemError: no gradient is carried by anything.
@@ -54,7 +61,7 @@ def envelope_objective(point: UsablePoint, objective: Tensor) -> Tensor:
         if bounds is not None:
             value = value + bounds
     check_reaches_theta(value)
-    attached: Tensor = _Carried.apply(objective, value, point)
+    attached: Tensor = _Carried.apply(who, objective, value, report)
     return attached
 
 
@@ -87,15 +94,16 @@ class _Carried(torch.autograd.Function):
     """A value with the first derivative of another."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, source: Tensor, point: UsablePoint) -> Tensor:
-        ctx.point = point
+    def forward(ctx: Any, who: str, value: Tensor, source: Tensor, report: BackwardReport) -> Tensor:
+        ctx.who, ctx.report, ctx.lost = who, report, report.lost
         ctx.save_for_backward(source)
         ctx.set_materialize_grads(False)
         return value.detach()
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[None, Tensor | None, None]:
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[None, None, Tensor | None, None]:
         (source,) = ctx.saved_tensors
         if cotangent is None:
-            return None, None, None
-        return None, once(ctx.point.without_lost(cotangent.to(source.dtype)), source), None
+            return None, None, None, None
+        _, (kept,) = without_lost(ctx.who, ctx.report, ctx.lost, [cotangent])
+        return None, None, once(kept.to(source.dtype), source), None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deqopt.adjoints.base import once, warn_of_backward, worst_of
+from deqopt.adjoints.left_out import without_lost, without_useless
 from deqopt.equilibrium import BackwardReport
 from deqopt.errors import NonFiniteError
 from deqopt.fixed_point import Anderson, FixedPointSolver
@@ -48,30 +49,30 @@ def implicit_fixed_point(
     first = tensors_of(z)[0]
     if lost is None:
         lost = torch.zeros(len(first), dtype=torch.bool, device=first.device)
-    return attach_fixed_point("implicit_fixed_point", f, zero_where(lost, z), z, solver, lost)
+    report = BackwardReport(lost=lost)
+    return attach_fixed_point("implicit_fixed_point", f, zero_where(lost, z), z, solver, report), report
 
 
 def attach_fixed_point(
-    who: str, f: Callable[[State], State], at: State, z: State, solver: FixedPointSolver, lost: Tensor
-) -> tuple[State, BackwardReport]:
-    """The values z, connected to f at ``at``, which is z but in the samples that are ``lost``, (B,).
+    who: str, f: Callable[[State], State], at: State, z: State, solver: FixedPointSolver, report: BackwardReport
+) -> State:
+    """The values z, connected to f at ``at``, which is z but in the samples that the report has as lost.
 
     Args:
         who: warns in the backward pass.
+        report: filled by the backward pass.
     """
     with torch.enable_grad():
         at = leaf(at)
         images = tensors_of(f(at))
     finite = torch.stack([part.detach().flatten(1).isfinite().all(1) for part in images]).all(0)
-    spoiled = (lost & ~finite).nonzero()[:, 0].tolist()
-    if 0 < len(spoiled) < len(lost):
+    spoiled = [] if report.lost is None else (report.lost & ~finite).nonzero()[:, 0].tolist()
+    if 0 < len(spoiled) < len(finite):
         raise NonFiniteError(
             f"what f closes over is NaN or infinite for the samples {', '.join(map(str, spoiled))}, and their gradient "
             "would make that of all others NaN: leave them out"
         )
-    report = BackwardReport()
-    values = _Attach.apply(who, solver, tensors_of(at), lost, report, *images, *tensors_of(z))
-    return state_of(values, z), report
+    return state_of(_Attach.apply(who, solver, tensors_of(at), report, *images, *tensors_of(z)), z)
 
 
 class _Attach(torch.autograd.Function):
@@ -83,17 +84,16 @@ class _Attach(torch.autograd.Function):
         who: str,
         solver: FixedPointSolver,
         z: tuple[Tensor, ...],
-        lost: Tensor,
         report: BackwardReport,
         *f_and_values: Tensor,
     ) -> tuple[Tensor, ...]:
         f, values = f_and_values[: len(z)], f_and_values[len(z) :]
-        ctx.who, ctx.solver, ctx.f, ctx.z, ctx.lost, ctx.report = who, solver, f, z, lost, report
+        ctx.who, ctx.solver, ctx.f, ctx.z, ctx.report, ctx.lost = who, solver, f, z, report, report.lost
         return tuple(value.detach() for value in values)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        v = tensors_of(zero_where(ctx.lost, cotangents))
+        lost, v = without_lost(ctx.who, ctx.report, ctx.lost, cotangents)
 
         def adjoint_map(u: State) -> State:
             through = pull_back(ctx.f, ctx.z, tensors_of(u), retain_graph=True)
@@ -102,11 +102,10 @@ class _Attach(torch.autograd.Function):
         with torch.no_grad():
             found = ctx.solver.solve(adjoint_map, v)
         ctx.report.residual, ctx.report.nfe = found.residual, found.nfe
-        ctx.report.status = found.status.masked_fill(ctx.lost, int(Status.NON_FINITE))
-        _warn(ctx.who, ctx.solver, found.status[~ctx.lost], found.residual[~ctx.lost])
-        u = tensors_of(found.z)
+        ctx.report.status = found.status.masked_fill(lost, int(Status.NON_FINITE))
+        _warn(ctx.who, ctx.solver, found.status[~lost], found.residual[~lost])
+        u = without_useless(ctx.report, found.status, tensors_of(found.z))
         return (
-            None,
             None,
             None,
             None,

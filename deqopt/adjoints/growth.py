@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deqopt.adjoints.base import warn_of_backward
+from deqopt.adjoints.left_out import report_of, without_lost
 from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.state import State, state_of, tensors_of
 
@@ -38,6 +39,7 @@ class Growth:
         self._start: Tensor | None = None
         self._longest: Tensor
         self._open: Tensor
+        self._lost: Tensor
 
     def watched(self, samples: Tensor, z: State, x: Tensor, mu: State) -> tuple[State, Tensor, State]:
         """The same values, before they are evaluated. ``samples``, (b,), of the solve are left."""
@@ -46,7 +48,8 @@ class Growth:
         return state_of(parts[:count], z), parts[-1], state_of(parts[count:-1], mu)
 
     def attach(self, equilibrium: Equilibrium) -> Equilibrium:
-        """The same values, from where a backward pass begins."""
+        """The same values, from where a backward pass begins. Samples that are not ``differentiable`` get no gradient."""
+        self._report, self._lost = report_of(equilibrium), ~equilibrium.differentiable
         z, mu, x = equilibrium.z, equilibrium.mu, equilibrium.x
         count = len(tensors_of(z))
         self._sizes = _length(tensors_of(z)), _length(tensors_of(mu)), _length((x,))
@@ -60,11 +63,14 @@ class Growth:
             backward=self._report,
         )
 
-    def begin(self, count: int, *cotangents: Tensor) -> None:
-        """A backward pass begins with these, besides that of the objective, which counts where it comes to z and x."""
-        self._start = self._longest = self._lengths(count, *cotangents)
+    def begin(self, count: int, *cotangents: Tensor) -> tuple[Tensor, ...]:
+        """A backward pass begins with these, the first of which is that of the objective: it counts where it comes to z
+        and x. The same, with zeros in the samples that give no gradient."""
+        _, (objective, *parts) = without_lost(self._who, self._report, self._lost, cotangents)
+        self._start = self._longest = self._lengths(count, *parts)
         self._open = torch.ones_like(self._start, dtype=torch.bool)
         torch.autograd.Variable._execution_engine.queue_callback(self._finish)  # type: ignore[attr-defined]
+        return objective, *parts
 
     def passed(self, samples: Tensor, count: int, *cotangents: Tensor) -> None:
         """It has come back through an evaluation of these samples."""
@@ -105,8 +111,7 @@ class _Begin(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.growth.begin(ctx.count, *cotangents[1:])
-        return None, None, *cotangents
+        return None, None, *ctx.growth.begin(ctx.count, *cotangents)
 
 
 class _Passed(torch.autograd.Function):

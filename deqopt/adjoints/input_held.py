@@ -8,11 +8,11 @@ from deqopt.adjoints.base import Adjoint
 from deqopt.adjoints.envelope import envelope_objective
 from deqopt.adjoints.fixed_point import attach_fixed_point
 from deqopt.adjoints.held import hold
+from deqopt.adjoints.left_out import point_of, report_of
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.fixed_point import Anderson
 from deqopt.problem import JointProblem
-from deqopt.usable import UsablePoint
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,9 @@ class InputHeld(Adjoint):
             raise ProblemError(f"tol must be larger than 0 and max_nfe at least 1, got {self.tol} and {self.max_nfe}")
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
-        who, lost = type(self).__name__, ~equilibrium.usable
-        point = UsablePoint.of_solution(problem, equilibrium)
-        objective = envelope_objective(point, equilibrium.objective)
+        who, report = type(self).__name__, report_of(equilibrium)
+        point = point_of(who, problem, equilibrium)
+        objective = envelope_objective(who, point, equilibrium.objective, report)
         solver = Anderson(max_nfe=self.max_nfe, tol=self.tol)
-        values = attach_fixed_point(who, lambda z: point.problem.f(z, point.x), point.z, equilibrium.z, solver, lost)
-        z, report = values
+        z = attach_fixed_point(who, lambda z: point.problem.f(z, point.x), point.z, equilibrium.z, solver, report)
         return hold(replace(equilibrium, z=z, objective=objective, backward=report), ("x", "mu"), who)

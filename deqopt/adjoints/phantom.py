@@ -47,7 +47,7 @@ class Phantom(StationaryAdjoint):
 
     With ``M = I + damping d_w F`` it is ``lam = damping (I + M + ... + M^(steps - 1))^T v``, v the gradient of the loss
     in w. Where M contracts, the error falls as its spectral radius to the power of ``steps``. A series that grows is
-    reported as diverged, with a warning.
+    reported as diverged, with a warning, and gives no gradient.
 
     Args:
         steps: at least 1; takes ``steps - 1`` products.
@@ -79,26 +79,22 @@ def neumann(
 ) -> tuple[Tensor, BackwardReport]:
     """``lam_0 = 0``, ``lam <- lam + damping (v + (d_w F)^T lam)``, ``steps`` times.
 
-    The reported residual is that before the last step, ``|v + (d_w F)^T lam| / |v|``: the length of the last term of
-    the series relative to the first.
+    The reported residual is that before the last step, ``|v + (d_w F)^T lam| / |v|``, every unknown in units of its own
+    size: the length of the last term of the series relative to the first. v is 0 in samples that are ``lost``.
     """
-    finite = v.isfinite().all(1)
-    v = v.masked_fill(~finite[:, None], 0)
     term, lam = v, damping * v
     for _ in range(steps - 1):
         term = v + system.transposed(lam)
         lam = lam + damping * term
-    first = torch.linalg.vector_norm(v, dim=1)
-    residual = torch.where(first > 0, torch.linalg.vector_norm(term, dim=1) / first, 0)
-    grown = ~(residual <= GROWN) | ~lam.isfinite().all(1)
-    status = torch.where(grown, int(Status.DIVERGED), int(Status.OUT_OF_BUDGET))
-    status = status.masked_fill(lost | ~finite, int(Status.NON_FINITE))
-    residual = residual.masked_fill(lost | ~finite, torch.nan)
-    lam = lam.masked_fill(~lam.isfinite().all(1, keepdim=True), 0)
+    first, last = (torch.linalg.vector_norm(system.scale * part, dim=1) for part in (v, term))
+    residual = torch.where(first > 0, last / first, 0)
+    status = torch.where(residual <= GROWN, int(Status.OUT_OF_BUDGET), int(Status.DIVERGED))
+    status = status.masked_fill(lost, int(Status.NON_FINITE))
+    residual = residual.masked_fill(lost, torch.nan)
     warn_of_backward(
         who,
         (status != Status.OUT_OF_BUDGET)[~lost],
-        f"is a Neumann series that grows, {worst_of(residual[~lost])}",
+        f"is a Neumann series that grows, so that they give no gradient, {worst_of(residual[~lost])}",
         "lower damping or step_size, train with a Jacobian penalty, or use Implicit",
     )
     return lam, BackwardReport(residual, status, torch.full_like(status, steps - 1 + system.nfe))

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from deqopt.adjoints.base import Adjoint, once
 from deqopt.adjoints.envelope import envelope_objective
+from deqopt.adjoints.left_out import point_of, report_of, without_lost, without_useless
 from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import Evaluation, JointProblem, pull_back
 from deqopt.state import Layout, State, leaf, state_of, tensors_of, work_dtype
-from deqopt.usable import UsablePoint
 
 # The least length, in units of x, of a change of x by which its effect is measured.
 MIN_PROBE = 1e-3
@@ -118,7 +118,8 @@ class StationaryAdjoint(Adjoint):
     """``d loss / d theta = lam^T d_theta F`` with ``(d_w F)^T lam = -d_w loss``, or with a lam close to that.
 
     ``eq.z``, ``eq.x`` and ``eq.mu`` carry the gradients of any outer loss, ``eq.objective`` that of the envelope
-    theorem. ``eq.backward`` is filled by the backward pass. Samples that are not usable get no gradient.
+    theorem. ``eq.backward`` is filled by the backward pass. Samples that are not ``differentiable`` get no gradient, nor
+    do those whose backward solve diverged.
     """
 
     def step_of_x(self) -> float | None:
@@ -130,12 +131,12 @@ class StationaryAdjoint(Adjoint):
         """lam for ``cotangent = d_w loss``, (B, width) both, and how it was found. ``lost`` samples, (B,), have 0."""
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
-        point = UsablePoint.of_solution(problem, equilibrium)
-        objective = envelope_objective(point, equilibrium.objective)
+        who, report = type(self).__name__, report_of(equilibrium)
+        point = point_of(who, problem, equilibrium)
+        objective = envelope_objective(who, point, equilibrium.objective, report)
         system = StationarySystem.at(point.problem, point.z, point.mu, point.x, self.step_of_x())
-        report = BackwardReport()
         values = (*tensors_of(equilibrium.z), *tensors_of(equilibrium.mu), equilibrium.x)
-        z_and_mu = _Attach.apply(self, system, ~equilibrium.usable, report, system.residual, *values)
+        z_and_mu = _Attach.apply(self, system, report, system.residual, *values)
         z, count = equilibrium.z, len(tensors_of(equilibrium.z))
         return replace(
             equilibrium,
@@ -155,23 +156,23 @@ class _Attach(torch.autograd.Function):
         ctx: Any,
         adjoint: StationaryAdjoint,
         system: StationarySystem,
-        lost: Tensor,
         report: BackwardReport,
         residual: Tensor,
         *values: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.adjoint, ctx.system, ctx.lost, ctx.report = adjoint, system, lost, report
+        ctx.adjoint, ctx.system, ctx.report, ctx.lost = adjoint, system, report, report.lost
         return tuple(value.detach() for value in values)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        system, lost = ctx.system, ctx.lost
-        with torch.no_grad(), torch.autocast(lost.device.type, enabled=False):
-            cotangent = system.pack(cotangents).masked_fill(lost[:, None], 0)
-            lam, found = ctx.adjoint.multiplier(system, cotangent, lost)
-        ctx.report.residual, ctx.report.status, ctx.report.nfe = found.residual, found.status, found.nfe
-        lam = once(lam, system.residual)
-        return None, None, None, None, lam, *(None for _ in cotangents)
+        adjoint, system, report = ctx.adjoint, ctx.system, ctx.report
+        with torch.no_grad(), torch.autocast(system.residual.device.type, enabled=False):
+            packed = system.pack(cotangents)
+            lost, (cotangent,) = without_lost(type(adjoint).__name__, report, ctx.lost, [packed])
+            lam, found = adjoint.multiplier(system, cotangent, lost)
+            report.residual, report.status, report.nfe = found.residual, found.status, found.nfe
+            (lam,) = without_useless(report, found.status, [lam])
+        return None, None, None, once(lam, system.residual), *(None for _ in cotangents)
 
 
 def _as(state: State, dtype: torch.dtype) -> State:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from deqopt.adjoints.base import Adjoint, check_reaches_theta
 from deqopt.adjoints.checkpoint import checkpointed
+from deqopt.adjoints.left_out import point_of
 from deqopt.adjoints.recorded import RecordedProblem
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.problem import Evaluation, JointProblem
 from deqopt.state import State
-from deqopt.usable import UsablePoint
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Unrolled(Adjoint):
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
         if not isinstance(problem, RecordedProblem) or not problem.solve.start_learns:
-            point = UsablePoint.of_solution(problem, equilibrium)
+            point = point_of(type(self).__name__, problem, equilibrium)
             check_reaches_theta(point.problem.lagrangian(point.z, point.x, point.mu)[0])
         if not isinstance(problem, RecordedProblem) or not equilibrium.objective.requires_grad:
             raise ProblemError(

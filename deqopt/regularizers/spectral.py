@@ -43,7 +43,8 @@ class SpectralPenalty(Regularizer):
             )
 
     def penalty(self, problem: JointProblem, equilibrium: Equilibrium) -> Tensor:
-        lost, point = ~equilibrium.usable, UsablePoint.of_solution(problem, equilibrium)
+        lost = ~equilibrium.usable
+        point = UsablePoint.of_solution(problem, equilibrium, lost)
         z = leaf(point.z)
         f_parts = tensors_of(point.problem.f(z, point.x))
         point.check(*f_parts)
