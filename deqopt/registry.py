@@ -11,16 +11,15 @@ import difflib
 import functools
 import importlib
 import importlib.util
-import re
 import textwrap
 import warnings
 from dataclasses import dataclass, replace
 from enum import Enum
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from deqopt.command_line.markup import plain
 from deqopt.errors import PluginError
+from deqopt.installed import normalised, registrations
 
 _MALFORMED = "its target has to be written 'module:Class'"
 
@@ -118,16 +117,15 @@ def plugins(group: Group) -> dict[str, Plugin]:
 
     A distribution that is found twice (an editable install beside PYTHONPATH) counts as on ``sys.path``: the
     first wins. Where different distributions register one name, one of them carries the others as ``rivals``.
+    A distribution whose metadata cannot be read is passed over; :func:`find` and :func:`listing` say so.
     """
     found: dict[str, dict[str, Plugin]] = {}
-    for point in entry_points(group=group.value):
-        project = _metadata(point, "Name", "unnamed distribution")
-        version = _metadata(point, "Version", "of unknown version")
+    for point in registrations(group.value)[0]:
         target = "".join(point.value.partition("[")[0].split())
-        plugin = Plugin(point.name, target, f"{project} {version}", group)
+        plugin = Plugin(point.name, target, f"{point.project} {point.version}", group)
         by_project = found.setdefault(point.name, {})
         if all(plugin.target != other.target for other in by_project.values()):
-            by_project.setdefault(re.sub(r"[-_.]+", "-", project).lower(), plugin)
+            by_project.setdefault(normalised(point.project), plugin)
     claims = {
         name: sorted(by_project.values(), key=lambda plugin: plugin.distribution)
         for name, by_project in sorted(found.items())
@@ -144,7 +142,7 @@ def find(group: Group, name: str) -> Plugin:
     if name in known:
         known[name].require_unambiguous()
         return known[name]
-    unknown = f"unknown {group.singular} {name!r}"
+    unknown = "; ".join([*map(str, registrations(group.value)[1]), f"unknown {group.singular} {name!r}"])
     if not known:
         raise PluginError(f"{unknown}: {_none_installed(group)}")
     names = f"Known {group.plural}: {', '.join(known)}"
@@ -159,10 +157,12 @@ def listing(group: Group, width: int | None = None) -> str:
     """A plain table: name, summary, distribution. Ambiguous names have a row each.
 
     A plugin is one line; with ``width`` its summary is wrapped so that no line is longer, where there is room for it.
+    A line in brackets follows for every distribution whose entry points cannot be read.
     """
     everything = [p for first in plugins(group).values() for p in (first, *first.rivals)]
+    malformed = [f"({one})" for one in registrations(group.value)[1]]
     if not everything:
-        return _none_installed(group)
+        return "\n".join([_none_installed(group), *malformed])
     rows = [(p.name, p.summary, p.distribution) for p in everything]
     names, summaries, distributions = (max(len(row[column]) for row in rows) for column in range(3))
     if width is not None:
@@ -174,7 +174,7 @@ def listing(group: Group, width: int | None = None) -> str:
             f"{name:<{names}}  {first:<{summaries}}  {distribution}",
             *(" " * (names + 2) + line for line in more),
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *malformed])
 
 
 def _none_installed(group: Group) -> str:
@@ -182,12 +182,6 @@ def _none_installed(group: Group) -> str:
         f"no {group.plural} are installed; a distribution registers them as entry points "
         f"'name = module:Class' in the group {group.value!r}, and deqopt's own appear once it is installed"
     )
-
-
-def _metadata(point: EntryPoint, field: str, otherwise: str) -> str:
-    if point.dist is None or field not in point.dist.metadata:
-        return otherwise
-    return point.dist.metadata[field]
 
 
 def _source_file(module: str) -> Path:
