@@ -16,7 +16,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from deqopt.command_line.checkpoints import NEWEST, newest_checkpoint, settings_of
+from deqopt.command_line.checkpoints import NEWEST, Chosen, newest_checkpoint, settings_of
 from deqopt.command_line.complaints import ON_COMMAND_LINE
 from deqopt.command_line.configuration import (
     Source,
@@ -41,12 +41,14 @@ RUNS_ROOT = "runs"
 class Invocation:
     """What one call of ``deqopt`` asks for.
 
-    ``sources`` are all settings but the ``options``, lowest precedence first; ``options`` go over them.
+    ``sources`` are all settings but the ``options``, lowest precedence first; ``options`` go over them. ``remark`` says
+    which checkpoint ``last`` or ``best`` stands for.
     """
 
     command: str
     sources: tuple[Source, ...]
     options: tuple[str, ...]
+    remark: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -98,13 +100,15 @@ def read(command: str, words: Sequence[str]) -> Invocation:
     sources, options = _taken_apart(command, words)
     variables = environment(os.environ, command)
     given = Invocation(command, (*variables, *sources), options)
-    path = _checkpoint(given)
-    if path is not None:
+    chosen = _checkpoint(given)
+    if chosen is not None:
+        path = chosen.path
         trained = Source(f"in {path}", settings_of(path))
         _check_task(given, trained)
         sources, options = (checked(trained), *sources), (*options, f"--ckpt_path={path}")
     said = (*variables, *sources)
-    invocation = Invocation(command, (defaults(Invocation(command, said, options).task), *said), options)
+    remark = "" if chosen is None else chosen.remark
+    invocation = Invocation(command, (defaults(Invocation(command, said, options).task), *said), options, remark)
     if any(_asks_for_help(word) for word in options):
         return replace(invocation, options=tuple(_with_class(word, invocation) for word in options))
     if invocation.task is None:
@@ -157,14 +161,14 @@ def _with_class(word: str, invocation: Invocation) -> str:
     return f"{word}={chosen}"
 
 
-def _checkpoint(given: Invocation) -> Path | None:
+def _checkpoint(given: Invocation) -> Chosen | None:
     name = given.value("ckpt_path")
     if name in (None, "null"):
         return None
     if name == "":
         raise CheckpointError("ckpt_path is empty; give the path of one, or 'last' or 'best' for the newest run")
     if name not in NEWEST:
-        return Path(str(name)).expanduser()
+        return Chosen(Path(str(name)).expanduser())
     return newest_checkpoint(given.value("trainer.default_root_dir") or RUNS_ROOT, given.task, name)
 
 

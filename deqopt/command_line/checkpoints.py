@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from deqopt.checkpoints import Record, previous, read
 from deqopt.errors import CheckpointError
 
 NEWEST = ("last", "best")
@@ -17,20 +17,53 @@ def run_folder(root: str | Path, class_path: str) -> Path:
     return Path(root) / class_path.rpartition(".")[2].lower()
 
 
-def newest_checkpoint(root: str | Path, class_path: str | None, name: str) -> Path:
+@dataclass(frozen=True)
+class Chosen:
+    """The checkpoint that ``--ckpt_path`` stands for.
+
+    Args:
+        path: of the file.
+        remark: which one it is, in one line; empty where the user gave the path.
+    """
+
+    path: Path
+    remark: str = ""
+
+
+def newest_checkpoint(root: str | Path, class_path: str | None, name: str) -> Chosen:
     """``last.ckpt`` or ``best.ckpt`` of the newest run that has one: of a task, or of all where it is None.
 
+    Where it is damaged, the newest that can be read, be it the one before it or that of another run.
+
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or none that can be read.
     """
     below = Path(root) if class_path is None else run_folder(root, class_path)
-    found = list(below.glob(f"{'*/' if class_path is None else ''}version_*/checkpoints/{name}.ckpt"))
+    folder = f"{'*/' if class_path is None else ''}version_*/checkpoints"
+    file = Path(f"{name}.ckpt")
+    found = [path for kind in (previous(file), file) for path in sorted(below.glob(f"{folder}/{kind}"))]
     if not found:
         raise CheckpointError(
-            f"--ckpt_path {name}: no run below {below} has a checkpoint {name}.ckpt; give the path of one, "
+            f"--ckpt_path {name}: no run below {below} has a checkpoint {file}; give the path of one, "
             "or trainer.default_root_dir, the folder that holds the runs"
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    damaged: list[CheckpointError] = []
+    for path in sorted(found, key=_written_at)[::-1]:
+        try:
+            record = Record.of(read(path))
+        except CheckpointError as error:
+            damaged.append(error)
+            continue
+        newer = f"{damaged[0]}; " if damaged else ""
+        return Chosen(path, f"{newer}--ckpt_path {name} is {path}, {record}")
+    raise damaged[0]
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # its run has replaced it a moment ago
+        return 0.0
 
 
 def settings_of(path: Path) -> dict[str, Any]:
@@ -39,12 +72,7 @@ def settings_of(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, or not a checkpoint of deqopt.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint {path}; give the path of one, or 'last' or 'best' for the newest run")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the bytes happen to trigger
-        raise CheckpointError(f"{path} cannot be read as a checkpoint; it is damaged or of another program") from error
+    content = read(path)
     written = isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys()
     settings = content.get("hyper_parameters") if written else None
     if not isinstance(settings, dict) or not isinstance(settings.get("task"), dict):

@@ -1,0 +1,83 @@
+"""The folder of a run, its own even where many runs are started at the same moment."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class RunFolder(Callback):
+    """``version_N`` below the folder of a task's runs, with one more than the largest N that is there.
+
+    The first process of a run makes the folder when its name is first asked for: whoever makes it has claimed it. The
+    other processes of the run are told the number once all of them are there.
+
+    Args:
+        runs: the folder of all runs of the task.
+    """
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs
+        self._number: int | None = None
+
+    @property
+    def number(self) -> int:
+        """N; in processes that were not told it yet, the one that would be next."""
+        if self._number is None and rank_zero_only.rank == 0:
+            self._number = claim(self.runs)
+        return next_number(self.runs) if self._number is None else self._number
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._number = trainer.strategy.broadcast(self._number)
+
+
+def claim(runs: Path) -> int:
+    """Make the next folder ``version_N`` and return N, which no other process gets.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    number = next_number(runs)
+    while True:
+        try:
+            (runs / f"version_{number}").mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return number
+
+
+def next_number(runs: Path) -> int:
+    """One more than the largest N of all ``version_N``."""
+    names = [path.name for path in runs.iterdir()] if runs.is_dir() else []
+    return 1 + max((int(found[1]) for name in names if (found := re.fullmatch(r"version_(\d+)", name))), default=-1)
+
+
+class CSVInRunFolder(CSVLogger):
+    """``metrics.csv`` in the folder of the run."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder.runs.parent, name=folder.runs.name)
+        self._folder = folder
+
+    @property
+    def version(self) -> int:
+        return self._folder.number
+
+
+class TensorBoardInRunFolder(TensorBoardLogger):
+    """The events of TensorBoard in the folder of the run."""
+
+    def __init__(self, folder: RunFolder, **settings: Any) -> None:
+        super().__init__(folder.runs.parent, name=folder.runs.name, **settings)
+        self._folder = folder
+
+    @property
+    def version(self) -> int:
+        return self._folder.number
