@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,12 +40,14 @@ class Optimization:
         lr: learning rate, the highest that the schedule reaches.
         weight_decay: of the algorithm.
         schedule: CONSTANT; COSINE, from ``lr`` to 0; ONE_CYCLE, up to ``lr`` in the first 30% and down to 0.
+        max_skipped: how many steps in a row may be skipped, because their gradient is of no use, before the run ends.
     """
 
     algorithm: Algorithm = Algorithm.ADAM
     lr: float = 1e-3
     weight_decay: float = 0.0
     schedule: Schedule = Schedule.COSINE
+    max_skipped: int = 10
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or not self.weight_decay >= 0:
@@ -52,6 +55,8 @@ class Optimization:
                 "Optimization: lr must be larger than 0 and weight_decay 0 or larger, "
                 f"got {self.lr} and {self.weight_decay}"
             )
+        if self.max_skipped < 1:
+            raise ProblemError(f"Optimization: max_skipped must be at least 1, got {self.max_skipped}")
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         if self.algorithm is Algorithm.SGD:
@@ -66,3 +71,33 @@ class Optimization:
         if self.schedule is Schedule.ONE_CYCLE:
             return OneCycleLR(optimizer, max_lr=self.lr, total_steps=max(steps, 1))
         return None
+
+    def reached(self, done: int, steps: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Where a run with these settings is after ``done`` of ``steps`` training steps.
+
+        Returns:
+            What a group of parameters has in the optimiser but for the parameters, and the state of the schedule; None
+            where there is no schedule.
+        """
+        optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])
+        scheduler = self.scheduler(optimizer, steps)
+        for _ in range(min(done, steps) if scheduler is not None else 0):
+            optimizer.step()
+            scheduler.step()
+        group = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+        return group, None if scheduler is None else scheduler.state_dict()
+
+    def changes(self, before: Optimization) -> list[str]:
+        """What is other than before, for people."""
+        mine, theirs = self.as_dict(), before.as_dict()
+        return [f"{name} {mine[name]} (before: {theirs[name]})" for name in mine if mine[name] != theirs[name]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: the enums by name."""
+        return {name: value.name if isinstance(value, Enum) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Optimization:
+        """From what :meth:`as_dict` gave."""
+        algorithm, schedule = Algorithm[values["algorithm"]], Schedule[values["schedule"]]
+        return cls(**{**values, "algorithm": algorithm, "schedule": schedule})

@@ -12,12 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from deqopt.data import (
-    EpochOrder,
     ImageFolder,
     ImageSource,
     SplitDataModule,
     UnreadableImageError,
-    epochs_of,
     generator_of,
     open_images,
 )
@@ -240,8 +238,9 @@ class RestorationData(SplitDataModule[ImageSource]):
             return TrainingImages(self.source, split, self.operator, self._noise_seed, self._flip)
         return MeasuredImages(self.source, split, self.operator, self._noise_seed)
 
-    def order(self, count: int) -> EpochOrder:
-        return EpochOrder(count, self._noise_seed, epochs_of(self.trainer))
+    @property
+    def order_seed(self) -> int:
+        return self._noise_seed
 
     def collate(self, training: bool) -> Collate:
         return _collate

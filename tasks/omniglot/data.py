@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from deqopt.data import EpochOrder, SplitDataModule, epochs_of, generator_of
+from deqopt.data import SplitDataModule, generator_of
 from deqopt.data.module import Collate
 from deqopt.data.splits import Part
 from deqopt.errors import DataError
@@ -145,8 +145,9 @@ class EpisodeData(SplitDataModule[ClassSource]):
     def collate(self, training: bool) -> Collate:
         return default_collate
 
-    def order(self, count: int) -> EpochOrder:
-        return EpochOrder(count, self._episode_seed, epochs_of(self.trainer))
+    @property
+    def order_seed(self) -> int:
+        return self._episode_seed
 
     def train_dataloader(self) -> DataLoader[Any]:
         count = self._counts[Part.TRAIN]

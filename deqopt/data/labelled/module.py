@@ -18,9 +18,9 @@ from deqopt.errors import DataError
 class LabelledDataModule(SourceDataModule[LabelledSource]):
     """Batches (`LabelledBatch`) of the splits of a `LabelledSource`, and to predict, of all images of one in order.
 
-    Images to train on are moved and mirrored at random, anew in every epoch: by the global seed, the epoch and the index
-    of an image alone. Those of the other splits never are.
-    Images to predict on have the label -1, also where they come from a labelled source.
+    Images to train on are moved and mirrored at random, anew in every epoch: by the global seed, the epoch and the
+    index of an image alone. Those of the other splits never are. Images to predict on have the label -1, also where
+    they come from a labelled source.
 
     Args:
         source: opens the source, for example `functools.partial(open_labelled, None, size=8, channels=1, classes=10)`.

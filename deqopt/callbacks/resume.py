@@ -1,0 +1,201 @@
+"""A run that is resumed is the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from deqopt.callbacks.position import Position, accumulates
+from deqopt.data.loader import EpochLoader
+from deqopt.errors import CheckpointError
+from deqopt.generators import generator_states, set_generator_states
+from deqopt.optimization import Optimization, Schedule
+
+KEY = "resume"
+"""Of a checkpoint: what is needed to go on from it."""
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The generators at a position."""
+
+    position: Position
+    generators: dict[str, Any]
+
+
+class Resume(Callback):
+    """Makes a run that goes on from a checkpoint the same as one that was never interrupted.
+
+    On one CPU it is the same bit for bit, whenever the checkpoint was written: within an epoch, before, in and after
+    validation, between accumulated batches. Beside what Lightning saves, a checkpoint gets the position in the epoch,
+    the states of the random-number generators of every process, gradients that are accumulated, and the last logged
+    figures. A checkpoint that is written within a batch or within validation holds the states of the generators from
+    its beginning, because it will be done again.
+
+    This needs training data whose order in an epoch is that of a :class:`deqopt.data.EpochLoader`, as every
+    :class:`deqopt.data.SplitDataModule` has it. With another loader, Lightning warns where it begins an epoch again.
+
+    Where the learning rate, the weight decay, the schedule or its number of steps are others than the checkpoint's, the
+    run goes on with the new ones, as if it had begun with them, and says so.
+
+    Raises:
+        CheckpointError: in the middle of an epoch the data, its order or the batches are others than the checkpoint's;
+            or the algorithm is.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+        self._validated = False
+        self._before_batch: _Snapshot | None = None
+        self._before_validation: _Snapshot | None = None
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._validated = False
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._before_batch = self._snapshot(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _trains(trainer):
+            self._validated = False
+            self._before_validation = self._snapshot(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn is not TrainerFn.FITTING:
+            return
+        position = Position.of(trainer, validated=self._validated)
+        own = {"generators": self._generators_at(position, pl_module), "gradients": {}}
+        if position.batch and accumulates(trainer, position.batch):
+            own["gradients"] = {
+                name: one.grad.clone() for name, one in pl_module.named_parameters() if one.grad is not None
+            }
+        optimization = _optimization(pl_module)
+        checkpoint[KEY] = {
+            "position": position.as_dict(),
+            "processes": _of_all_processes(trainer, own),
+            "loader": None if (loader := _loader(trainer)) is None else loader.state_dict(),
+            "optimization": optimization.as_dict(),
+            "steps": _steps(trainer, optimization),
+            "figures": dict(trainer.callback_metrics),
+        }
+
+    def _snapshot(self, trainer: Trainer, module: LightningModule) -> _Snapshot:
+        return _Snapshot(Position.of(trainer, validated=False), generator_states(module.device))
+
+    def _generators_at(self, position: Position, module: LightningModule) -> dict[str, Any]:
+        snapshot = self._before_validation if position.validation else self._before_batch
+        if snapshot is not None and snapshot.position == position:
+            return snapshot.generators
+        return generator_states(module.device)
+
+    # -- loading --------------------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn is not TrainerFn.FITTING:
+            return
+        self._loaded = checkpoint.get(KEY)
+        if self._loaded is None:
+            rank_zero_warn(
+                "the checkpoint does not say where in its epoch the run was, nor where its random-number generators "
+                "were: the run goes on, but as another one"
+            )
+            return
+        before, now = self._loaded["optimization"]["algorithm"], _optimization(pl_module).as_dict()["algorithm"]
+        if before != now:
+            raise CheckpointError(
+                f"the checkpoint holds the state of the optimiser {before}, and optimization.algorithm is {now}: go on "
+                f"with {before}, or begin a new run"
+            )
+        Position(**self._loaded["position"]).restore(checkpoint["loops"]["fit_loop"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before_batch = self._before_validation = None
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return
+        position, loader = Position(**loaded["position"]), _loader(trainer)
+        if position.batch > trainer.num_training_batches:
+            raise CheckpointError(
+                f"the checkpoint was written after {position.batch} batches of an epoch, and now an epoch has "
+                f"{trainer.num_training_batches}: go on with the same trainer.limit_train_batches, or from a "
+                "checkpoint of the end of an epoch"
+            )
+        if loader is not None and loaded["loader"] is not None:
+            loader.load_state_dict(loaded["loader"])
+            loader.start_at(position.batch)
+        self._plan_again(trainer, pl_module, loaded)
+        position.enter(trainer)
+        self._validated = not position.validation
+        trainer.callback_metrics.update(loaded["figures"])
+        self._restore(trainer, pl_module, loaded["processes"])
+
+    def _restore(self, trainer: Trainer, module: LightningModule, processes: list[dict[str, Any]]) -> None:
+        if len(processes) != trainer.world_size:
+            rank_zero_warn(
+                f"the checkpoint is of {len(processes)} processes, and there are {trainer.world_size}: the random "
+                "numbers of the run are others from here on"
+            )
+            return
+        own = processes[trainer.global_rank]
+        parameters = dict(module.named_parameters())
+        for name, gradient in own["gradients"].items():
+            parameters[name].grad = gradient.to(parameters[name].device)
+        set_generator_states(own["generators"], module.device)
+
+    def _plan_again(self, trainer: Trainer, module: LightningModule, loaded: dict[str, Any]) -> None:
+        """Put the optimiser and the schedule where other settings than those of the checkpoint have them now."""
+        now, before = _optimization(module), Optimization.from_dict(loaded["optimization"])
+        steps = _steps(trainer, now)
+        changes = now.changes(before)
+        if now.schedule is not Schedule.CONSTANT and steps != loaded["steps"] and loaded["steps"] is not None:
+            changes.append(f"a schedule of {steps} steps (before: {loaded['steps']})")
+        if not changes:
+            return
+        done = trainer.global_step
+        settings, schedule = now.reached(done, steps or 0)
+        for group in trainer.optimizers[0].param_groups:
+            for name in group.keys() - settings.keys() - {"params"}:
+                del group[name]
+            group.update(settings)
+        if schedule is not None:
+            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(schedule)
+        rank_zero_info(f"From step {done} on: {', '.join(changes)}; the learning rate is {settings['lr']:.3g}")
+
+
+def _trains(trainer: Trainer) -> bool:
+    return trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def _optimization(module: LightningModule) -> Optimization:
+    optimization = module.optimization
+    assert isinstance(optimization, Optimization)
+    return optimization
+
+
+def _steps(trainer: Trainer, optimization: Optimization) -> int | None:
+    """Of the schedule; None where it has no end."""
+    return None if optimization.schedule is Schedule.CONSTANT else int(trainer.estimated_stepping_batches)
+
+
+def _loader(trainer: Trainer) -> EpochLoader | None:
+    """What serves the batches of training, where it can start in the middle of an epoch."""
+    loader = trainer.train_dataloader
+    return loader if isinstance(loader, EpochLoader) else None
+
+
+def _of_all_processes(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every process has, by rank; to be asked in all at once, as every checkpoint is written."""
+    if trainer.world_size == 1:
+        return [own]
+    found: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(found, own)
+    return found
