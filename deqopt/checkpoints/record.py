@@ -42,7 +42,7 @@ class Record:
         )
 
     def __str__(self) -> str:
-        said = [] if self.step is None else [f"step {self.step}"]
+        said = ["of an unknown step" if self.step is None else f"step {self.step}"]
         if self.score is not None:
             said.append(f"{self.monitor} {self.score:.6g}")
         return ", ".join(said)
