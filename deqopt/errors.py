@@ -46,6 +46,10 @@ class PluginError(DeqoptError):
     """A task or solver that is unknown or cannot be imported."""
 
 
+class TrustError(DeqoptError):
+    """Settings from a file that name code which is neither of deqopt nor of a plugin, and nobody vouched for."""
+
+
 class ProblemError(DeqoptError, ValueError):
     """A joint problem, a start or a setting that does not fit: shapes, types, devices, ranges."""
 

@@ -16,6 +16,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from deqopt.command_line.bounded import MAX_CHARACTERS, NotYamlError, load_yaml
 from deqopt.command_line.checkpoints import NEWEST, Chosen, newest_checkpoint, settings_of
 from deqopt.command_line.complaints import ON_COMMAND_LINE
 from deqopt.command_line.configuration import (
@@ -25,13 +26,14 @@ from deqopt.command_line.configuration import (
     class_path,
     defaults,
     environment,
-    load_yaml,
     merge,
     read_config,
 )
 from deqopt.command_line.names import CHOICES
+from deqopt.command_line.vouched import without_trust
 from deqopt.errors import CheckpointError, DeqoptError
 from deqopt.registry import Group, plugins
+from deqopt.trust import require_trusted
 
 RUNS_ROOT = "runs"
 """``trainer.default_root_dir`` where nobody says otherwise."""
@@ -97,7 +99,7 @@ def read(command: str, words: Sequence[str]) -> Invocation:
     Raises:
         DeqoptError: no task; a name, configuration or checkpoint that is not right.
     """
-    sources, options = _taken_apart(command, words)
+    sources, options = _taken_apart(command, without_trust(words)[0])
     variables = environment(os.environ, command)
     given = Invocation(command, (*variables, *sources), options)
     chosen = _checkpoint(given)
@@ -105,6 +107,7 @@ def read(command: str, words: Sequence[str]) -> Invocation:
         path = chosen.path
         trained = Source(f"in {path}", settings_of(path))
         _check_task(given, trained)
+        require_trusted(trained.settings, str(path))
         sources, options = (checked(trained), *sources), (*options, f"--ckpt_path={path}")
     said = (*variables, *sources)
     remark = "" if chosen is None else chosen.remark
@@ -131,13 +134,28 @@ def _taken_apart(command: str, words: Sequence[str]) -> tuple[tuple[Source, ...]
             configs.append(read_config(value if equals else _next(head, left), command))
         elif head.startswith("--") and name in CHOICES:
             value = value if equals else _next(head, left)
-            chosen[name] = load_yaml(value) if value.startswith("{") else value
+            chosen[name] = _yaml(head, value) if value.startswith("{") else value
         elif _asks_for_help(head) and name.removesuffix(".help") in CHOICES:
             value = value if equals or not left or left[0].startswith("-") else left.popleft()
             options.append(f"{head}={class_path(name.removesuffix('.help'), value)}" if value else head)
         else:
+            _refuse_excess(word)
             options.append(word)
     return (*configs, checked(Source(ON_COMMAND_LINE, chosen))), tuple(options)
+
+
+def _yaml(option: str, value: str) -> Any:
+    try:
+        return load_yaml(value)
+    except NotYamlError as error:
+        raise DeqoptError(f"{option}: {error}") from error
+
+
+def _refuse_excess(word: str) -> None:
+    """Raise DeqoptError where an option, or its value, is more than settings can be."""
+    option = word.partition("=")[0] if word.startswith("-") else "a value"
+    if len(word) > MAX_CHARACTERS:
+        raise DeqoptError(f"{option[:100]}: {len(word)} characters are too much for settings")
 
 
 def _next(option: str, left: deque[str]) -> str:

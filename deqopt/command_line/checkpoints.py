@@ -8,6 +8,7 @@ from typing import Any
 
 from deqopt.checkpoints import Record, previous, read
 from deqopt.errors import CheckpointError
+from deqopt.rebuilding import plain_settings
 
 NEWEST = ("last", "best")
 
@@ -77,6 +78,7 @@ def settings_of(path: Path) -> dict[str, Any]:
     settings = content.get("hyper_parameters") if written else None
     if not isinstance(settings, dict) or not isinstance(settings.get("task"), dict):
         raise CheckpointError(f"{path} was not written by deqopt: it does not say which task it belongs to")
+    settings = plain_settings(settings, str(path))
     config = {choice: settings[choice] for choice in ("task", "solver", "adjoint") if choice in settings}
     config["model"] = {key: settings[key] for key in ("regularizers", "optimization", "compile") if key in settings}
     return config

@@ -9,11 +9,14 @@ from difflib import get_close_matches
 from inspect import signature
 from pkgutil import resolve_name
 
+from deqopt.trust import current
+
 ON_COMMAND_LINE = "on the command line"
 
 UNKNOWN_WORDS = re.compile(r"unrecognized arguments: (?P<word>\S+)")
 UNKNOWN_KEY = re.compile(r"^(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'")
 LINKED = re.compile(r"^argument (?P<source>\S+) --> (?P<target>\S+):")
+DENIED = re.compile(r"Importing '(?P<path>[^']+)' is not allowed")
 NO_VALUE = re.compile(r"^argument (?P<option>\S+): expected one argument")
 OF_KEY = re.compile(r'^Parser key "(?P<key>[^"]+)": (?P<problem>.*)$')
 OF_CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)': (?P<problem>.*)$")
@@ -48,9 +51,10 @@ class Complaints:
             return f"--{found['target']} cannot be set: give --{found['source']}"
         if found := NO_VALUE.match(message):
             return f"{found['option']} or one of its options needs a value"
-        if found := OF_KEY.match(message):
-            return self._about(found["key"], found["problem"])
-        return message
+        found = OF_KEY.match(message)
+        if denied := DENIED.search(message):
+            return current().refusal(denied["path"], self.named(found["key"]) if found else "a setting")
+        return self._about(found["key"], found["problem"]) if found else message
 
     def _about(self, key: str, problem: str) -> str:
         if found := OF_CLASS.search(problem):

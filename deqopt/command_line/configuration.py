@@ -11,20 +11,17 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import yaml
-
+from deqopt.command_line.bounded import MAX_CHARACTERS, NotYamlError, load_yaml
 from deqopt.command_line.names import CHOICES, RUNS, SECTIONS
-from deqopt.errors import DeqoptError, PluginError
+from deqopt.errors import DeqoptError, PluginError, TrustError
 from deqopt.registry import Group, find
+from deqopt.trust import LIGHTNING, current, require_trusted
 
 PLUGINS = {"task": Group.TASKS, "solver": Group.SOLVERS}
 ENVIRONMENT = "DEQOPT_"
 CONFIG_VARIABLE = f"{ENVIRONMENT}CONFIG"
+TRUST_VARIABLE = f"{ENVIRONMENT}TRUST"
 CHOICE_KEYS = ("class_path", "init_args", "dict_kwargs")
-
-
-class NotYamlError(DeqoptError, ValueError):
-    """Text that is not YAML."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,8 @@ def read_config(name: str, command: str, option: str = "--config") -> Source:
     if not name or not path.is_file():
         raise DeqoptError(f"{option}: there is no file {name!r}; give a YAML file such as configs/demo/celeba.yaml")
     try:
-        config = load_yaml(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            config = load_yaml(file.read(MAX_CHARACTERS + 1))
     except (NotYamlError, UnicodeDecodeError) as error:
         raise DeqoptError(f"{option}: {path}: {error}") from error
     except OSError as error:
@@ -88,10 +86,21 @@ def read_config(name: str, command: str, option: str = "--config") -> Source:
         raise DeqoptError(f"{option}: {path} should hold keys and values, not {_shown(config)}")
     common = {key: value for key, value in config.items() if key not in RUNS}
     place = f"in {path}"
+    _require_trusted(config, place)
     below = config[command] if config.get(command) is not None else {}
     if not isinstance(below, dict):
         raise DeqoptError(f"{command} {place} should hold keys and values, not {_shown(below)}")
     return checked(Source(place, merge(common, below)))
+
+
+def _require_trusted(config: dict[str, Any], place: str) -> None:
+    """See :func:`deqopt.trust.require_trusted`; what is said for ``trainer`` may come from Lightning too."""
+    parts = [config, *(config[name] for name in RUNS if isinstance(config.get(name), dict))]
+    for part in parts:
+        require_trusted(
+            {key: value for key, value in part.items() if key not in ("trainer", *RUNS)}, f"what stands {place}"
+        )
+        require_trusted(part.get("trainer"), f"trainer {place}", LIGHTNING)
 
 
 def environment(variables: Mapping[str, str], command: str) -> list[Source]:
@@ -107,7 +116,7 @@ def environment(variables: Mapping[str, str], command: str) -> list[Source]:
     if CONFIG_VARIABLE in variables:
         sources.append(read_config(variables[CONFIG_VARIABLE], command, CONFIG_VARIABLE))
     for name in sorted(variables, key=lambda name: (name.count("__"), name)):
-        if not name.startswith(ENVIRONMENT) or name in (ENVIRONMENT, CONFIG_VARIABLE):
+        if not name.startswith(ENVIRONMENT) or name in (ENVIRONMENT, CONFIG_VARIABLE, TRUST_VARIABLE):
             continue
         place = f"in the environment variable {name}"
         keys = name.removeprefix(ENVIRONMENT).lower().split("__")
@@ -140,21 +149,6 @@ def checked(source: Source) -> Source:
     return Source(source.place, settings)
 
 
-def load_yaml(text: str) -> Any:
-    """The value that YAML text stands for.
-
-    Raises:
-        NotYamlError: in one line.
-    """
-    try:
-        return yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise NotYamlError(f"not valid YAML: {where}{error.problem}") from error
-    except yaml.YAMLError as error:
-        raise NotYamlError(f"not valid YAML: {' '.join(str(error).split())}") from error
-
-
 def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     """``later`` over ``earlier``, key by key; a class that differs replaces the earlier one with all its arguments."""
     merged = dict(earlier)
@@ -177,6 +171,7 @@ def class_path(choice: str, name: str) -> str:
 
     Raises:
         PluginError: an unknown name, with the nearest known one; or a class that cannot be imported, with the reason.
+        TrustError: a path that the user did not vouch for.
     """
     if "." in name:
         kind = _imported(choice, name)
@@ -206,6 +201,8 @@ def _chosen(choice: str, value: Any, place: str) -> dict[str, Any]:
 
 
 def _imported(choice: str, name: str) -> type:
+    if not current().allows(name):
+        raise TrustError(current().refusal(name, choice))
     try:
         kind = resolve_name(name)
     except Exception as error:  # whatever the module raises while it is imported
