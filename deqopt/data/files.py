@@ -44,7 +44,7 @@ def list_files(roots: Sequence[Path], suffixes: Collection[str]) -> list[Listing
     """
     listings = [Listing(root) for root in roots]
     met: dict[tuple[int, int], Path] = {}
-    waiting = [(int(root.is_symlink()), place, "") for place, root in enumerate(roots)]
+    waiting = sorted((int(root.is_symlink()), place, "") for place, root in enumerate(roots))
     while waiting:
         links, place, name = heappop(waiting)
         listing = listings[place]
