@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from deqopt.adjoints import Adjoint
-from deqopt.batch import finite_samples, pick, size_of
+from deqopt.batch import pick, size_of
+from deqopt.callbacks.resume import Resume
 from deqopt.compiled import CompiledCell
 from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.errors import NonFiniteError, ProblemError, require
+from deqopt.guarded import CHECK_DATA, LOST_AT_START, LOST_DATA, GuardedModule
 from deqopt.iteration import Status
 from deqopt.optimization import Optimization
 from deqopt.problem import JointProblem
+from deqopt.rebuilding import FromCheckpoint
 from deqopt.regularizers import Regularizer
 from deqopt.solvers import JointSolver, solve_exactly
 from deqopt.spec import NotPlainError, spec
+from deqopt.step_guard import ADVICE, check_weights, usable_losses, zero_loss
 from deqopt.task import Task
 from deqopt.weights import cached_weights
 
 
-class JointModule(LightningModule):
+class JointModule(FromCheckpoint, GuardedModule):
     """Trains and runs a task: solves its joint problem on every batch and differentiates the outer loss.
 
     Validation and testing solve z (and mu) exactly for the returned x first, so that what they report is feasible.
@@ -88,7 +91,12 @@ class JointModule(LightningModule):
         self._describe(compile)
         self._batch_started = 0.0
         self._backward: BackwardReport | None = None
+        self._differentiable = torch.zeros(0, dtype=torch.bool)
         self._holds = False
+
+    @property
+    def max_skipped(self) -> int:
+        return self.optimization.max_skipped
 
     # -- the solve ------------------------------------------------------------------------------------------------
 
@@ -100,19 +108,23 @@ class JointModule(LightningModule):
         Raises:
             NonFiniteError: a sample is NaN or infinite before the first step although the batch is finite.
         """
+        problem, equilibrium = self._solved(batch, adjoint, record)
+        lost = int((~equilibrium.usable).sum())
+        if lost:
+            check_weights(self, self.global_step)
+            raise NonFiniteError(self.cause(f"{lost} of {len(equilibrium.usable)} {LOST_AT_START}", ADVICE))
+        return problem, equilibrium
+
+    def _solved(
+        self, batch: Any, adjoint: Adjoint | None = None, record: bool = False
+    ) -> tuple[JointProblem, Equilibrium]:
+        """The same with the samples that are lost at their start."""
         problem = self.task.problem(batch)
         z0, x0 = self.task.start(batch)
         visits = max((one.visits for one in self.regularizers), default=0) if adjoint is not None else 0
         through = adjoint if adjoint is not None and adjoint.through_the_solve else None
         with self._compiled.active() if self._compiled else nullcontext():
             equilibrium = self.solver.solve(problem, z0, x0, adjoint=through, record=record, visits=visits)
-        lost = int((~equilibrium.usable).sum())
-        if lost:
-            raise NonFiniteError(
-                f"{lost} of {len(equilibrium.usable)} samples are NaN or infinite at their start although the data is "
-                f"finite, at training step {self.global_step}: the weights have diverged. Lower "
-                "optimization.lr, clip gradients (trainer.gradient_clip_val), or raise the Jacobian penalty"
-            )
         if adjoint is None or adjoint is through:
             return problem, equilibrium
         return problem, adjoint.attach(problem, equilibrium)
@@ -141,22 +153,45 @@ class JointModule(LightningModule):
         self._batch_started = time.perf_counter()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        batch = self._finite(batch)
+        """The mean loss of the samples that can be learned from, and the penalties.
+
+        Left out are samples whose data, start or loss is NaN or infinite, or whose solve diverged: the task sees the
+        others alone, because 0 times NaN is NaN in a gradient. Where there are none, their loss is 0.
+        """
+        self._backward, self._holds = None, False
+        batch = self.finite(batch)
+        if batch is None:
+            return zero_loss(self)
         with cached_weights(self):
-            problem, equilibrium = self.solve(batch, self.adjoint)
+            problem, equilibrium = self._solved(batch, self.adjoint)
             self._backward, self._holds = equilibrium.backward, bool(equilibrium.held)
-            objective_loss = self.task.loss(equilibrium, batch).mean()
+            self._differentiable = equilibrium.differentiable
+            losses, used, used_batch = self._learned_from(equilibrium, batch)
+            objective_loss = losses.mean() if len(losses) else zero_loss(self)
             loss, points = objective_loss, equilibrium.detach_held()
             for regularizer in self.regularizers:
                 penalty = regularizer.penalty(problem, points)
                 loss = loss + regularizer.weight * penalty
                 self._log("train", regularizer.name, penalty, batch)
-            self._log_solve("train", equilibrium, batch)
-            self._log("train", "loss", objective_loss, batch)
-            every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-            if every and (self.global_step + 1) % every == 0:
-                self._update_metrics("train", equilibrium, batch)
+            if len(losses):
+                self.learns = True
+                self._log_solve("train", used, used_batch)
+                self._log("train", "loss", objective_loss, used_batch)
+                every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+                if every and (self.global_step + 1) % every == 0:
+                    self._update_metrics("train", used, used_batch)
         return loss
+
+    def _learned_from(self, equilibrium: Equilibrium, batch: Any) -> tuple[Tensor, Equilibrium, Any]:
+        """The losses of the samples that can be learned from, their solutions, and their part of the batch. Asks an
+        accelerator once whether these are all samples."""
+        losses = self.task.loss(equilibrium, batch)
+        keep = usable_losses(losses) & equilibrium.differentiable
+        if bool(keep.all()):
+            return losses, equilibrium, batch
+        self.leave_out_solved(equilibrium.status, keep)
+        used, used_batch = equilibrium.pick(keep), pick(batch, keep)
+        return self.task.loss(used, used_batch) if len(used.x) else losses[:0], used, used_batch
 
     def on_after_backward(self) -> None:
         """Logs how the linear system behind the gradient was solved, or how much the gradient grew.
@@ -171,12 +206,16 @@ class JointModule(LightningModule):
                 "--adjoint Implicit or Unrolled"
             )
         report = self._backward
+        if report is not None and report.lost is not None:
+            self.count_lost(report.lost & self._differentiable)
         if report is not None and report.growth is not None:
             growth = report.growth.nan_to_num(nan=0.0)
             self.log("train/backward_growth", growth.max().float(), batch_size=len(growth))
         if report is None or report.residual is None or report.nfe is None or report.status is None:
             return
         usable = report.status != Status.NON_FINITE
+        if not bool(usable.any()):
+            return
         figures = {
             "backward_residual": report.residual[usable],
             "backward_nfe": report.nfe[usable],
@@ -188,6 +227,7 @@ class JointModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         elapsed = time.perf_counter() - self._batch_started
         self._log("train", "samples_per_second", self.trainer.world_size * size_of(batch) / elapsed, batch)
+        super().on_train_batch_end(outputs, batch, batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         return self._evaluation_step("val", batch, record=batch_idx == 0)
@@ -196,15 +236,13 @@ class JointModule(LightningModule):
         return self._evaluation_step("test", batch, record=batch_idx == 0)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        batch = self._finite(batch)
         with torch.enable_grad(), cached_weights(self):
-            problem, equilibrium = self.solve(batch)
+            batch, problem, equilibrium = self._usable(batch)
             return {"batch": batch, "equilibrium": solve_exactly(problem, equilibrium)}
 
     def _evaluation_step(self, stage: str, batch: Any, record: bool) -> dict[str, Any]:
-        batch = self._finite(batch)
         with torch.enable_grad(), cached_weights(self):
-            problem, solved = self.solve(batch, record=record)
+            batch, problem, solved = self._usable(batch, record)
             exact = solve_exactly(problem, solved)
             with torch.no_grad():
                 self._log(stage, "loss", self.task.loss(exact, batch).mean(), batch)
@@ -212,38 +250,37 @@ class JointModule(LightningModule):
                 self._update_metrics(stage, exact, batch)
         return {"batch": batch, "equilibrium": exact, "solved": solved}
 
-    def _finite(self, batch: Any) -> Any:
-        """The samples of a batch whose values are finite, with a warning where some are not.
+    def _usable(self, batch: Any, record: bool = False) -> tuple[Any, JointProblem, Equilibrium]:
+        """The samples of a batch whose data and start are finite, and their solution. Says how many others there are.
 
         Raises:
-            NonFiniteError: none is.
+            NonFiniteError: there are no such samples.
         """
-        keep = finite_samples(batch)
-        if not len(keep):
-            raise ProblemError(f"a batch has 0 samples, at training step {self.global_step}: check the task's loaders")
-        lost = int((~keep).sum())
-        if lost == len(keep):
-            raise NonFiniteError(
-                f"all {lost} samples of a batch hold NaN or infinite values, at training step {self.global_step}: "
-                "check the data that the task loads"
-            )
-        if lost:
-            warnings.warn(
-                f"{lost} of {len(keep)} samples of a batch hold NaN or infinite values: left out", stacklevel=2
-            )
-        return pick(batch, keep) if lost else batch
+        given = self.finite(batch)
+        if given is None:
+            raise NonFiniteError(self.cause(f"all {size_of(batch)} {LOST_DATA}", CHECK_DATA))
+        problem, solved = self._solved(given, record=record)
+        usable = solved.usable
+        lost = int((~usable).sum())
+        if not lost:
+            return given, problem, solved
+        if lost == len(usable):
+            raise NonFiniteError(self.cause(f"all {lost} {LOST_AT_START}", ADVICE))
+        self.leave_out(lost, len(usable), LOST_AT_START, ADVICE)
+        given = pick(given, usable)
+        return given, self.task.problem(given), solved.pick(usable)
 
     # -- configuration --------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimization.optimizer(self.task.parameters())
-        scheduler = self.optimization.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.optimization.scheduler(optimizer, self.optimization.length(self.trainer.estimated_stepping_batches))
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        return self.task.callbacks()
+        return [*self.task.callbacks(), Resume()]
 
     def _cell(self) -> nn.Module:
         cell = getattr(self.task, "cell", None)

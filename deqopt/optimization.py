@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_finite
 
 
 class Schedule(Enum):
@@ -55,6 +56,7 @@ class Optimization:
                 "Optimization: lr must be larger than 0 and weight_decay 0 or larger, "
                 f"got {self.lr} and {self.weight_decay}"
             )
+        check_finite("Optimization", lr=self.lr, weight_decay=self.weight_decay)
         if self.max_skipped < 1:
             raise ProblemError(f"Optimization: max_skipped must be at least 1, got {self.max_skipped}")
 
@@ -63,6 +65,21 @@ class Optimization:
             return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         kind = torch.optim.AdamW if self.algorithm is Algorithm.ADAMW else torch.optim.Adam
         return kind(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+    def length(self, steps: float) -> int:
+        """How many training steps the schedule has, where the trainer estimates ``steps``; 0 where it needs none.
+
+        Raises:
+            ProblemError: the schedule ends with the run, and nobody knows when.
+        """
+        if self.schedule is Schedule.CONSTANT:
+            return 0
+        if not 0 <= steps < math.inf:
+            raise ProblemError(
+                f"Optimization: the schedule {self.schedule.name} ends with the run, which must have an end: give "
+                "trainer.max_epochs or trainer.max_steps, or take the schedule CONSTANT"
+            )
+        return int(steps)
 
     def scheduler(self, optimizer: Optimizer, steps: int) -> LRScheduler | None:
         """The schedule over ``steps`` training steps, to be stepped after each of them."""

@@ -212,7 +212,7 @@ def test_nan_weights_are_an_error_about_the_weights(tmp_path: Path, stage: str, 
         task.cell.input.bias.fill_(value)
         task.head.weight.fill_(value)
     trainer = quiet_trainer(tmp_path, max_epochs=1)
-    with pytest.raises(NonFiniteError, match=r"^4 of 4 samples .* at training step 0: the weights have diverged"):
+    with pytest.raises(NonFiniteError, match=r"^task\.\S+ holds NaN .* at training step 0: the weights have diverged"):
         getattr(trainer, stage)(JointModule(task), datamodule=task.datamodule())
 
 

@@ -48,7 +48,7 @@ class Growth:
         return state_of(parts[:count], z), parts[-1], state_of(parts[count:-1], mu)
 
     def attach(self, equilibrium: Equilibrium) -> Equilibrium:
-        """The same values, from where a backward pass begins. Samples that are not ``differentiable`` get no gradient."""
+        """The same values, from where a backward pass begins. Only ``differentiable`` samples get a gradient."""
         self._report, self._lost = report_of(equilibrium), ~equilibrium.differentiable
         z, mu, x = equilibrium.z, equilibrium.mu, equilibrium.x
         count = len(tensors_of(z))

@@ -12,7 +12,7 @@ from deqopt.adjoints.base import describe_backward, warn_of_backward, worst_of
 from deqopt.adjoints.gmres import gmres
 from deqopt.adjoints.stationary import StationaryAdjoint, StationarySystem
 from deqopt.equilibrium import BackwardReport
-from deqopt.errors import BackwardError, ProblemError
+from deqopt.errors import BackwardError, ProblemError, check_finite
 from deqopt.iteration import Status
 
 
@@ -50,6 +50,7 @@ class Implicit(StationaryAdjoint):
     def __post_init__(self) -> None:
         if not self.tol > 0:
             raise ProblemError(f"tol must be larger than 0, got {self.tol}")
+        check_finite(tol=self.tol)
         if self.max_nfe < 5 or self.memory < 1:
             raise ProblemError(
                 f"max_nfe must be at least 5 and memory at least 1, got {self.max_nfe} and {self.memory}"

@@ -10,7 +10,7 @@ from deqopt.adjoints.fixed_point import attach_fixed_point
 from deqopt.adjoints.held import hold
 from deqopt.adjoints.left_out import point_of, report_of
 from deqopt.equilibrium import Equilibrium
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_finite
 from deqopt.fixed_point import Anderson
 from deqopt.problem import JointProblem
 
@@ -34,6 +34,7 @@ class InputHeld(Adjoint):
     def __post_init__(self) -> None:
         if not self.tol > 0 or self.max_nfe < 1:
             raise ProblemError(f"tol must be larger than 0 and max_nfe at least 1, got {self.tol} and {self.max_nfe}")
+        check_finite(tol=self.tol)
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
         who, report = type(self).__name__, report_of(equilibrium)

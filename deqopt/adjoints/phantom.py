@@ -10,7 +10,7 @@ from torch import Tensor
 from deqopt.adjoints.base import warn_of_backward, worst_of
 from deqopt.adjoints.stationary import StationaryAdjoint, StationarySystem
 from deqopt.equilibrium import BackwardReport
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_finite
 from deqopt.iteration import Status
 
 # A series whose last term is this many times longer than its first diverges. A little growth may pass.
@@ -101,6 +101,7 @@ def neumann(
 
 
 def check_step(step_size: float | None) -> None:
-    """Raise ProblemError unless the step of x is positive."""
+    """Raise ProblemError unless the step of x is positive and finite."""
     if step_size is not None and not step_size > 0:
         raise ProblemError(f"step_size must be larger than 0, got {step_size}")
+    check_finite(step_size=step_size)

@@ -118,8 +118,8 @@ class StationaryAdjoint(Adjoint):
     """``d loss / d theta = lam^T d_theta F`` with ``(d_w F)^T lam = -d_w loss``, or with a lam close to that.
 
     ``eq.z``, ``eq.x`` and ``eq.mu`` carry the gradients of any outer loss, ``eq.objective`` that of the envelope
-    theorem. ``eq.backward`` is filled by the backward pass. Samples that are not ``differentiable`` get no gradient, nor
-    do those whose backward solve diverged.
+    theorem. ``eq.backward`` is filled by the backward pass. Samples that are not ``differentiable``, or whose backward
+    solve diverged, get no gradient.
     """
 
     def step_of_x(self) -> float | None:
