@@ -33,7 +33,8 @@ class Position:
 
     @classmethod
     def of(cls, trainer: Trainer, *, validated: bool) -> Position:
-        """Where a run is now: a batch is completed from ``on_train_batch_end`` on.
+        """Where a run is now: a batch is completed from ``on_train_batch_end`` on. Within a batch, the run is where
+        gradients began to be accumulated.
 
         Args:
             trainer: of the run.
@@ -43,6 +44,8 @@ class Position:
         now, batches = loop.batch_progress.current, trainer.num_training_batches
         ended = now.processed > now.completed  # by one, in on_train_batch_end
         batch, total = now.completed + ended, loop.batch_progress.total.completed + ended
+        if now.started > batch:  # gradients are those of a part of a batch: back to where they begin
+            batch, total = (count - batch % trainer.accumulate_grad_batches for count in (batch, total))
         complete = loop.batch_progress.is_last_batch or batch >= batches
         logged = loop._batches_that_stepped
         if epochs.processed == epochs.ready and (complete or not batch):

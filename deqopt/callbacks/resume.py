@@ -50,19 +50,30 @@ class Resume(Callback):
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
+        self._steps: int | None = None
+        self._extra = 0
         self._validated = False
         self._before_batch: _Snapshot | None = None
         self._before_validation: _Snapshot | None = None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        constant = _optimization(pl_module).schedule is Schedule.CONSTANT
+        self._steps = None if constant else int(trainer.estimated_stepping_batches)
+        if self._loaded is not None and _position(self._loaded).validation and trainer.max_steps != -1:
+            self._extra = 1  # where all steps are taken, Lightning would not go back to validation
+            trainer.fit_loop.epoch_loop.max_steps += self._extra
+
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._take_back(trainer)
         self._validated = False
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._before_batch = self._snapshot(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _trains(trainer):
+            self._take_back(trainer)
             self._validated = False
             self._before_validation = self._snapshot(trainer, pl_module)
 
@@ -78,15 +89,18 @@ class Resume(Callback):
             own["gradients"] = {
                 name: one.grad.clone() for name, one in pl_module.named_parameters() if one.grad is not None
             }
-        optimization = _optimization(pl_module)
         checkpoint[KEY] = {
             "position": position.as_dict(),
             "processes": _of_all_processes(trainer, own),
             "loader": None if (loader := _loader(trainer)) is None else loader.state_dict(),
-            "optimization": optimization.as_dict(),
-            "steps": _steps(trainer, optimization),
+            "optimization": _optimization(pl_module).as_dict(),
+            "steps": self._steps,
             "figures": dict(trainer.callback_metrics),
         }
+
+    def _take_back(self, trainer: Trainer) -> None:
+        trainer.fit_loop.epoch_loop.max_steps -= self._extra
+        self._extra = 0
 
     def _snapshot(self, trainer: Trainer, module: LightningModule) -> _Snapshot:
         return _Snapshot(Position.of(trainer, validated=False), generator_states(module.device))
@@ -115,21 +129,21 @@ class Resume(Callback):
                 f"the checkpoint holds the state of the optimiser {before}, and optimization.algorithm is {now}: go on "
                 f"with {before}, or begin a new run"
             )
-        Position(**self._loaded["position"]).restore(checkpoint["loops"]["fit_loop"])
+        _position(self._loaded).restore(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before_batch = self._before_validation = None
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
-        position, loader = Position(**loaded["position"]), _loader(trainer)
+        position, loader = _position(loaded), _loader(trainer)
         if position.batch > trainer.num_training_batches:
             raise CheckpointError(
                 f"the checkpoint was written after {position.batch} batches of an epoch, and now an epoch has "
                 f"{trainer.num_training_batches}: go on with the same trainer.limit_train_batches, or from a "
                 "checkpoint of the end of an epoch"
             )
-        if loader is not None and loaded["loader"] is not None:
+        if loader is not None and loaded["loader"] is not None and position.batch < trainer.num_training_batches:
             loader.load_state_dict(loaded["loader"])
             loader.start_at(position.batch)
         self._plan_again(trainer, pl_module, loaded)
@@ -154,9 +168,8 @@ class Resume(Callback):
     def _plan_again(self, trainer: Trainer, module: LightningModule, loaded: dict[str, Any]) -> None:
         """Put the optimiser and the schedule where other settings than those of the checkpoint have them now."""
         now, before = _optimization(module), Optimization.from_dict(loaded["optimization"])
-        steps = _steps(trainer, now)
-        changes = now.changes(before)
-        if now.schedule is not Schedule.CONSTANT and steps != loaded["steps"] and loaded["steps"] is not None:
+        changes, steps = now.changes(before), self._steps
+        if steps is not None and loaded["steps"] not in (None, steps):
             changes.append(f"a schedule of {steps} steps (before: {loaded['steps']})")
         if not changes:
             return
@@ -181,9 +194,8 @@ def _optimization(module: LightningModule) -> Optimization:
     return optimization
 
 
-def _steps(trainer: Trainer, optimization: Optimization) -> int | None:
-    """Of the schedule; None where it has no end."""
-    return None if optimization.schedule is Schedule.CONSTANT else int(trainer.estimated_stepping_batches)
+def _position(loaded: dict[str, Any]) -> Position:
+    return Position(**loaded["position"])
 
 
 def _loader(trainer: Trainer) -> EpochLoader | None:

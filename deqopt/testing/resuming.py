@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
@@ -26,6 +27,7 @@ class Moment(Enum):
     """When a checkpoint is written."""
 
     BATCH_START = "on_train_batch_start"
+    BACKWARD_END = "on_after_backward"
     BATCH_END = "on_train_batch_end"
     VALIDATION_BATCH_END = "on_validation_batch_end"
     VALIDATION_END = "on_validation_end"
@@ -102,15 +104,6 @@ class _Saver(Checkpoint):
         return save
 
 
-class Draws(Callback):
-    """Draws from all global generators where no training does, as another callback may."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        torch.rand(3), np.random.rand(3)
-
-    on_sanity_check_start = on_train_start
-
-
 def trained(
     module: Callable[[], JointModule],
     directory: Path,
@@ -147,7 +140,8 @@ def trained(
     try:
         seed_all(seed)
         made = module()
-        trainer = Trainer(**{**quiet, "logger": rows, "callbacks": [saver], **settings})
+        callbacks = [*settings.pop("callbacks", []), saver]
+        trainer = Trainer(**{**quiet, "logger": rows, "callbacks": callbacks, **settings})
         if checkpoint is not None:
             seed_all(seed + 1)  # as another process that has drawn other numbers so far
         trainer.fit(made, datamodule=made.task.datamodule(), ckpt_path=checkpoint, weights_only=True)
@@ -167,8 +161,6 @@ def trained(
 
 def seed_all(seed: int) -> None:
     """Seed the global generators of Python, NumPy and PyTorch."""
-    import random
-
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -177,15 +169,17 @@ def seed_all(seed: int) -> None:
 def differences(whole: Run, resumed: Run, saved: Saved) -> list[str]:
     """Where a resumed run is another one than the whole run, as paths such as ``state/weights/task.head``.
 
-    The row of the batch at whose end a run is saved is not yet logged then, and need not be in the resumed run. Where no
-    batch was left to train, nothing is asked of the generators and the last logged figures.
+    The row of the batch at whose end a run is saved is not yet logged then, and need not be in the resumed run; a run
+    that is saved within a batch may repeat those whose gradients are accumulated. Where no batch was left to train,
+    nothing is asked of the generators, the last logged figures and the counter of epochs.
     """
-    ended = saved.step == whole.state["step"] and saved.moment in (Moment.EPOCH_END, Moment.TRAIN_END)
-    asked = [name for name in whole.state if not (ended and name in ("generators", "figures"))]
+    ended = saved.step == whole.state["step"] and not resumed.rows
+    asked = [name for name in whole.state if not (ended and name in ("generators", "figures", "epoch"))]
     found = [text for name in asked for text in _unequal(whole.state[name], resumed.state[name], f"state/{name}")]
     missing = len(whole.rows) - saved.logged - len(resumed.rows)
     tail = whole.rows[len(whole.rows) - len(resumed.rows) :] if resumed.rows else []
-    if missing not in (0, int(saved.moment is Moment.BATCH_END)):
+    least = -len(resumed.rows) if saved.moment is Moment.BACKWARD_END else 0
+    if not least <= missing <= int(saved.moment is Moment.BATCH_END):
         found.append(f"rows: {missing} are missing")
     return found + list(_unequal(tail, resumed.rows, "rows"))
 

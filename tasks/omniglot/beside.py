@@ -71,6 +71,7 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "seconds": self.seconds,
             "episodes": self.episodes,
+            "loss": self.loss,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -91,7 +92,7 @@ class Training:
             )
         self.learner.load_state_dict(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.seconds, self.episodes = state["seconds"], state["episodes"]
+        self.seconds, self.episodes, self.loss = state["seconds"], state["episodes"], state.get("loss")
 
     def _placed(self, batch: EpisodeBatch) -> EpisodeBatch:
         """The batch where the weights are, and of their type."""
