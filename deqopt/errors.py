@@ -6,6 +6,7 @@ its traceback.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from enum import Enum
 from typing import Any
@@ -39,7 +40,9 @@ class DataError(DeqoptError):
     def __init__(self, message: str) -> None:
         # A DataLoader rebuilds a worker's exception from the whole printed traceback: keep the message in it.
         kind = type(self)
-        super().__init__(printable(message.rsplit(f"\n{kind.__module__}.{kind.__qualname__}: ", 1)[-1].rstrip("\n")))
+        if message.startswith(f"Caught {kind.__name__} "):
+            message = message.rsplit(f"\n{kind.__module__}.{kind.__qualname__}: ", 1)[-1].rstrip("\n")
+        super().__init__(printable(message))
 
 
 class PluginError(DeqoptError):
@@ -74,6 +77,18 @@ def require(value: object, kind: type, what: str) -> None:
         raise ProblemError(f"{what} is the class {value.__name__} itself: give an object of it, {value.__name__}(...)")
     got = f"the class {value.__name__}" if isinstance(value, type) else f"a value of type {type(value).__name__}"
     raise ProblemError(f"{what} must be an object of {kind.__name__}, got {got}")
+
+
+def check_finite(owner: str = "", /, **settings: Any) -> None:
+    """Raise ProblemError where a setting is infinite or NaN, or holds such a number; what is no number passes.
+
+    Args:
+        owner: whose settings they are, to begin the message with.
+    """
+    for name, value in settings.items():
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ProblemError(f"{owner}{': ' if owner else ''}{name} must be a finite number, got {value}")
 
 
 def check_kinds(settings: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from deqopt.errors import ProblemError, check_kinds
+from deqopt.errors import ProblemError, check_finite, check_kinds
 from deqopt.memory import Memory
 from deqopt.state import known_all
 
@@ -110,6 +110,7 @@ class LoopSettings:
             )
         if self.restarts < 0:
             raise ProblemError(f"restarts must be 0 or larger, got {self.restarts}")
+        check_finite(**vars(self))
 
     def relative(self, residual: Tensor, size: Tensor) -> Tensor:
         """``residual / max(size, atol / tol)``: at most ``tol`` where one of the two tolerances is met."""

@@ -98,9 +98,10 @@ class Optimization:
         """
         optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])
         scheduler = self.scheduler(optimizer, steps)
-        for _ in range(min(done, steps) if scheduler is not None else 0):
-            optimizer.step()
-            scheduler.step()
+        if scheduler is not None:
+            for _ in range(min(done, steps)):
+                optimizer.step()
+                scheduler.step()
         group = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
         return group, None if scheduler is None else scheduler.state_dict()
 

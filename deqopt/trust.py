@@ -60,6 +60,18 @@ class Trust:
         return said + f"and importing it could run anything: where you trust it, add --trust {top}"
 
 
+class NoSuchKindError(TypeError):
+    """A path that does not name a class of the kind that is needed.
+
+    Attributes:
+        found: the name of what it names.
+    """
+
+    def __init__(self, path: str, kind: type, found: object) -> None:
+        self.found = found.__name__ if isinstance(found, type) else f"an object of type {type(found).__name__}"
+        super().__init__(f"{path} is no {kind.__name__} but {self.found}")
+
+
 _current: ContextVar[Trust] = ContextVar("trust", default=Trust())  # noqa: B039  (it is frozen)
 
 
@@ -132,7 +144,7 @@ def trusted_class(path: str, kind: type[Kind]) -> type[Kind]:
     """The class that data names by its path, imported where that may be.
 
     Raises:
-        TrustError: it may not be named. TypeError: it is no class, or none of that kind. ImportError, AttributeError,
+        TrustError: it may not be named. NoSuchKindError: it is no class of that kind. ImportError, AttributeError,
             or whatever the module raises: it cannot be imported.
     """
     trust = current()
@@ -141,7 +153,7 @@ def trusted_class(path: str, kind: type[Kind]) -> type[Kind]:
         raise TrustError(trust.refusal(path, "a setting"))
     found = _resolved(path)
     if not isinstance(found, type) or not issubclass(found, kind):
-        raise TypeError(f"{path} is no {kind.__name__}")
+        raise NoSuchKindError(path, kind, found)
     home = f"{found.__module__}.{found.__qualname__}"
     if not trust.allows(home):
         raise TrustError(trust.refusal(home, f"a setting, by {path},"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqopt.equilibrium import Equilibrium
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_finite
 from deqopt.problem import JointProblem
 from deqopt.regularizers.base import Regularizer
 from deqopt.state import State, leaf, tensors_of
@@ -39,6 +39,7 @@ class JacobianPenalty(Regularizer):
                 "JacobianPenalty: weight must be 0 or larger, probes at least 1, visits at least 0; "
                 f"got {self.weight}, {self.probes}, {self.visits}"
             )
+        check_finite("JacobianPenalty", weight=self.weight)
 
     def penalty(self, problem: JointProblem, equilibrium: Equilibrium) -> Tensor:
         points = ((equilibrium.z, equilibrium.x), *equilibrium.visited)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqopt.equilibrium import Equilibrium
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_finite
 from deqopt.problem import JointProblem
 from deqopt.regularizers.base import Regularizer
 from deqopt.state import leaf, tensors_of
@@ -41,6 +41,7 @@ class SpectralPenalty(Regularizer):
                 "SpectralPenalty: weight must be 0 or larger and products at least 0; "
                 f"got {self.weight} and {self.products}"
             )
+        check_finite("SpectralPenalty", weight=self.weight)
 
     def penalty(self, problem: JointProblem, equilibrium: Equilibrium) -> Tensor:
         lost = ~equilibrium.usable

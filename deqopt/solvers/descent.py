@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_finite
 from deqopt.iteration import Norm
 from deqopt.memory import Memory, write
 from deqopt.solvers.system import JointEvaluation, JointSystem
@@ -41,7 +41,7 @@ class PGD(Descent):
     norm: Norm | None = None
 
     def __post_init__(self) -> None:
-        _check_lr(self.lr)
+        _check(self, self.lr)
 
     def step(self, system: JointSystem, x: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
         return system.project(x - self.lr * memory.rate * self._direction(evaluation.g_x))
@@ -67,7 +67,7 @@ class Adam(Descent):
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        _check_lr(self.lr)
+        _check(self, self.lr)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ProblemError(f"betas must be two numbers in [0, 1), got {self.betas}")
         if not self.eps > 0:
@@ -111,7 +111,7 @@ class LBFGS(Descent):
     longest: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_lr(self.lr)
+        _check(self, self.lr)
         if self.memory < 1:
             raise ProblemError(f"memory must be at least 1, got {self.memory}")
         if not self.longest > 0:
@@ -180,6 +180,7 @@ def projected_gradient(system: JointSystem, x: Tensor, evaluation: JointEvaluati
     return evaluation.g_x + (moved - system.project(moved)) / a  # exactly g_x inside the set, without cancellation
 
 
-def _check_lr(lr: float) -> None:
+def _check(settings: Descent, lr: float) -> None:
     if not lr > 0:
         raise ProblemError(f"lr must be larger than 0, got {lr}")
+    check_finite(**vars(settings))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pkgutil import resolve_name
 
 import numpy as np
 import torch
@@ -18,9 +17,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from deqopt.callbacks.figures import figure_directory
 from deqopt.data import ImageBatch, ImageDataModule, ImageSample
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, TrustError
 from deqopt.figures import image_mosaic, write_figure
 from deqopt.module import JointModule
+from deqopt.trust import NoSuchKindError, trusted_class
 
 
 class LatentMixture:
@@ -148,12 +148,11 @@ def frechet_distance(features: int | str) -> FrechetInceptionDistance:
 
 def _named_module(name: str) -> nn.Module:
     try:
-        extractor = resolve_name(name)()
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        return trusted_class(name, nn.Module)().eval()
+    except NoSuchKindError as error:
+        raise ProblemError(f"fid_features: {name!r} must name an nn.Module, not {error.found}") from error
+    except (TrustError, ImportError, AttributeError, ValueError, TypeError) as error:
         raise ProblemError(f"fid_features: cannot make {name!r}: {error}") from error
-    if not isinstance(extractor, nn.Module):
-        raise ProblemError(f"fid_features: {name!r} must name an nn.Module, not {type(extractor).__name__}")
-    return extractor.eval()
 
 
 def _as_bytes(images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 
 from deqopt import Equilibrium, JointProblem, Task
 from deqopt.data import ImageBatch, ImageDataModule, open_images, save_image
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_finite
 from deqopt.figures import image_rows
 from deqopt.fixed_point import Anderson
 from deqopt.nn import Decoder
@@ -76,6 +76,7 @@ class CelebA(Task):
                 "celeba: latent and components must be at least 1 and prior 0 or larger; "
                 f"got {latent}, {components} and {prior}"
             )
+        check_finite("celeba", prior=prior)
         self.latent, self.prior, self.image_shape = latent, prior, (image_channels, size, size)
         self.decoder = Decoder(latent, widths, size // 2 if resolution is None else resolution, image_channels, size)
         self._components, self._fid_features = components, fid_features

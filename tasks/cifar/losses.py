@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_finite
 
 SPREAD = 12.0
 """How far apart the largest and the smallest of rescaled logits are: as those of a network that was trained against
@@ -97,6 +97,7 @@ class Trades(TrainingLoss):
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ProblemError(f"beta must be larger than 0, got {self.beta}")
+        check_finite(beta=self.beta)
 
     @property
     def sees_clean(self) -> bool:

@@ -24,7 +24,7 @@ from deqopt.data import (
     open_unlabelled,
     save_image,
 )
-from deqopt.errors import DataError, ProblemError
+from deqopt.errors import DataError, ProblemError, check_finite
 from deqopt.figures import image_rows
 from deqopt.iteration import Norm
 from deqopt.state import State, tensors_of
@@ -107,6 +107,7 @@ class Cifar(Task):
         super().__init__()
         self.training_loss = loss or Adversarial()
         self.threat, self.classes = Threat(norm, radius), classes
+        check_finite("cifar", radius=radius, radii=radii)
         half = size // 2 if resolution is None else resolution
         self.classifier = Classifier(classes, image_channels, size, widths, half, unroll)
         self.class_names = [str(one) for one in range(classes)]

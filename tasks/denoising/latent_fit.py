@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_finite
 from deqopt.nn import Decoder
 from deqopt.nn.multiscale import Branches
 
@@ -40,6 +40,7 @@ class LatentFit(PriorFamily):
             raise ProblemError(
                 f"LatentFit: latent must be at least 1 and weight 0 or larger; got {self.latent} and {self.weight}"
             )
+        check_finite("LatentFit", weight=self.weight)
 
     def build(self, shape: Shape) -> LatentPrior:
         return LatentPrior(self, shape)

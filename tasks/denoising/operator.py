@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -97,6 +97,16 @@ class MeasurementOperator(ABC):
         return Measurement(image, torch.empty(0))
 
 
+class LinearPhysics(Protocol):
+    """Any object that measures batches of images, (B, channels, H, W), such as a linear physics of deepinv."""
+
+    def A(self, x: Tensor) -> Tensor:
+        """The measurement of x."""
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """``A^T y``."""
+
+
 @dataclass(frozen=True)
 class External(MeasurementOperator):
     """Any object with methods ``A`` and ``A_adjoint`` on batches of images, such as a linear physics of deepinv.
@@ -108,7 +118,7 @@ class External(MeasurementOperator):
         ProblemError: it lacks one of the methods.
     """
 
-    physics: Any = None
+    physics: LinearPhysics | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,11 +130,11 @@ class External(MeasurementOperator):
             )
 
     def A(self, x: Tensor) -> Tensor:
-        y: Tensor = self.physics.A(x)
+        y: Tensor = self.physics.A(x)  # type: ignore[union-attr]  # checked when it was made
         return y
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        x: Tensor = self.physics.A_adjoint(y)
+        x: Tensor = self.physics.A_adjoint(y)  # type: ignore[union-attr]
         return x
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deqopt.errors import ProblemError
+from deqopt.errors import ProblemError, check_finite
 from deqopt.feasible import FeasibleSet
 from deqopt.nn import ImageInjection, MultiscaleCell, PixelHead
 from deqopt.nn.multiscale import Branches
@@ -48,6 +48,7 @@ class Restorer(PriorFamily):
                 "Restorer: widths must be positive numbers, factor at least 1 and first_scale larger than 0; "
                 f"got {self.widths}, {self.factor} and {self.first_scale}"
             )
+        check_finite("Restorer", first_scale=self.first_scale)
 
     def build(self, shape: Shape) -> ImagePrior:
         return ImagePrior(self, shape[0])

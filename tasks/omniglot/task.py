@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from deqopt import Equilibrium, JointProblem, Task
 from deqopt.adjoints import Adjoint, Unrolled
 from deqopt.callbacks import ReportUnreadable
-from deqopt.errors import DataError, ProblemError
+from deqopt.errors import DataError, ProblemError, check_finite
 from deqopt.fixed_point import Anderson
 from deqopt.nn.multiscale import Branches
 from deqopt.solvers import JointAnderson, JointSolver, StepRule
@@ -127,6 +127,7 @@ class Omniglot(Task):
             raise ProblemError(
                 f"omniglot: weight must be larger than 0, so that the context has one optimum; got {weight}"
             )
+        check_finite("omniglot", weight=weight)
         self.weight, self.transductive = weight, transductive
         self._last: tuple[Tensor | None, Tensor] = None, torch.empty(0)
         resolution = resolution or size // (2 if size % 4 else 4)
