@@ -34,7 +34,7 @@ def image_rows(rows: Mapping[str, Tensor], title: str, notes: Sequence[str] = ()
             axes.set(xticks=[], yticks=[])
         axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     for axes, note in zip(grid[-1], notes, strict=False):
-        axes.set_xlabel(note, fontsize=7)
+        axes.set_xlabel(note, fontsize=7, parse_math=False)
     figure.suptitle(title, fontsize=10)
     return figure
 

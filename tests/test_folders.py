@@ -11,17 +11,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from class_sources import write_omniglot
 from deqopt_tasks.denoising.data import DamagedImages
 from deqopt_tasks.denoising.inpainting import GivenMask
 from deqopt_tasks.denoising.operators import Denoising
+from deqopt_tasks.omniglot.drawing import episode_figure
+from deqopt_tasks.omniglot.episodes import EpisodeBatch
 from deqopt_tasks.omniglot.opening import open_classes
+from deqopt_tasks.omniglot.prediction import FolderEpisode
 from folder_readers import FORGIVING, READERS, SIDE, classes, image, levels
+from torch._utils import ExceptionWrapper
 
 from deqopt.data import CelebAFaces, ImageArchive, ImageFolder, UnreadableImageError, open_labelled
 from deqopt.data.files import list_files
 from deqopt.errors import DataError, printable
+from deqopt.figures import image_rows
 
 ALL = Counter(range(6))
 
@@ -188,6 +195,41 @@ def test_each_name_of_a_mask_is_a_mask(tmp_path: Path) -> None:
     assert sorted(GivenMask(str(tmp_path / "masks"))._paths) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_any_tangle_of_links_holds_each_file_once_and_all_of_them(seed: int, tmp_path: Path) -> None:
+    """Beside a walk that remembers where it was by the paths behind links."""
+    random = np.random.default_rng(seed)
+    folders, files = [tmp_path / "root", tmp_path / "outside"], []
+    for i in range(30):
+        path = folders[random.integers(len(folders))] / f"{random.choice(list('amz'))}{i}"
+        match random.integers(5):
+            case 0 | 1:
+                folders.append(path)
+                path.mkdir(parents=True)
+            case 2:
+                files.append(image(path.with_suffix(".png"), i))
+            case 3 if files:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.link(files[random.integers(len(files))], path.with_suffix(".png"))
+            case _:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.symlink_to(folders[random.integers(len(folders))])
+    (tmp_path / "root").mkdir(exist_ok=True)
+    expected, been, to_see = set(), set(), [tmp_path / "root"]
+    while to_see:
+        folder = to_see.pop().resolve()
+        if folder.is_dir() and folder not in been:
+            been.add(folder)
+            to_see += folder.iterdir()
+        elif folder.suffix == ".png":
+            expected.add(folder.stat().st_ino)
+    (listing,) = list_files([tmp_path / "root"], {".png"})
+    found = [path.stat().st_ino for path in listing.files]
+    assert len(found) == len(set(found)) and set(found) == expected
+    assert len(listing.folders) == len(been) - 1
+    assert not {*listing.files, *(listing.root / name for name in listing.folders)} & {*listing.repeated}
+
+
 # -- no files ---------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +366,41 @@ def test_long_names_leave_room_for_what_is_put_around_them(tmp_path: Path) -> No
     folder = ImageFolder(tmp_path, SIDE)
     names = [folder.name(i) for i in range(4)]
     assert len(set(names)) == 4 and all(len(name.encode()) <= 210 and name.isprintable() for name in names)
+
+
+@pytest.mark.parametrize("kind", [DataError, UnreadableImageError])
+def test_what_a_worker_says_is_the_message_alone(kind: type[DataError]) -> None:
+    for name in NAMES.values():
+        said = f"{os.fsdecode(name)} is of no use"
+        try:
+            try:
+                raise OSError("this is behind it")
+            except OSError as error:
+                raise kind(said) from error
+        except DataError:
+            wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+        with pytest.raises(kind) as caught:
+            wrapped.reraise()
+        assert str(caught.value) == printable(said)
+
+
+CLASSES = [b"\xff", b"\x1b[31mred", rb"$\frac{$", b"$x$", "\u202eabc".encode()]
+
+
+def test_classes_of_any_name_can_be_shown_and_drawn(tmp_path: Path) -> None:
+    for i, name in enumerate(CLASSES):
+        image(tmp_path / "data" / os.fsdecode(name) / "0.png", i)
+    source = open_labelled(tmp_path / "data", size=SIDE, channels=1, classes=len(CLASSES))
+    assert sorted(source.class_names) == sorted(printable(os.fsdecode(name)) for name in CLASSES)
+    image(tmp_path / "queries" / "0.png", 0)
+    episode = FolderEpisode(tmp_path / "data", tmp_path / "queries", SIDE, 1)
+    chunk = EpisodeBatch(*(torch.as_tensor(part)[None] for part in episode[0]))
+    even = torch.full((1, 1, len(CLASSES)), 1 / len(CLASSES))
+    for figure in (
+        image_rows({"images": torch.zeros(len(CLASSES), 1, SIDE, SIDE)}, "classes", source.class_names),
+        episode_figure(chunk, even, episode.class_names),
+    ):
+        figure.savefig(tmp_path / "a.png")
 
 
 def test_printable_is_what_it_says_and_says_all() -> None:

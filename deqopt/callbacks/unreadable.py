@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from deqopt.data.unreadable import ReadableImages
-from deqopt.errors import DataError
+from deqopt.errors import DataError, printable
 
 
 class ReportUnreadable(Callback):
@@ -30,7 +30,7 @@ class ReportUnreadable(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         images = self._images()
         for one in images.unreadable if images is not None else ():
-            rank_zero_warn(one.reason)
+            rank_zero_warn(printable(one.reason))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         images = self._images()

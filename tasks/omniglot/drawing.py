@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from deqopt.errors import printable
+
 from .episodes import EpisodeBatch
 
 INCH = 0.7
@@ -90,7 +92,7 @@ def episode_figure(batch: EpisodeBatch, probabilities: Tensor, class_names: Sequ
 def _lines(batch: EpisodeBatch, probabilities: Tensor, class_names: Sequence[str], row: int) -> list[Line]:
     support, label, query, known = (part[row].detach().cpu() for part in batch[:4])
     found = probabilities[row].detach().float().cpu().max(1)
-    names = marks = list(class_names)
+    names = marks = [printable(name) for name in class_names]
     if max(map(len, names)) > SHORT:
         marks = [str(k) for k in range(1, len(names) + 1)]
         names = [f"{_shortened(name)}  {mark}" for name, mark in zip(names, marks, strict=True)]

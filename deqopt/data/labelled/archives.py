@@ -16,6 +16,8 @@ from deqopt.data.source import ImageSource
 from deqopt.data.splits import Part
 from deqopt.errors import DataError
 
+MOST_NAMES = 2**20
+
 
 def open_archive(path: Path, *, size: int, channels: int, classes: int) -> LabelledSource:
     """An `.npz` with `images`, as of an `ImageArchive`, and `labels`, (N,) of integers.
@@ -81,4 +83,8 @@ def _labels(path: Path, images: int) -> tuple[NDArray[Any], list[str]]:
     arrays = read_arrays(path, ["labels"], optional=("classes",))
     check_integers(arrays["labels"], images, f"'labels' of {path}")
     names = arrays.get("classes", np.empty(0))
-    return arrays["labels"].astype(np.int64), names.tolist() if names.dtype.kind == "U" and names.ndim == 1 else []
+    if len(names.shape) != 1 or names.dtype.kind != "U":
+        return arrays["labels"].astype(np.int64), []
+    if len(names) > MOST_NAMES:
+        raise DataError(f"'classes' of {path} has {len(names)} names: it should have {MOST_NAMES} or fewer")
+    return arrays["labels"].astype(np.int64), names.tolist()

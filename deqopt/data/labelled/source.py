@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from deqopt.data.archive import check_integers
 from deqopt.data.source import ImageSource, Source
 from deqopt.data.splits import Splits
-from deqopt.errors import DataError
+from deqopt.errors import DataError, printable
 
 UNKNOWN = -1
 """The label of an image whose class is not known."""
@@ -46,7 +46,7 @@ class LabelledSource(Source[LabelledSample]):
     Attributes:
         images, labels: as given; the labels as int64.
         classes: as given.
-        class_names: one a class; a class that was given no name is called by its number.
+        class_names: one a class, `printable`; a class that was given no name is called by its number.
 
     Args:
         images: the source of the images, without labels.
@@ -76,7 +76,7 @@ class LabelledSource(Source[LabelledSample]):
                 found = f"{where} has label {label} (of image {images.name(index)})"
                 raise DataError(f"{found}: labels should be 0 to {classes - 1}{advice}")
         self.labels = labels.astype(np.int64)
-        self.class_names = [*class_names, *map(str, range(len(class_names), classes))]
+        self.class_names = [*map(printable, class_names), *map(str, range(len(class_names), classes))]
 
     def __len__(self) -> int:
         return len(self.images)
