@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deqopt.checkpoints import Record, previous, read
-from deqopt.errors import CheckpointError
+from deqopt.errors import CheckpointError, printable
 from deqopt.rebuilding import plain_settings
 
 NEWEST = ("last", "best")
@@ -56,7 +56,7 @@ def newest_checkpoint(root: str | Path, class_path: str | None, name: str) -> Ch
             damaged.append(error)
             continue
         newer = f"{damaged[0]}; " if damaged else ""
-        return Chosen(path, f"{newer}--ckpt_path {name} is {path}, {record}")
+        return Chosen(path, printable(f"{newer}--ckpt_path {name} is {path}, {record}"))
     raise damaged[0]
 
 
