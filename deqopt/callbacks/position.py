@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.progress import _ProcessedTracker
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Position:
             trainer: of the run.
             validated: the validation that is under way, if one is, has ended but for the remaining hooks.
         """
-        loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
-        now, batches = loop.batch_progress.current, trainer.num_training_batches
+        loop, batches = trainer.fit_loop.epoch_loop, trainer.num_training_batches
+        epochs, now = trainer.fit_loop.epoch_progress.current, loop.batch_progress.current
+        assert isinstance(epochs, _ProcessedTracker) and isinstance(now, _ProcessedTracker)
         ended = now.processed > now.completed  # by one, in on_train_batch_end
         batch, total = now.completed + ended, loop.batch_progress.total.completed + ended
         if now.started > batch:  # gradients are those of a part of a batch: back to where they begin
