@@ -82,7 +82,7 @@ def verdicts(plan: Sequence[tuple[FaultClass, int]], seed: int, jobs: int, limit
     """Inject all faults of a plan, some at a time; their verdicts as they come."""
     folder = Path(tempfile.mkdtemp(prefix="deqopt-faults-")).resolve()
     try:
-        _import_all()
+        import_all()
         bench = Workbench(folder, limit)
         bench.prepare()
         judged = partial(verdict, bench, seed)
@@ -114,7 +114,8 @@ def verdict(bench: Workbench, seed: int, name: str, number: int) -> Verdict:
     return Verdict(name, number, case.fault, outcome, why, case.seconds, "\n".join(case.transcript))
 
 
-def _import_all() -> None:
+def import_all() -> None:
+    """Import what commands need, so that the children of this process need not."""
     torch.set_num_threads(1)
     for module in IMPORTED:
         import_module(module)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from deqopt.testing.faults.exceptions import RAISED
-from deqopt.testing.faults.forked import Ended, Prepare, Running, Shared, Slot
+from deqopt.testing.faults.forked import LIMIT, Ended, Prepare, Running, Shared, Slot
 from deqopt.testing.faults.judgement import no_traceback, saved, status_of
 from deqopt.testing.faults.moments import IN_A_STEP, Moment
 from deqopt.testing.faults.numbers import PASSING, VALUES
 from deqopt.testing.faults.outcome import Outcome, expect
+from deqopt.testing.faults.signals import ended_within
 from deqopt.testing.faults.workbench import EPOCHS, STEPS, Case, loaded
 
 RANKS = 2
@@ -113,9 +114,7 @@ def launched(case: Case) -> None:
             _wait_for(lambda: _logged(case.root) > 3 or process.poll() is not None)
             begun = _logged(case.root) - 1
             (os.killpg if whole_group else os.kill)(process.pid, number)
-            status = process.wait(case.bench.limit)
-        except subprocess.TimeoutExpired:
-            expect(False, Outcome.HUNG, "the first rank did not end")
+            status = ended_within(process, case.bench.limit)
         finally:
             _kill(process.pid)
     case.seconds = max(case.seconds, time.monotonic() - began)
@@ -128,7 +127,7 @@ def launched(case: Case) -> None:
 
 def _at_step(running: Running, step: int, gap: float) -> None:
     """Wait until the first rank has finished that step, and a moment longer."""
-    running.wait(30.0, lambda: running.shared[Slot.STEPS] >= step and bool(running.shared[Slot.STARTED]))
+    running.wait(2 * LIMIT, lambda: running.shared[Slot.STEPS] >= step and bool(running.shared[Slot.STARTED]))
     running.wait(gap)
 
 

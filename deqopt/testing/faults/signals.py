@@ -9,14 +9,14 @@ import sys
 import time
 from random import Random
 
-from deqopt.testing.faults.forked import Prepare, Running, Shared, Slot
+from deqopt.testing.faults.forked import LIMIT, Prepare, Running, Shared, Slot, ready_seconds
 from deqopt.testing.faults.judgement import finished_or_goes_on, goes_on, no_traceback, saved, status_of, whole
 from deqopt.testing.faults.moments import Moment, drawn
-from deqopt.testing.faults.outcome import Outcome, expect
+from deqopt.testing.faults.outcome import Broken, Outcome, expect
 from deqopt.testing.faults.workbench import STEPS, Act, Case
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
-USUAL_SECONDS = 2.0
+USUAL_SECONDS, LONG = 2.0, 2 * LIMIT
 EVALUATION = {"validate": "validation", "test": "test", "predict": "predict"}
 IMPORT_SECONDS = 12.0
 
@@ -46,7 +46,7 @@ def two_interrupts(case: Case) -> None:
     def twice(running: Running) -> None:
         if act is not None:
             act(running)
-        running.wait(USUAL_SECONDS * 5, lambda: bool(running.shared[Slot.FIRED]))
+        running.wait(LONG, lambda: bool(running.shared[Slot.FIRED]))
         running.wait(gap)
         running.send(signal.SIGINT, [0])
 
@@ -91,16 +91,24 @@ def a_signal_while_it_starts(case: Case) -> None:
             process.wait(delay)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-        try:
-            status = process.wait(case.bench.limit)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            expect(False, Outcome.HUNG, "the process did not end")
+        status = ended_within(process, case.bench.limit)
     case.seconds = max(case.seconds, time.monotonic() - began)
     status = 128 - status if status < 0 else status
     expect(status in (0, status_of(number)), Outcome.OTHER, f"exit {status}, expected {status_of(number)}")
     if case.checkpoints():
         goes_on(case)
+
+
+def ended_within(process: subprocess.Popen, limit: float) -> int:
+    """The exit status of a process that must end in so many seconds, as :data:`LIMIT` counts them."""
+    began = time.monotonic()
+    while time.monotonic() - began - ready_seconds(process.pid) < limit:
+        try:
+            return process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    raise Broken(Outcome.HUNG, "the process did not end")
 
 
 def _sent(random: Random, number: signal.Signals) -> tuple[list[Prepare], Act | None, str]:
@@ -113,7 +121,7 @@ def _sent(random: Random, number: signal.Signals) -> tuple[list[Prepare], Act | 
 
 
 def _later(running: Running, delay: float, number: signal.Signals) -> None:
-    running.wait(USUAL_SECONDS * 5, lambda: bool(running.shared[Slot.STARTED]))
+    running.wait(LONG, lambda: bool(running.shared[Slot.STARTED]))
     if not running.wait(delay):
         running.shared.fire()
         running.send(number, [0])
