@@ -10,6 +10,7 @@ from shutil import get_terminal_size
 from deqopt.command_line.names import RUNS
 from deqopt.errors import DeqoptError
 from deqopt.registry import Group, listing
+from deqopt.signals import Interrupted, signals
 
 LISTINGS = {group.plural: group for group in Group}
 
@@ -43,16 +44,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``deqopt`` with the given arguments, by default those of the process.
 
     Only the runs (``fit`` and its kin, see :class:`deqopt.command_line.joint_cli.JointCLI`) load torch. Errors whose
-    text is meant for the user end in one line and exit status 2.
+    text is meant for the user end in one line and exit status 2; a signal ends in one line and its conventional exit
+    status, 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _command(words)(words[1:])
+        with signals.heeded():
+            _command(words)(words[1:])
     except DeqoptError as error:
         print(f"deqopt: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Interrupted as end:
+        if end.reason:
+            print(f"deqopt: {end.reason}", file=sys.stderr)
+        sys.exit(end.status)
 
 
 def _command(words: Sequence[str]) -> Callable[[Sequence[str]], None]:

@@ -2,7 +2,18 @@
 
 from deqopt.callbacks.checkpoint import RunCheckpoint
 from deqopt.callbacks.figures import FigureWriter
+from deqopt.callbacks.interruption import Interruption
 from deqopt.callbacks.predictions import PredictionWriter
+from deqopt.callbacks.resume import Resume
+from deqopt.callbacks.together import EndTogether
 from deqopt.callbacks.unreadable import ReportUnreadable
 
-__all__ = ["FigureWriter", "PredictionWriter", "ReportUnreadable", "RunCheckpoint"]
+__all__ = [
+    "EndTogether",
+    "FigureWriter",
+    "Interruption",
+    "PredictionWriter",
+    "ReportUnreadable",
+    "Resume",
+    "RunCheckpoint",
+]

@@ -10,8 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities import rank_zero_warn
 
 from deqopt.callbacks.nonfinite import first_not_finite
 from deqopt.checkpoints import Record, copy, finite_number, previous, read
@@ -89,12 +88,6 @@ class RunCheckpoint(ModelCheckpoint):
         if self._failure is not None:
             raise self._failure
         self.write_last(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        interrupted = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
-        if interrupted and _writes(trainer) and self.dirpath:
-            path = self.write_last(trainer)
-            rank_zero_info(f"Interrupted at step {trainer.global_step}: --ckpt_path last goes on from {path}")
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

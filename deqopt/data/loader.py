@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deqopt.data.epochs import generator_of
 from deqopt.errors import CheckpointError
+from deqopt.signals import leave_to_parent
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class EpochLoader(DataLoader[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], *, seed: int = 0, **settings: Any) -> None:
-        super().__init__(dataset, **{"generator": generator_of(seed), **settings})
+        super().__init__(dataset, **{"generator": generator_of(seed), "worker_init_fn": leave_to_parent, **settings})
         self._seed, self._first = seed, 0
         self._written: Division | None = None
 

@@ -1,0 +1,126 @@
+"""A run that is asked to end, or that fails, leaves its last state behind."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from deqopt.callbacks.checkpoint import RunCheckpoint
+from deqopt.errors import CheckpointError, NonFiniteError
+from deqopt.signals import Interrupted, signals
+
+
+class Interruption(Checkpoint):
+    """Writes ``last.ckpt`` when a signal or an exception ends training.
+
+    A signal (SIGINT, SIGTERM, SIGHUP) to any process of the run lets the current batch finish; then all processes
+    write ``last.ckpt`` and end with the signal's exit status. A second signal ends the process at once. During
+    validation a single process does not wait for its end; several do. Outside training, nothing is written.
+
+    An exception leaves the state before the batch that it broke off, which :class:`Resume` describes, unless the
+    optimiser had begun to change the weights. :class:`RunCheckpoint` refuses weights that are not finite.
+
+    As a ``Checkpoint`` it comes after the other callbacks of the trainer, so that their state is complete.
+    """
+
+    def __init__(self) -> None:
+        self._handlers = ExitStack()
+        self._step: int | None = None
+
+    # -- from beginning to end ------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._handlers.enter_context(signals.heeded())
+        # Lightning's own handler broadcasts where the signal finds it, while the other processes do something else.
+        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signals.check()
+        signals.deferred = True
+        self._step = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+        signals.check()
+
+    def _release(self) -> None:
+        signals.deferred = False
+        self._handlers.close()
+
+    # -- signals --------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._end_if_asked(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Processes may have different numbers of batches, so that several cannot ask each other here.
+        if self._step is not None and trainer.world_size == 1:
+            self._end_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._step is not None:
+            self._end_if_asked(trainer)
+
+    def _end_if_asked(self, trainer: Trainer) -> None:
+        number = _agreed(trainer)
+        if number:
+            self._save(trainer)
+            raise Interrupted(128 + number)
+
+    # -- exceptions -----------------------------------------------------------------------------------------------
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release()
+        training = trainer.state.fn is TrainerFn.FITTING and self._step is not None
+        if training and not isinstance(exception, Interrupted) and trainer.world_size == 1:
+            if self._is_between_steps(trainer):
+                self._save(trainer)
+            else:
+                rank_zero_warn(f"step {trainer.global_step} was broken off while the weights changed: it is not saved")
+        self._step = None
+
+    def _is_between_steps(self, trainer: Trainer) -> bool:
+        """Whether the weights are those of the last batch that was completed, and gradients that wait for more, too."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total
+        complete = batches.processed == batches.ready
+        return complete or (trainer.global_step == self._step and trainer.accumulate_grad_batches == 1)
+
+    def _save(self, trainer: Trainer) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, RunCheckpoint):
+                try:
+                    path = callback.write_last(trainer)
+                except (NonFiniteError, CheckpointError) as error:  # what ended the run is to be told, too
+                    rank_zero_warn(str(error))
+                else:
+                    rank_zero_info(f"Interrupted at step {trainer.global_step}: --ckpt_path last goes on from {path}")
+
+
+def _agreed(trainer: Trainer) -> int:
+    """The signal that any process received, 0 where none did; to be asked in all processes at once."""
+    if trainer.world_size == 1:
+        return signals.received or 0
+    mine = torch.tensor(signals.received or 0, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(mine, reduce_op="max"))

@@ -1,0 +1,93 @@
+"""All processes of a run end when one does."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from deqopt.companions import Companions, Loss
+from deqopt.errors import DeqoptError
+from deqopt.signals import Interrupted, signals
+
+PATIENCE = 15.0
+"""Seconds that a process has to end by itself, blocked in a collective operation perhaps, before it is made to."""
+
+
+class EndTogether(Callback):
+    """Ends every process of a run within 15 seconds after one was killed or raised.
+
+    Without it, the others may wait for the lost one in a collective operation for half an hour. One line says why: of
+    the process that raised or, where one was killed, of the first one that is left. Nothing is done in a run of one
+    process.
+    """
+
+    def __init__(self) -> None:
+        self._companions: Companions | None = None
+        self._rank, self._size = 0, 1
+        self._lost = threading.Event()
+
+    def begin_early(self, trainer: Trainer) -> None:
+        """Meet the other processes as soon as these can speak, before data is prepared; by default in ``setup``."""
+        strategy = trainer.strategy
+        connect = strategy.setup_environment
+
+        def connect_and_meet() -> None:
+            connect()
+            self._meet(trainer)
+
+        strategy.setup_environment = connect_and_meet  # type: ignore[method-assign]  # the one place before the data
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._meet(trainer)
+
+    def _meet(self, trainer: Trainer) -> None:
+        if trainer.world_size == 1 or self._companions is not None:
+            return
+        self._rank, self._size = trainer.global_rank, trainer.world_size
+        companions = Companions(self._rank, self._size, self._follow)
+        environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # every strategy of many has it
+        meeting = companions.wait(environment.main_address) if self._rank == 0 else None
+        meeting = trainer.strategy.broadcast(meeting)
+        if self._rank != 0:
+            companions.join(meeting)
+        self._companions = companions
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._companions is not None:
+            self._companions.leave()
+            self._companions = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        companions, self._companions = self._companions, None
+        if companions is None:
+            return
+        # The news may come a moment after the collective operation has failed.
+        if isinstance(exception, RuntimeError):
+            self._lost.wait(1)
+        loss = self._loss(exception)
+        if not self._lost.is_set():
+            companions.leave(loss)
+        if self._rank != 0:
+            # Lightning's launcher kills the first process when another one ends with a status that is not 0.
+            companions.first_ended.wait(PATIENCE)
+            if loss is not None and companions.first_loss is not None and companions.first_loss.reason == loss.reason:
+                raise Interrupted(loss.status)  # the first process says the same
+        if self._lost.is_set():
+            signals.check()
+
+    def _loss(self, exception: BaseException) -> Loss | None:
+        if isinstance(exception, Interrupted):
+            return Loss(self._rank, exception.status, exception.reason) if exception.reason else None
+        status = 2 if isinstance(exception, DeqoptError) else 1
+        return Loss(self._rank, status, f"{type(exception).__name__}: {exception}")
+
+    def _follow(self, loss: Loss) -> None:
+        if not loss.reason and self._rank == (1 if loss.rank == 0 else 0):
+            print(f"deqopt: process {loss.rank + 1} of {self._size} was lost, so all end", file=sys.stderr)
+        self._lost.set()
+        signals.end(Interrupted(loss.status))
+        threading.Event().wait(PATIENCE)
+        os._exit(loss.status)

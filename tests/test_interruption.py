@@ -1,0 +1,148 @@
+"""Signals and exceptions, at every place of a run: what is left behind goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from tiny_task import Tiny, quiet_trainer
+from torch.utils.data import StackDataset
+
+from deqopt import JointModule
+from deqopt.callbacks import Interruption, RunCheckpoint
+from deqopt.data.epochs import EpochOrder, EpochSamples, epochs_of
+from deqopt.data.loader import EpochLoader
+from deqopt.signals import Interrupted
+from deqopt.solvers import Tracking
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*ended before the epoch ended:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*many workers"),
+]
+
+EPOCHS = 3
+HOOKS = (
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_before_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+    "on_validation_start",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_validation_end",
+    "on_train_epoch_end",
+)
+ONCE_AN_EPOCH = ("on_train_epoch_start", "on_train_epoch_end", "on_validation_start", "on_validation_end")
+PLACES = [(hook, call) for hook in HOOKS for call in (0, 1, 2, 4) if call < EPOCHS or hook not in ONCE_AN_EPOCH]
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Fault(Callback):
+    """Does something when a hook is called for the nth time."""
+
+    def __init__(self, hook: str, call: int, what: Any) -> None:
+        self.left, self.what = call, what
+        setattr(self, hook, self._called)
+
+    def _called(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        if not self.left:
+            self.what()
+        self.left -= 1
+
+
+class Shuffled(LightningDataModule):
+    """Batches of 4, for training in an order of its own in every epoch."""
+
+    def __init__(self, y: torch.Tensor) -> None:
+        super().__init__()
+        index = list(range(len(y)))
+        self._samples = EpochSamples(StackDataset(y=y, index=index), index, seed=0)
+
+    def train_dataloader(self) -> EpochLoader:
+        order = EpochOrder(len(self._samples), 0, epochs_of(self.trainer))
+        return EpochLoader(self._samples, batch_size=4, sampler=order)
+
+    def val_dataloader(self) -> EpochLoader:
+        return EpochLoader(self._samples, batch_size=4)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+class Small(Tiny):
+    """With noise on its start."""
+
+    def datamodule(self) -> LightningDataModule:
+        return Shuffled(self.y)
+
+    def start(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        z0, x0 = super().start(batch)
+        return z0 + 0.1 * torch.randn_like(z0), x0
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def fail() -> None:
+    raise MemoryError("none is left")
+
+
+def module() -> JointModule:
+    torch.manual_seed(0)
+    return JointModule(Small(samples=12), solver=Tracking(max_nfe=6, step_size=0.5))
+
+
+def train(folder: Path, *faults: Callback, resume: Path | None = None, **settings: Any) -> JointModule:
+    trained = module()
+    given = {"max_epochs": EPOCHS, "enable_checkpointing": True, **settings}
+    trainer = quiet_trainer(folder, callbacks=[*faults, Interruption(), RunCheckpoint()], **given)
+    trainer.fit(trained, datamodule=trained.task.datamodule(), ckpt_path=resume)
+    return trained
+
+
+def last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(folder)
+    return torch.load(last(folder), weights_only=True)
+
+
+def assert_goes_on(folder: Path, uninterrupted: dict[str, Any]) -> None:
+    before = torch.load(last(folder), weights_only=True)
+    again = folder / "again"
+    train(again, resume=last(folder))
+    ended = torch.load(last(again), weights_only=True) if last(again).exists() else before
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        torch.testing.assert_close(ended[part], uninterrupted[part], rtol=0, atol=0, msg=part)
+
+
+@pytest.mark.parametrize(("hook", "call"), PLACES)
+def test_a_signal_anywhere_in_training_leaves_a_run_that_goes_on(
+    hook: str, call: int, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    number = NUMBERS[call % 3]
+    with pytest.raises(Interrupted) as ended:
+        train(tmp_path, Fault(hook, call, lambda: send(number)))
+    assert ended.value.status == 128 + number
+    assert_goes_on(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(("hook", "call"), PLACES)
+def test_an_exception_anywhere_in_training_leaves_a_run_that_goes_on(
+    hook: str, call: int, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    with pytest.raises(MemoryError, match="none is left"):
+        train(tmp_path, Fault(hook, call, fail))
+    assert_goes_on(tmp_path, uninterrupted)
