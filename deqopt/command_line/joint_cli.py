@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-import traceback
+import os
 import warnings
 from argparse import Action
 from collections.abc import Sequence
@@ -12,32 +11,37 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, DefaultHelpFormatter
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from deqopt.adjoints import Adjoint
-from deqopt.callbacks import FigureWriter, PredictionWriter, RunCheckpoint
+from deqopt.callbacks import EndTogether, FigureWriter, Interruption, PredictionWriter, RunCheckpoint
+from deqopt.checkpoints.plugin import VerifiedCheckpointIO
 from deqopt.command_line.arguments import RUNS_ROOT, Invocation, read
 from deqopt.command_line.checkpoints import run_folder
 from deqopt.command_line.complaints import Complaints
+from deqopt.command_line.explanations import explanation
 from deqopt.command_line.markup import plain
 from deqopt.command_line.names import CHOICES
 from deqopt.command_line.nulls import refuse_nulls
-from deqopt.errors import DeqoptError
+from deqopt.command_line.run_folder import CSVInRunFolder, RunFolder, TensorBoardInRunFolder
+from deqopt.command_line.vouched import vouched
+from deqopt.errors import DeqoptError, printable
+from deqopt.import_guard import guarded, refuse_code
 from deqopt.module import JointModule
 from deqopt.solvers import JointSolver
 from deqopt.task import Task
+from deqopt.trust import LIGHTNING, trusting
 
 NOISE = (
     ".*LeafSpec.*",
     ".*does not have many workers.*",
     "The dirpath has changed from",
     "Be aware that when using `ckpt_path`, callbacks",
+    "Image size .* exceeds limit",  # such an image is refused by name
 )
 """Warnings of Lightning and PyTorch that a user can do nothing about."""
 
@@ -89,7 +93,7 @@ class JointCLI(LightningCLI):
             trainer_defaults={
                 "inference_mode": False,
                 "default_root_dir": RUNS_ROOT,
-                "callbacks": [FigureWriter(), PredictionWriter()],
+                "callbacks": [FigureWriter(), PredictionWriter(), EndTogether(), Interruption()],
             },
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
@@ -112,6 +116,8 @@ class JointCLI(LightningCLI):
             raise DeqoptError(f"{task.__name__} does not define write_predictions(), which predict needs")
         if command != "fit" and settings["ckpt_path"] is None:
             rank_zero_warn(f"{command} without --ckpt_path: the network is new, nothing was learned")
+        if self._invocation.remark:
+            rank_zero_only(print)(self._invocation.remark)
         if command == "predict":
             settings["return_predictions"] = False
         getattr(self.trainer, command)(self.model, datamodule=self.datamodule, **settings)
@@ -153,6 +159,7 @@ class JointCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError) as error:  # TypeError: help on a class of another kind
             raise DeqoptError(complaints.explain(str(error))) from error
+        refuse_code(self.config)
         plain = self.config.as_dict()
         for choice in CHOICES:
             refuse_nulls(choice, plain[choice], complaints.named)
@@ -165,17 +172,25 @@ class JointCLI(LightningCLI):
         settings = self.config_init["trainer"]
         folder = run_folder(settings["default_root_dir"] or RUNS_ROOT, type(self.model.task).__name__)
         if settings["logger"] in (None, True):
-            csv = CSVLogger(folder.parent, name=folder.name)
-            board = TensorBoardLogger(folder.parent, name=folder.name, version=csv.version, default_hp_metric=False)
-            kwargs["logger"] = [csv, board]
+            own = RunFolder(folder)
+            kwargs["logger"] = [CSVInRunFolder(own), TensorBoardInRunFolder(own, default_hp_metric=False)]
+            settings["callbacks"] = [own, *(settings["callbacks"] or [])]
         callbacks: list[Callback] = settings["callbacks"] or []
         if settings["enable_progress_bar"] in (None, True) and not any(
             isinstance(callback, RichProgressBar) for callback in callbacks
         ):
             settings["callbacks"] = [*callbacks, RichProgressBar(leave=True)]
+        plugins = settings["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            settings["plugins"] = [*plugins, VerifiedCheckpointIO()]
         if settings["enable_checkpointing"] is False:
             self.parser.callback_keys.remove("checkpoint")
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EndTogether):
+                callback.begin_early(trainer)
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """The checkpoint's settings were already read by :func:`deqopt.command_line.arguments.read`."""
@@ -188,44 +203,22 @@ def run(command: str, words: Sequence[str]) -> None:
             warnings.filterwarnings("ignore", message=message)
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
         try:
-            cli = JointCLI(read(command, words))
-            cli.run()
-        except SIGTERMException as error:
-            raise SystemExit(143) from error
+            with trusting(*vouched(words, os.environ), imported=False):
+                invocation = read(command, words)
+                with guarded(*LIGHTNING):
+                    cli = JointCLI(invocation)
+                cli.run()
         except Exception as error:
-            text = _for_people(error)
+            text = explanation(error)
             if text is None:
                 raise
             raise DeqoptError(text) from error
     directory = cli.trainer.log_dir  # broadcast, so all processes must ask for it
     if cli.trainer.is_global_zero and directory:
-        print(f"This run is kept in {directory}")
+        print(f"This run is kept in {printable(directory)}")
         pictures = sorted(Path(directory).glob("figures/*.png"))
         if pictures:
-            print("Its pictures: " + " ".join(map(str, pictures)))
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error in one line."""
-    return " ".join(str(error).split())
-
-
-def _for_people(error: BaseException) -> str | None:
-    """What to tell the user; None where the error is a bug and its traceback is wanted."""
-    if isinstance(error, (DeqoptError, MisconfigurationException)) or _is_refused_by_lightning(error):
-        return one_line(error)
-    if isinstance(error, OSError) and error.strerror:
-        return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
-    if "loading state_dict" in str(error):
-        first = re.split(r'(?<=[)\]"])[.,] ', one_line(error).partition(": ")[2])[0]
-        return f"the checkpoint does not fit these settings, give those that it was trained with: {first}"
-    return None if error.__cause__ is None else _for_people(error.__cause__)
-
-
-def _is_refused_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning itself found a value wrong, such as an option of the trainer."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, ValueError) and frames[-1].f_globals["__name__"].startswith("lightning.")
+            print("Its pictures: " + " ".join(map(printable, pictures)))
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

@@ -1,0 +1,45 @@
+"""What to tell the user of an exception, in one line."""
+
+from __future__ import annotations
+
+import re
+import traceback
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from deqopt.errors import DeqoptError
+
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)?\)? .*(killed|exited)")
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error in one line."""
+    return " ".join(str(error).split())
+
+
+def explanation(error: BaseException) -> str | None:
+    """What to tell the user; None where the error is a bug and its traceback is wanted."""
+    if isinstance(error, (DeqoptError, MisconfigurationException)) or _is_refused_by_lightning(error):
+        return one_line(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        where = "the device" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+        return f"{where} is out of memory: give a smaller batch_size" + _in_brackets(error)
+    if DEAD_WORKER.search(str(error)):
+        return "a process that loads data ended, killed perhaps for want of memory" + _in_brackets(error)
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    if "loading state_dict" in str(error):
+        first = re.split(r'(?<=[)\]"])[.,] ', one_line(error).partition(": ")[2])[0]
+        return f"the checkpoint does not fit these settings, give those that it was trained with: {first}"
+    return None if error.__cause__ is None else explanation(error.__cause__)
+
+
+def _in_brackets(error: BaseException) -> str:
+    return f" ({one_line(error)[:200]})" if str(error) else ""
+
+
+def _is_refused_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself found a value wrong, such as an option of the trainer."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ValueError) and frames[-1].f_globals["__name__"].startswith("lightning.")
