@@ -82,19 +82,21 @@ def repeated_files(paths: Iterable[Path]) -> dict[Path, Path]:
     repeated: dict[Path, Path] = {}
     met: dict[tuple[int, int], Path] = {}
     for path in paths:
-        if path.exists():
+        try:
             status = path.stat()
-            first = met.setdefault((status.st_dev, status.st_ino), path)
-            if first is not path:
-                repeated[path] = first
+        except OSError:  # said where it is read
+            continue
+        first = met.setdefault((status.st_dev, status.st_ino), path)
+        if first is not path:
+            repeated[path] = first
     return repeated
 
 
 def said_of(repeated: dict[Path, Path], where: object) -> str:
     """A warning that names what `repeated` leaves out of a data set called `where`."""
     path, first = next(iter(repeated.items()))
-    count = f"{len(repeated)} names of files or folders" if len(repeated) > 1 else "a name of a file or folder"
-    return f"{where} has {count} that another name there stands for: each counts once; {path} is the same as {first}"
+    count = f"{len(repeated)} files or folders" if len(repeated) > 1 else "a file or folder"
+    return f"{where} holds {count} twice, through links: each counts once; {path} is the same as {first}"
 
 
 def require_regular(path: Path) -> os.stat_result:
