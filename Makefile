@@ -1,6 +1,7 @@
 # make demo   trains on the embedded digits and says where the pictures are
 # make test   runs the whole test suite
 # make check  formatting, lint, types
+# make faults injects faults into tiny runs and judges how they end (docs/reliability.md)
 # make bench  measures the solvers against each other and against torchdeq, into benchmarks/out
 # All of them make .venv and install first, once.
 
@@ -8,8 +9,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH := .venv/.bench
+SEED ?= 0
+COUNT ?= 200
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check faults bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/deqopt fit --config configs/demo/celeba.yaml
@@ -22,6 +25,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy deqopt tasks benchmarks
+
+faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m deqopt.testing.faults --seed $(SEED) --count $(COUNT) --jobs 2
 
 bench: $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
