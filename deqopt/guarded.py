@@ -34,7 +34,7 @@ class GuardedModule(LightningModule):
 
     Attributes:
         guard: decides, and counts what was left out.
-        learns: whether a sample of the step to come can be learned from, in this process.
+        offered: how many samples have a loss in the step to come, in this process.
         max_skipped: how many steps in a row may be skipped before the run ends.
 
     Raises:
@@ -45,7 +45,7 @@ class GuardedModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.guard = StepGuard()
-        self.learns = False
+        self.offered = 0
         self._lost_backward: Tensor | None = None
         self._cause = ""
         self._used = False
@@ -96,9 +96,9 @@ class GuardedModule(LightningModule):
             check_weights(self, self.global_step)
         self.guard.diverged += int(count)
         complaint = self.guard.complaint(length)
-        if complaint is None and length == 0 and not self._in_any_process(self.learns):
+        if complaint is None and length == 0 and not self._in_any_process(self.offered > count):
             complaint = "no sample of the step can be learned from"
-        self._lost_backward, self.learns = None, False
+        self._lost_backward, self.offered = None, 0
         if complaint is None:
             self.guard.use(length)
             self._used, self._cause = True, ""
@@ -114,7 +114,8 @@ class GuardedModule(LightningModule):
         # A gradient scaler skips such steps itself until it has found its scale.
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         searching = of_gradient and scaler is not None and scaler.get_scale() > 1
-        self.guard.skip(self._cause, None if searching else self.max_skipped)
+        cause, self._cause = self._cause, ""
+        self.guard.skip(cause, None if searching else self.max_skipped)
 
     def _in_any_process(self, true: bool) -> bool:
         """Whether ``true`` holds in one of the processes; to be asked in all at once."""
@@ -168,7 +169,8 @@ class GuardedModule(LightningModule):
             self.guard.left_out += lost
         if lost == count:
             self.note(f"all {lost} {what}", advice)
-        warnings.warn(f"{lost} of {count} {what}: left out", stacklevel=3)
+        if lost < count or self.trainer.training:  # else an error says so
+            warnings.warn(f"{lost} of {count} {what}: left out", stacklevel=3)
 
     def note(self, what: str, advice: str) -> None:
         """Keep the first cause of what may end the run."""

@@ -174,7 +174,7 @@ class JointModule(FromCheckpoint, GuardedModule):
                 loss = loss + regularizer.weight * penalty
                 self._log("train", regularizer.name, penalty, batch)
             if len(losses):
-                self.learns = True
+                self.offered += len(losses)
                 self._log_solve("train", used, used_batch)
                 self._log("train", "loss", objective_loss, used_batch)
                 every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -274,7 +274,9 @@ class JointModule(FromCheckpoint, GuardedModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimization.optimizer(self.task.parameters())
-        scheduler = self.optimization.scheduler(optimizer, self.optimization.length(self.trainer.estimated_stepping_batches))
+        scheduler = self.optimization.scheduler(
+            optimizer, self.optimization.length(self.trainer.estimated_stepping_batches)
+        )
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

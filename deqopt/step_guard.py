@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from deqopt.errors import NonFiniteError
 
-ADVICE = "Lower optimization.lr, clip gradients (trainer.gradient_clip_val), or raise the Jacobian penalty"
+WAYS = "optimization.lr, clip gradients (trainer.gradient_clip_val), or raise the Jacobian penalty"
+ADVICE = f"lower {WAYS}"
 # A gradient that is this many times longer than all of the last RECENT is not used. Adam keeps the square of a gradient
 # for thousands of steps: after one that is r times too long its steps are too short for about 2000 log(r / 30) more.
 ABSURD = 1e4
@@ -40,7 +41,7 @@ def check_weights(module: nn.Module, step: int) -> None:
     for name, weight in module.named_parameters():
         if not bool(weight.detach().isfinite().all()):
             raise NonFiniteError(
-                f"{name} holds NaN or infinite values at training step {step}: the weights have diverged. {ADVICE}"
+                f"{name} holds NaN or infinite values at training step {step}: the weights have diverged. Lower {WAYS}"
             )
 
 

@@ -102,3 +102,20 @@ def test_the_budget_is_kept(max_nfe: int) -> None:
 
     found = gmres(product, b, tol=1e-11, max_nfe=max_nfe, memory=3)
     assert calls <= max_nfe and (found.nfe == calls).all() and (found.residual < 1).all()
+
+
+def test_an_update_that_is_worse_is_not_taken() -> None:
+    """Where products are wrong by rounding: here that by which the update is measured is ten times too long."""
+    matrix, b = systems()
+    for wrong in (1, 3):
+        calls = 0
+
+        def product(u: Tensor, wrong: int = wrong) -> Tensor:
+            nonlocal calls
+            calls += 1
+            length = torch.tensor([1.0, -10.0 if calls > wrong else 1.0, 1.0, 1.0], dtype=torch.float64)
+            return length[:, None] * torch.einsum("bij,bj->bi", matrix, u)
+
+        found = gmres(product, b, tol=1e-11, max_nfe=40, memory=wrong)
+        assert found.residual[1] == 1 and not found.u[1].any(), "as good as none at all"
+        assert (found.residual[[0, 2, 3]] < 1).all() and found.u[[0, 2, 3]].any(1).all()

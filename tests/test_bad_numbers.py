@@ -29,6 +29,7 @@ from deqopt.solvers import JointAnderson, Tracking
 from deqopt.step_guard import FEW, OVERFLOWS, StepGuard, usable_losses
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
 ]
@@ -283,7 +284,7 @@ def test_a_gradient_that_stays_bad_ends_the_run_after_so_many_steps(tmp_path: Pa
     Penalty.calls.clear()
     task, watch = Tiny(samples=4, batch_size=4), Watch()
     optimization = Optimization(lr=0.01, max_skipped=most)
-    pattern = rf"^the gradient is NaN or infinite, at training step 2: Lower .*No gradient .* in {most} steps in a row$"
+    pattern = rf"^the gradient is NaN or infinite, at training step 2: lower .*No gradient .* in {most} steps in a row$"
     with (
         pytest.warns(UserWarning, match="the gradient is NaN or infinite: training step 2 is skipped"),
         pytest.raises(NonFiniteError, match=pattern),

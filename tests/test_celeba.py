@@ -14,10 +14,14 @@ import torch
 from command import SMALL, column, complaint, succeeded, written
 from deqopt_tasks.celeba.sampling import LatentMixture, frechet_distance
 from deqopt_tasks.celeba.task import CelebA
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
+from tiny_task import quiet_trainer
 from torch import Tensor, nn
 
-from deqopt.data import ImageBatch
+from deqopt import JointModule
+from deqopt.data import ImageBatch, ImageDataModule
 from deqopt.errors import ProblemError
 from deqopt.solvers import Tracking, solve_exactly
 
@@ -319,3 +323,55 @@ def test_bad_settings(case: str) -> None:
     with pytest.raises(ProblemError, match=pattern) as caught:
         action()
     assert "\n" not in str(caught.value)
+
+
+# -- what is fitted, is fitted on the training images -----------------------------------------------------------------
+
+
+def constant_images(directory: Path, seen: Callable[[CelebA], list[int]]) -> CelebA:
+    """A task of 40 images, of which those with the indices ``seen`` are bright and all others dark."""
+    path = directory / "constant.npz"
+    pixels = np.random.default_rng(0).integers(0, 40, (40, 8, 8), np.uint8)
+    np.savez(path, images=pixels)
+    pixels[seen(small(root=str(path)))] += 200
+    np.savez(path, images=pixels)
+    return small(root=str(path), batch_size=8)
+
+
+def bench(directory: Path) -> Trainer:
+    return quiet_trainer(directory, logger=CSVLogger(directory), max_epochs=1)
+
+
+def test_the_mean_image_is_that_of_the_training_images(tmp_path: Path) -> None:
+    task = constant_images(tmp_path, lambda task: task.data.splits.test)
+    (figures,) = bench(tmp_path).test(JointModule(task, solver=Tracking(max_nfe=6)), task.datamodule(), verbose=False)
+    train, test = (
+        torch.stack([task.data.source[index].image for index in split])
+        for split in (task.data.splits.train, task.data.splits.test)
+    )
+    errors = (test - train.mean(0)).square().flatten(1).mean(1)
+    assert figures["test/psnr_mean_image"] == pytest.approx(float((10 * torch.log10(4 / errors)).mean()), rel=1e-5)
+    assert figures["test/psnr_mean_image"] < 10, "as far from the test images as bright from dark"
+
+
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_the_mixture_is_fitted_to_the_latents_of_the_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    fitted: list[Tensor] = []
+
+    class Kept(LatentMixture):
+        def __init__(self, latents: Tensor, components: int, seed: int = 0) -> None:
+            fitted.append(latents)
+            super().__init__(latents, components, seed)
+
+    monkeypatch.setattr("deqopt_tasks.celeba.sampling.LatentMixture", Kept)
+    task = constant_images(tmp_path, lambda task: task.data.splits.train)
+    module = JointModule(task, solver=Tracking(max_nfe=6))
+    getattr(bench(tmp_path), stage)(module, datamodule=task.datamodule())
+    assert isinstance(task.data, ImageDataModule)
+    indices = task.data.splits.train
+    images = torch.stack([task.data.source[index].image for index in indices])
+    torch.testing.assert_close(
+        fitted[0], module.eval()(ImageBatch(images, torch.tensor(indices))).x, rtol=1e-3, atol=1e-4
+    )

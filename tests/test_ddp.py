@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from ddp_bad_numbers import BOTH
+from ddp_bad_numbers import STEPS as BAD_STEPS
 from ddp_worker import STEPS, UNEVEN, train
 
 HERE = Path(__file__).parent
@@ -108,3 +110,30 @@ def test_command_line_on_two_processes_leaves_one_run(tmp_path: Path) -> None:
     assert {path.name for path in folder.glob("checkpoints/*")} == {"best.ckpt", "last.ckpt"}
     names = {"val_reconstructions.png", "val_convergence.png", "samples.png"}
     assert {path.name for path in (folder / "figures").iterdir()} == names
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """What each of two processes found, where the second meets bad numbers: for a while, and for ever."""
+    directory = tmp_path_factory.mktemp("bad")
+    run(HERE / "ddp_bad_numbers.py", directory, cwd=directory)
+    return [torch.load(directory / f"rank_{rank}.pt") for rank in range(2)]
+
+
+def test_bad_numbers_in_one_process_are_met_by_all_alike(bad: list[list[dict[str, Any]]]) -> None:
+    """Where one process has nothing to learn from, the other's gradient counts; where none has, no step is taken."""
+    first, second = (results[0] for results in bad)
+    assert first["error"] == second["error"] == ""
+    assert len(first["weights"]) == len(second["weights"]) == BAD_STEPS
+    for step, (one, other) in enumerate(zip(first["weights"], second["weights"], strict=True)):
+        assert all(torch.equal(one[name], other[name]) and one[name].isfinite().all() for name in one)
+        moved = step == 0 or any(not torch.equal(one[name], first["weights"][step - 1][name]) for name in one)
+        assert moved == (step != BOTH), step
+    assert [results[0]["guard"]["left_out"] for results in bad] == [4, 12]
+    assert [results[0]["guard"]["skipped"] for results in bad] == [1, 1]
+
+
+def test_bad_numbers_that_stay_end_all_processes(bad: list[list[dict[str, Any]]]) -> None:
+    for results in bad:
+        assert results[1]["error"].endswith("No gradient could be used in 2 steps in a row")
+        assert results[1]["guard"]["skipped"] == 2

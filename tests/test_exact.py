@@ -107,3 +107,21 @@ def test_a_cell_without_z_has_the_gradient_as_multiplier() -> None:
     exact = solve_exactly(problem, start_at(zeros(ALL, 2) + 1), INNER["anderson"])
     assert torch.allclose(flat(exact.z), zeros(ALL, STATE) + 1)
     assert torch.allclose(flat(exact.mu), zeros(ALL, STATE) + 2)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_by_default_it_is_exact_to_1e_5(name: str) -> None:
+    """Measured here, relative to the length of z and mu; after a rough solve there is something to do."""
+    case = CASES[name]()
+    rough = Tracking(max_nfe=7, step_size=0.7).solve(case.problem, case.z0, case.x0)
+
+    def lags(found: Equilibrium) -> torch.Tensor:
+        at = case.problem.evaluate(found.z, found.x, found.mu)
+        pairs = ((at.f, found.z), (at.g_z, found.mu))
+        shares = [
+            (flat(new) - flat(old)).flatten(1).norm(dim=1) / flat(new).flatten(1).norm(dim=1) for new, old in pairs
+        ]
+        return torch.stack(shares).max(0).values
+
+    assert (lags(rough) > 1e-3).any()
+    assert (lags(solve_exactly(case.problem, rough)) <= 2e-5).all()
