@@ -69,7 +69,8 @@ def test_the_saved_configuration_repeats_the_run(trained: Path) -> None:
 
 
 def test_checkpoints_hold_plain_data_and_the_end_of_training(trained: Path) -> None:
-    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    names = {"best.ckpt", "best.previous.ckpt", "last.ckpt", "last.previous.ckpt"}
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == names
     for name in ("best", "last"):
         content = torch.load(trained / "checkpoints" / f"{name}.ckpt", weights_only=True)
         assert content["hyper_parameters"]["task"]["init_args"]["size"] == 8
