@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from tiny_task import Tiny, quiet_trainer
 from torch.utils.data import StackDataset
 
@@ -39,19 +41,19 @@ HOOKS = (
     "on_train_epoch_end",
 )
 ONCE_AN_EPOCH = ("on_train_epoch_start", "on_train_epoch_end", "on_validation_start", "on_validation_end")
-PLACES = [(hook, call) for hook in HOOKS for call in (0, 1, 2, 4) if call < EPOCHS or hook not in ONCE_AN_EPOCH]
+PLACES = [(hook, call) for hook in HOOKS for call in ((1,) if hook in ONCE_AN_EPOCH else (0, 4))]
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Fault(Callback):
     """Does something when a hook is called for the nth time."""
 
-    def __init__(self, hook: str, call: int, what: Any) -> None:
-        self.left, self.what = call, what
+    def __init__(self, hook: str, call: int, what: Any, sanity: bool = False) -> None:
+        self.left, self.what, self.sanity = call, what, sanity
         setattr(self, hook, self._called)
 
     def _called(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking != self.sanity:
             return
         if not self.left:
             self.what()
@@ -100,12 +102,15 @@ def module() -> JointModule:
     return JointModule(Small(samples=12), solver=Tracking(max_nfe=6, step_size=0.5))
 
 
-def train(folder: Path, *faults: Callback, resume: Path | None = None, **settings: Any) -> JointModule:
-    trained = module()
+def run(command: str, folder: Path, *faults: Callback, resume: Path | None = None, **settings: Any) -> JointModule:
+    ran = module()
     given = {"max_epochs": EPOCHS, "enable_checkpointing": True, **settings}
     trainer = quiet_trainer(folder, callbacks=[*faults, Interruption(), RunCheckpoint()], **given)
-    trainer.fit(trained, datamodule=trained.task.datamodule(), ckpt_path=resume)
-    return trained
+    getattr(trainer, command)(ran, datamodule=ran.task.datamodule(), ckpt_path=resume)
+    return ran
+
+
+train = partial(run, "fit")
 
 
 def last(folder: Path) -> Path:
@@ -132,7 +137,7 @@ def assert_goes_on(folder: Path, uninterrupted: dict[str, Any]) -> None:
 def test_a_signal_anywhere_in_training_leaves_a_run_that_goes_on(
     hook: str, call: int, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    number = NUMBERS[call % 3]
+    number = NUMBERS[HOOKS.index(hook) % 3]
     with pytest.raises(Interrupted) as ended:
         train(tmp_path, Fault(hook, call, lambda: send(number)))
     assert ended.value.status == 128 + number
@@ -146,3 +151,71 @@ def test_an_exception_anywhere_in_training_leaves_a_run_that_goes_on(
     with pytest.raises(MemoryError, match="none is left"):
         train(tmp_path, Fault(hook, call, fail))
     assert_goes_on(tmp_path, uninterrupted)
+
+
+STAGES = {"validate": "on_validation_batch_end", "test": "on_test_batch_end", "predict": "on_predict_batch_end"}
+
+
+@pytest.mark.parametrize("command", STAGES)
+@pytest.mark.parametrize("what", [partial(send, signal.SIGTERM), fail], ids=["signal", "exception"])
+def test_nothing_is_written_but_in_training(command: str, what: Any, tmp_path: Path) -> None:
+    with pytest.raises((Interrupted, MemoryError)):
+        run(command, tmp_path, Fault(STAGES[command], 1, what))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("what", [partial(send, signal.SIGTERM), fail], ids=["signal", "exception"])
+def test_nothing_is_written_before_training(what: Any, tmp_path: Path) -> None:
+    with pytest.raises((Interrupted, MemoryError)):
+        train(tmp_path, Fault("on_validation_batch_end", 0, what, sanity=True), num_sanity_val_steps=2)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    def twice() -> None:
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        pytest.fail("the second one came back")
+
+    with pytest.raises(Interrupted) as ended:
+        train(tmp_path, Fault("on_train_batch_start", 1, twice))
+    assert ended.value.status == 130 and not last(tmp_path).exists()
+
+
+@pytest.mark.parametrize("hook", ["on_test_batch_start", "on_test_start"])
+def test_a_signal_that_is_swallowed_ends_the_run_all_the_same(hook: str, tmp_path: Path) -> None:
+    def swallow() -> None:
+        with suppress(BaseException):
+            send(signal.SIGTERM)
+
+    reached: list[int] = []
+    after = Fault("on_test_batch_end", 1, lambda: reached.append(1))
+    with pytest.raises(Interrupted):
+        run("test", tmp_path, Fault(hook, 0, swallow), after)
+    assert not reached
+
+
+def test_handlers_are_put_back_and_those_that_ignore_stay(tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(tmp_path, Fault("on_train_batch_start", 1, partial(send, signal.SIGHUP)))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    with pytest.raises(MemoryError):
+        train(tmp_path / "fails", Fault("on_train_batch_start", 1, fail))
+    assert {number: signal.getsignal(number) for number in NUMBERS} == before
+
+
+def test_weights_that_are_not_finite_replace_none(tmp_path: Path) -> None:
+    class Spoil(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            if trainer.global_step == 4:
+                next(pl_module.parameters()).data.fill_(torch.nan)
+                fail()
+
+    with pytest.warns(UserWarning, match="became NaN or infinite"), pytest.raises(MemoryError):
+        train(tmp_path, Spoil())
+    saved = torch.load(last(tmp_path), weights_only=True)
+    assert saved["global_step"] == 3 and all(value.isfinite().all() for value in saved["state_dict"].values())

@@ -31,7 +31,7 @@ class Interruption(Checkpoint):
 
     def __init__(self) -> None:
         self._handlers = ExitStack()
-        self._step: int | None = None
+        self._step: int | None = None  # at the end of the last batch; None outside training
 
     # -- from beginning to end ------------------------------------------------------------------------------------
 
@@ -58,12 +58,10 @@ class Interruption(Checkpoint):
 
     # -- signals --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._step = trainer.global_step
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._step = trainer.global_step
         self._end_if_asked(trainer)
 
     def on_validation_batch_end(
@@ -76,12 +74,20 @@ class Interruption(Checkpoint):
         dataloader_idx: int = 0,
     ) -> None:
         # Processes may have different numbers of batches, so that several cannot ask each other here.
-        if self._step is not None and trainer.world_size == 1:
+        if self._step is None:
+            signals.check()
+        elif trainer.world_size == 1:
             self._end_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._step is not None:
             self._end_if_asked(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        signals.check()
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        signals.check()
 
     def _end_if_asked(self, trainer: Trainer) -> None:
         number = _agreed(trainer)
