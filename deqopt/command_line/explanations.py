@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from deqopt.errors import DeqoptError
 
+NO_MEMORY = re.compile(r"bad_alloc|DefaultCPUAllocator|Cannot allocate memory")
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)?\)? .*(killed|exited)")
 
 
@@ -22,7 +23,7 @@ def explanation(error: BaseException) -> str | None:
     """What to tell the user; None where the error is a bug and its traceback is wanted."""
     if isinstance(error, (DeqoptError, MisconfigurationException)) or _is_refused_by_lightning(error):
         return one_line(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY.search(str(error)):
         where = "the device" if isinstance(error, torch.OutOfMemoryError) else "this machine"
         return f"{where} is out of memory: give a smaller batch_size" + _in_brackets(error)
     if DEAD_WORKER.search(str(error)):
