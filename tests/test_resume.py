@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,6 +245,18 @@ def test_every_optimiser_goes_on_as_it_would_have(algorithm: Algorithm, schedule
     module, settings = lambda: tiny(None, Optimization(algorithm, 0.1, 0.01, schedule)), {"max_epochs": 1, **EPOCH}
     whole = trained(module, tmp_path, moments=[Moment.BATCH_END], **settings)
     assert unequal(module, whole, whole.checkpoints[1], tmp_path, **settings) == []
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_each_with_its_own_random_numbers(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).parent / "ddp_resume.py"), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        result = torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True)
+        assert result["apart"] and len(result["found"]) == 2
+        assert not any(result["found"].values()), result["found"]
 
 
 # -- other settings ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor
 from deqopt import JointModule
 from deqopt.data import ImageDataModule, ImageSample, ImageSource, open_images
 from deqopt.data.module import Collate
+from deqopt.step_guard import zero_loss
 
 
 @cache
@@ -58,7 +59,7 @@ class Quick(JointModule):
         loss = self._loss(batch)
         self.log("train/loss", loss)
         self.learns = True
-        return loss
+        return loss + zero_loss(self)  # several processes wait for the gradients of all parameters
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         self.log("val/loss", self._loss(batch), batch_size=len(batch["y"]))
