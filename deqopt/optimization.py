@@ -105,17 +105,6 @@ class Optimization:
         group = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
         return group, None if scheduler is None else scheduler.state_dict()
 
-    def changes(self, before: Optimization) -> list[str]:
-        """What is other than before, for people."""
-        mine, theirs = self.as_dict(), before.as_dict()
-        return [f"{name} {mine[name]} (before: {theirs[name]})" for name in mine if mine[name] != theirs[name]]
-
     def as_dict(self) -> dict[str, Any]:
         """Plain values: the enums by name."""
         return {name: value.name if isinstance(value, Enum) else value for name, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Optimization:
-        """From what :meth:`as_dict` gave."""
-        algorithm, schedule = Algorithm[values["algorithm"]], Schedule[values["schedule"]]
-        return cls(**{**values, "algorithm": algorithm, "schedule": schedule})

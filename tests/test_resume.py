@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -316,11 +317,27 @@ def test_a_longer_cosine_schedule_is_that_of_the_longer_run(interrupted: dict[in
     assert [lr for lr, _ in found] == pytest.approx([5e-4 * (1 + math.cos(math.pi * t / 12)) for t in range(3, 12)])
 
 
+TRAINER_CHANGED = {
+    "accumulation": ({"accumulate_grad_batches": 2}, r"accumulate_grad_batches 2 \(before: 1\)"),
+    "clipping": ({"gradient_clip_val": 0.5}, r"gradient_clip_val 0\.5 \(before: None\)"),
+    "precision": ({"precision": "bf16-mixed"}, r"precision bf16-mixed \(before: 32-true\)"),
+}
+
+
+@pytest.mark.parametrize("case", TRAINER_CHANGED)
+def test_a_changed_setting_of_the_trainer_is_applied_and_said(
+    case: str, interrupted: dict[int, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, said = TRAINER_CHANGED[case]
+    trained(quick, tmp_path, checkpoint=interrupted[2], **{**SIX, **settings})
+    assert re.search(f"goes on with other settings of the trainer: {said}", caplog.text)
+
+
 def test_nothing_is_said_where_nothing_is_changed(
     interrupted: dict[int, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trained(quick, tmp_path, checkpoint=interrupted[2], **SIX)
-    assert "From step" not in caplog.text
+    assert "From step" not in caplog.text and "other settings" not in caplog.text
 
 
 @pytest.mark.parametrize("algorithm", [Algorithm.ADAMW, Algorithm.SGD])

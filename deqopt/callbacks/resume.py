@@ -41,7 +41,7 @@ class Resume(Callback):
     :class:`deqopt.data.SplitDataModule` has it. With another loader, Lightning warns where it begins an epoch again.
 
     Where the learning rate, the weight decay, the schedule or its number of steps are others than the checkpoint's, the
-    run goes on with the new ones, as if it had begun with them, and says so.
+    run goes on with the new ones, as if it had begun with them, and says so; of other settings of the trainer, too.
 
     Raises:
         CheckpointError: in the middle of an epoch the data, its order or the batches are others than the checkpoint's;
@@ -96,6 +96,7 @@ class Resume(Callback):
             "optimization": _optimization(pl_module).as_dict(),
             "steps": self._steps,
             "figures": dict(trainer.callback_metrics),
+            "trainer": _trainer_settings(trainer),
         }
 
     def _take_back(self, trainer: Trainer) -> None:
@@ -146,6 +147,9 @@ class Resume(Callback):
         if loader is not None and loaded["loader"] is not None and position.batch < trainer.num_training_batches:
             loader.load_state_dict(loaded["loader"])
             loader.start_at(position.batch)
+        changes = _changes(_trainer_settings(trainer), loaded["trainer"])
+        if changes:
+            rank_zero_info(f"The run goes on with other settings of the trainer: {', '.join(changes)}")
         self._plan_again(trainer, pl_module, loaded)
         position.enter(trainer)
         self._validated = not position.validation
@@ -167,8 +171,8 @@ class Resume(Callback):
 
     def _plan_again(self, trainer: Trainer, module: LightningModule, loaded: dict[str, Any]) -> None:
         """Put the optimiser and the schedule where other settings than those of the checkpoint have them now."""
-        now, before = _optimization(module), Optimization.from_dict(loaded["optimization"])
-        changes, steps = now.changes(before), self._steps
+        now = _optimization(module)
+        changes, steps = _changes(now.as_dict(), loaded["optimization"]), self._steps
         if steps is not None and loaded["steps"] not in (None, steps):
             changes.append(f"a schedule of {steps} steps (before: {loaded['steps']})")
         if not changes:
@@ -192,6 +196,21 @@ def _optimization(module: LightningModule) -> Optimization:
     optimization = module.optimization
     assert isinstance(optimization, Optimization)
     return optimization
+
+
+def _trainer_settings(trainer: Trainer) -> dict[str, Any]:
+    """Those that change what is learned, but for the length of the run."""
+    return {
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "gradient_clip_algorithm": None if (kind := trainer.gradient_clip_algorithm) is None else str(kind),
+        "precision": str(trainer.precision),
+    }
+
+
+def _changes(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """What is other than before, for people."""
+    return [f"{name} {now[name]} (before: {before[name]})" for name in now if now[name] != before[name]]
 
 
 def _position(loaded: dict[str, Any]) -> Position:
