@@ -372,7 +372,7 @@ def test_a_damaged_checkpoint_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / run / "checkpoints" / "last.ckpt"
     half = path.read_bytes()[: path.stat().st_size // 2]
     path.write_bytes(half)
-    message = complaint("fit", "--task=tiny_task.Tiny", "--config=small.yaml", *TINY, "--ckpt_path=last")
+    message = complaint("fit", "--task=tiny_task.Tiny", "--config=small.yaml", *TINY, "--ckpt_path", path)
     assert re.search(r"last\.ckpt cannot be read as a checkpoint; it is damaged", message)
     assert path.read_bytes() == half
 

@@ -18,7 +18,7 @@ from tiny_task import Tiny, quiet_trainer
 
 from deqopt import JointModule
 from deqopt.callbacks import RunCheckpoint
-from deqopt.checkpoints import Record, plugin, previous, read
+from deqopt.checkpoints import Record, previous, read, write
 from deqopt.checkpoints.plugin import VerifiedCheckpointIO
 from deqopt.errors import CheckpointError, NonFiniteError, ProblemError
 from deqopt.solvers import Tracking
@@ -273,6 +273,11 @@ def test_a_best_so_far_that_is_lost_is_said_and_not_forgotten(
     assert Record.of(read(folder / "best.ckpt")).score == 0.5
 
 
+def test_the_score_is_known_before_the_next_validation(begun: Path, tmp_path: Path) -> None:
+    folder = fit(tmp_path, start=begun / "last.ckpt", max_epochs=4, limit_val_batches=0)
+    assert Record.of(read(folder / "last.ckpt")) == Record(12, "score", 2.0, 1.0)
+
+
 def test_a_best_by_another_figure_is_not_compared(begun: Path, tmp_path: Path) -> None:
     keeping = RunCheckpoint("val/loss")
     with pytest.warns(UserWarning, match="Be aware that when using `ckpt_path`, callbacks"):
@@ -289,14 +294,12 @@ def full_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Lets the disk be full at the given steps."""
 
     def at(*steps: int) -> None:
-        write = plugin.write
-
         def attempt(content: dict[str, Any], path: Path) -> None:
             if content["global_step"] in steps:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write(content, path)
 
-        monkeypatch.setattr(plugin, "write", attempt)
+        monkeypatch.setattr("deqopt.checkpoints.plugin.write", attempt)
 
     yield at
 
@@ -337,7 +340,7 @@ def spoil_optimizer(trainer: Trainer) -> None:
 
 def spoil_buffer(trainer: Trainer) -> None:
     if trainer.current_epoch == 1:
-        trainer.lightning_module.task.register_buffer("mean", torch.tensor([0.0, torch.nan]))
+        trainer.lightning_module.register_buffer("mean", torch.tensor([0.0, torch.nan]))
 
 
 @pytest.mark.filterwarnings("ignore:.*the run goes on:UserWarning")
@@ -346,7 +349,7 @@ def spoil_buffer(trainer: Trainer) -> None:
     [
         (spoil_weights, "the weights task.cell.state.weight"),
         (spoil_optimizer, "the exp_avg of the optimiser Adam"),
-        (spoil_buffer, "task.mean"),
+        (spoil_buffer, "mean"),
     ],
 )
 def test_what_is_not_finite_is_never_written(spoil: Callable[[Trainer], None], name: str, tmp_path: Path) -> None:
@@ -361,7 +364,7 @@ def test_what_is_not_finite_is_never_written(spoil: Callable[[Trainer], None], n
 
 def test_a_bound_at_infinity_is_written(tmp_path: Path) -> None:
     def bound(trainer: Trainer) -> None:
-        trainer.lightning_module.task.register_buffer("bound", torch.tensor([0.0, torch.inf]))
+        trainer.lightning_module.register_buffer("bound", torch.tensor([0.0, torch.inf]))
 
     folder = fit(tmp_path, Scores(3.0, 2.0), Do("on_train_start", bound))
-    assert read(folder / "last.ckpt")["state_dict"]["task.bound"][1] == torch.inf
+    assert read(folder / "last.ckpt")["state_dict"]["bound"][1] == torch.inf

@@ -6,11 +6,15 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 
 from deqopt.command_line.run_folder import CSVInRunFolder, RunFolder, TensorBoardInRunFolder, claim, next_number
+from deqopt.errors import CheckpointError
 
 TOGETHER, TIMES = 8, 20
 
@@ -94,3 +98,16 @@ def test_the_loggers_of_a_run_share_the_folder_that_it_claims(tmp_path: Path) ->
 def test_other_processes_of_a_run_claim_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     assert RunFolder(tmp_path / "task").number == 0 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("first", [None, "runs/task/version_0/checkpoints/last.ckpt"])
+def test_processes_of_a_run_begin_with_the_same_checkpoint(first: str | None, tmp_path: Path) -> None:
+    folder, told = RunFolder(tmp_path / "task"), [7, str(first)]
+    trainer: Any = SimpleNamespace(ckpt_path=first, strategy=SimpleNamespace(broadcast=lambda _: told.pop(0)))
+    folder.setup(trainer, LightningModule(), "fit")
+    assert folder.number == 7
+    told = [7, "runs/task/version_1/checkpoints/last.ckpt"]
+    with pytest.raises(
+        CheckpointError, match=rf"begins with .*version_1.*last\.ckpt and another one with {first}, which"
+    ):
+        folder.setup(trainer, LightningModule(), "fit")

@@ -175,6 +175,7 @@ class RunCheckpoint(ModelCheckpoint):
         if finite_number(state_dict.get("best_model_score")) is not None:
             self.best_model_score = state_dict["best_model_score"]
             self.best_model_path = str(state_dict.get("best_model_path", ""))
+            self.current_score = state_dict.get("current_score")
 
     def _bring_best(self, trainer: Trainer) -> None:
         """Copy the best checkpoint so far into the folder of this run, which goes on from another."""
@@ -183,8 +184,8 @@ class RunCheckpoint(ModelCheckpoint):
             return
         before, self.best_model_path = self.best_model_path, str(here)
         if trainer.is_global_zero:
-            start = Path(trainer.ckpt_path) if trainer.ckpt_path else here
-            places = (Path(before), start, start.with_name(BEST), previous(start.with_name(BEST)))
+            beside = Path(trainer.ckpt_path or here).with_name(BEST)
+            places = (Path(before), beside, previous(beside))
             found = next((path for path in places if self._is_the_best(path)), None)
             try:
                 if found is None:

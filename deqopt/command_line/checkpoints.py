@@ -79,6 +79,8 @@ def settings_of(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not isinstance(settings.get("task"), dict):
         raise CheckpointError(f"{path} was not written by deqopt: it does not say which task it belongs to")
     settings = plain_settings(settings, str(path))
-    config = {choice: settings[choice] for choice in ("task", "solver", "adjoint") if choice in settings}
+    config: dict[str, Any] = {
+        choice: settings[choice] for choice in ("task", "solver", "adjoint") if choice in settings
+    }
     config["model"] = {key: settings[key] for key in ("regularizers", "optimization", "compile") if key in settings}
     return config

@@ -10,15 +10,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from deqopt.errors import CheckpointError
+
 
 class RunFolder(Callback):
     """``version_N`` below the folder of a task's runs, with one more than the largest N that is there.
 
     The first process of a run makes the folder when its name is first asked for: whoever makes it has claimed it. The
-    other processes of the run are told the number once all of them are there.
+    other processes of the run are told the number once all of them are there, and that they go on from one checkpoint
+    is checked: each has found out for itself which is the newest.
 
     Args:
         runs: the folder of all runs of the task.
+
+    Raises:
+        CheckpointError: while the processes started, another run wrote a newer checkpoint.
     """
 
     def __init__(self, runs: Path) -> None:
@@ -28,12 +34,18 @@ class RunFolder(Callback):
     @property
     def number(self) -> int:
         """N; in processes that were not told it yet, the one that would be next."""
-        if self._number is None and rank_zero_only.rank == 0:
+        if self._number is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self._number = claim(self.runs)
         return next_number(self.runs) if self._number is None else self._number
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._number = trainer.strategy.broadcast(self._number)
+        first, own = trainer.strategy.broadcast(str(trainer.ckpt_path)), str(trainer.ckpt_path)
+        if first != own:
+            raise CheckpointError(
+                f"the first process begins with {first} and another one with {own}, which was written meanwhile: give "
+                "the path with --ckpt_path"
+            )
 
 
 def claim(runs: Path) -> int:
