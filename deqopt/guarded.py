@@ -48,7 +48,7 @@ class GuardedModule(LightningModule):
         self.offered = 0
         self._lost_backward: Tensor | None = None
         self._cause = ""
-        self._used = False
+        self._used, self._unused = 0, 0
         self._said: set[str] = set()
 
     @property
@@ -101,7 +101,7 @@ class GuardedModule(LightningModule):
         self._lost_backward, self.offered = None, 0
         if complaint is None:
             self.guard.use(length)
-            self._used, self._cause = True, ""
+            self._used, self._cause = self._used + 1, ""
         else:
             self._skip(complaint, weights, of_gradient=not math.isfinite(length))
         self.log_dict({f"train/{name}": float(getattr(self.guard, name)) for name in COUNTS}, batch_size=1)
@@ -115,6 +115,8 @@ class GuardedModule(LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         searching = of_gradient and scaler is not None and scaler.get_scale() > 1
         cause, self._cause = self._cause, ""
+        if not searching:
+            self._unused += 1
         self.guard.skip(cause, None if searching else self.max_skipped)
 
     def _in_any_process(self, true: bool) -> bool:
@@ -125,9 +127,9 @@ class GuardedModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ends a run in which nothing is learned any more, before it is validated."""
         if self.trainer.is_last_batch:
-            if self.guard.row > 1 and not self._used:
+            if self._unused > 1 and not self._used:
                 self.guard.stop("a whole epoch")
-            self._used = False
+            self._used = self._unused = 0
 
     def on_train_end(self) -> None:
         if self.guard.row and not self.guard.taken:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deqopt.errors import NonFiniteError
+from deqopt.errors import CheckpointError, NonFiniteError
 
 WAYS = "optimization.lr, clip gradients (trainer.gradient_clip_val), or raise the Jacobian penalty"
 ADVICE = f"lower {WAYS}"
@@ -121,5 +121,13 @@ class StepGuard:
         return asdict(self)
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Go on from what :meth:`state_dict` gave.
+
+        Raises:
+            CheckpointError: it gave something else.
+        """
+        kinds = {name: type(value) for name, value in asdict(self).items()}
+        known = all(name in kinds and type(value) is kinds[name] for name, value in values.items())
+        if not known or not all(type(one) is float for one in values.get("recent", [])):
+            raise CheckpointError("the checkpoint does not say what was left out of its run: its step_guard is damaged")
         vars(self).update(values)

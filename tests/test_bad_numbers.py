@@ -22,8 +22,8 @@ from torch import Tensor
 from deqopt import Equilibrium, JointModule, JointProblem, Status
 from deqopt.adjoints import Implicit
 from deqopt.callbacks import RunCheckpoint
-from deqopt.errors import NonFiniteError, ProblemError
-from deqopt.optimization import Algorithm, Optimization
+from deqopt.errors import CheckpointError, NonFiniteError, ProblemError
+from deqopt.optimization import Algorithm, Optimization, Schedule
 from deqopt.regularizers import Regularizer
 from deqopt.solvers import JointAnderson, Tracking
 from deqopt.step_guard import FEW, OVERFLOWS, StepGuard, usable_losses
@@ -172,7 +172,7 @@ def test_evaluation_leaves_out_a_sample_that_is_lost_at_its_start(tmp_path: Path
     for one in (task, without):
         trainer = quiet_trainer(tmp_path)
         results += getattr(trainer, stage)(JointModule(one, solver=EXACT), one.datamodule().batches(), verbose=False)
-    assert results[0] == pytest.approx(results[1], rel=1e-4) and len(results[0]) >= 5
+    assert results[0] == pytest.approx(results[1], rel=1e-4, abs=1e-6) and len(results[0]) >= 5
 
 
 @quiet
@@ -246,7 +246,7 @@ def test_a_step_with_a_bad_gradient_is_skipped_and_leaves_no_trace(tmp_path: Pat
     """In the weights, in the moments of Adam, or in the steps that follow: those of a run without that step."""
     bad = 14
     task, watch, logger = Tiny(samples=4, batch_size=4), Watch(spoil(value, bad)), CSVLogger(tmp_path)
-    optimization = Optimization(lr=0.01, schedule=Optimization().schedule.CONSTANT)
+    optimization = Optimization(lr=0.01, schedule=Schedule.CONSTANT)
     twin, sane = deepcopy(task), Watch()
     module, _ = trained(tmp_path, task, watch, max_epochs=20, logger=logger, optimization=optimization)
     trained(tmp_path, twin, sane, max_epochs=19, optimization=optimization)
@@ -279,6 +279,7 @@ class Penalty(Regularizer):
         return size * (math.nan if len(self.calls) > self.since else 1.0)
 
 
+@quiet
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_gradient_that_stays_bad_ends_the_run_after_so_many_steps(tmp_path: Path, most: int) -> None:
     Penalty.calls.clear()
@@ -329,7 +330,7 @@ def test_a_gradient_scaler_finds_its_scale_by_itself(tmp_path: Path) -> None:
         Tiny(samples=4, batch_size=4),
         plugins=[plugin],
         max_epochs=8,
-        optimization=Optimization(lr=0.01, max_skipped=1),
+        optimization=Optimization(lr=0.01, schedule=Schedule.CONSTANT, max_skipped=1),
     )
     assert 2 <= module.guard.skipped < 6 and module.guard.taken == 8 - module.guard.skipped
     assert 2.0**10 < scaler.get_scale() < 2.0**90
@@ -344,6 +345,7 @@ def test_a_gradient_scaler_does_not_hide_a_gradient_that_stays_bad(tmp_path: Pat
             Tiny(samples=4, batch_size=4),
             Watch(spoil(math.nan, *range(50))),
             plugins=[MixedPrecision("16-mixed", device="cpu", scaler=scaler)],
+            optimization=Optimization(lr=0.01, schedule=Schedule.CONSTANT, max_skipped=3),
             max_epochs=50,
         )
 
@@ -356,6 +358,14 @@ def test_what_was_left_out_goes_on_with_the_checkpoint(tmp_path: Path) -> None:
     again = JointModule(Tiny(samples=4), solver=SOLVER)
     again.on_load_checkpoint(torch.load(tmp_path / "one.ckpt", weights_only=True))
     assert again.guard == module.guard and again.guard.skipped == 1 and len(again.guard.recent) == 3
+
+
+@pytest.mark.parametrize(
+    "values", [{"recent": ["1"]}, {"skipped": None}, {"use": 1}, {"cause": 3}, {"recent": 1.0}, {"row": True}]
+)
+def test_a_checkpoint_that_says_something_else_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="its step_guard is damaged"):
+        StepGuard().load_state_dict({**StepGuard(skipped=1).state_dict(), **values})
 
 
 # -- the guard --------------------------------------------------------------------------------------------------------
@@ -378,7 +388,7 @@ def test_such_a_gradient_is_never_used(length: float, before: tuple[float, ...])
 @pytest.mark.parametrize(
     "lengths",
     [
-        (0.0, 0.0, 1e-12, 1.0),  # a layer that starts at zero
+        (0.0, 0.0, 1e-6, 1.0),  # a layer that starts at zero
         (1e-6, 1.0, 1e3, 1e5, 1e-9, 1e5),
         tuple(10.0**k for k in range(-10, 14)),  # a growth of ten times a step
         (*(1.0,) * 60, 9e3, 1e-8, 9e3),
