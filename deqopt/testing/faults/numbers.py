@@ -20,6 +20,7 @@ VALUES = {"NaN": math.nan, "infinity": math.inf, "-infinity": -math.inf, "1e30":
 WORDS = ("nan", "finite", "skipped", "left out", "diverge")
 LARGEST_MOMENT = 1e20
 WORSE = 10.0
+PREDICTION = "a prediction in validation"
 Spoil = Callable[[float, int], Prepare]
 """Installs a value at a step."""
 
@@ -101,7 +102,7 @@ PASSING: dict[str, Spoil] = {
 }
 MEASURED: dict[str, Spoil] = {
     "the loss of a sample of validation": lambda value, step: _tasks("loss", value, step, False, _one),
-    "a prediction in validation": lambda value, step: _tasks("outcome", value, step, False, _prediction),
+    PREDICTION: lambda value, step: _tasks("outcome", value, step, False, _prediction),
 }
 
 
@@ -135,15 +136,26 @@ def in_the_weights(case: Case) -> None:
 
 
 def in_a_measurement(case: Case) -> None:
-    """A figure of validation that is not finite is said, and does not end the run."""
-    place = case.random.choice(sorted(MEASURED))
-    name = case.random.choice(sorted(set(VALUES) - {"1e30"}))
+    """A figure of validation that is NaN, and a loss that is not finite, is said, and does not end the run."""
+    place, name = case.random.choice(
+        [
+            (place, name)
+            for place in sorted(MEASURED)
+            for name in ("-infinity", "NaN", "infinity")
+            if _is_wrong(place, name)
+        ]
+    )
     case.fault = f"{name} for {place}"
     ended = case.command("fit", prepare=[MEASURED[place](VALUES[name], 0)])
     no_traceback(ended)
     _said(ended)
     expect(bool(case.checkpoints()), Outcome.LOST, f"no last.ckpt: {ended}")
     loaded(case.checkpoints()[0])
+
+
+def _is_wrong(place: str, name: str) -> bool:
+    """Whether the figure must be said: some may be infinite, such as the PSNR of a perfect image."""
+    return name == "NaN" or place != PREDICTION
 
 
 def _sound(case: Case, name: str, ended: Ended) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from deqopt.checkpoints import write
 from deqopt.testing.faults.forked import Shared
 from deqopt.testing.faults.judgement import no_traceback, refused, whole
 from deqopt.testing.faults.outcome import Broken, Outcome
@@ -78,20 +79,22 @@ def a_checkpoint(case: Case) -> None:
     command = case.random.choice(("fit", "test", "predict", "load_from_checkpoint"))
     case.fault = f"a checkpoint with {what} for {place}, then {command}"
     path = case.copied() / "checkpoints" / "last.ckpt"
-    with changed(path) as content:
+    with changed(path, signed=case.random.random() < 0.5) as content:
         PLACES[place](case, content["hyper_parameters"], specs[what])
     _use(case, command, path)
 
 
 def a_pickle(case: Case) -> None:
     """A checkpoint that holds a pickle is refused in one line, and not unpickled."""
-    kind = case.random.choice(("pickle", "zip", "legacy", "extra", "state", "archive"))
+    kind = case.random.choice(("pickle", "zip", "legacy", "signed", "extra", "state", "archive"))
     command = case.random.choice(("fit", "test", "load_from_checkpoint"))
     case.fault = f"a checkpoint with code ({kind}), then {command}"
     path = case.copied() / "checkpoints" / "last.ckpt"
     code = Pickled(touch(case))
     if kind == "pickle":
         path.write_bytes(pickle.dumps(code))
+    elif kind == "signed":
+        write({"state_dict": code}, path)
     elif kind in ("zip", "legacy"):
         torch.save(code, path, _use_new_zipfile_serialization=kind == "zip")
     elif kind == "archive":
@@ -99,7 +102,7 @@ def a_pickle(case: Case) -> None:
             archive.writestr("archive/data.pkl", pickle.dumps(code))
             archive.writestr("archive/version", "3")
     else:
-        with changed(path) as content:
+        with changed(path, signed=case.random.random() < 0.5) as content:
             if kind == "extra":
                 content["extra"] = code
             else:

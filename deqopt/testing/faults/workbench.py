@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deqopt.checkpoints import write
 from deqopt.testing.faults.forked import LIMIT, Ended, Prepare, Running, start
 from deqopt.testing.faults.moments import count_steps
 from deqopt.testing.faults.outcome import Outcome, expect
@@ -206,11 +207,15 @@ def figures(run: Path) -> dict[str, float]:
 
 
 @contextmanager
-def changed(path: Path) -> Iterator[Loaded]:
-    """The content of a checkpoint, to be changed and written back."""
+def changed(path: Path, signed: bool = True) -> Iterator[Loaded]:
+    """The content of a checkpoint, to be changed and written back, with a digest that fits or with none."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     yield content
-    torch.save(content, path)
+    path.unlink()
+    if signed:
+        write(content, path)
+    else:
+        torch.save(content, path)
 
 
 def _same(first: Any, second: Any) -> bool:
