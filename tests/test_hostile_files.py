@@ -30,7 +30,7 @@ from deqopt.data import Download, ImageArchive, UnreadableImageError, npz, open_
 from deqopt.data.pixels import FORMATS, read_pixels
 from deqopt.errors import DataError
 
-MEMORY = 2**25
+MEMORY = 2**24
 """More than any reader of these files takes, and less than what they claim."""
 
 
@@ -264,6 +264,10 @@ ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "names": (lambda p: zipped(p, npy("(1,)", more=", 'x': 1")), "is damaged"),
     "long header": (lambda p: zipped(p, npy("(1,)" + " " * 20_000, version=2)), "is damaged"),
     "header of 4 GiB": (lambda p: zipped(p, b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}"), "is damaged"),
+    "header of zeros": (
+        lambda p: zipped(p, b"\x93NUMPY\x02\x00\x00\x00\x00\x02" + bytes(2**25), zipfile.ZIP_DEFLATED),
+        "is damaged",
+    ),
     "version": (lambda p: zipped(p, npy("(1,)", version=9)), "is damaged"),
     "type": (lambda p: zipped(p, npy("(1,)", "'nonsense'")), "is damaged"),
     "type of lists": (lambda p: zipped(p, npy("(1,)", "[" * 500 + "]" * 500)), "is damaged"),
