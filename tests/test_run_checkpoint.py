@@ -321,6 +321,14 @@ def test_a_full_disk_does_not_end_the_run(full_at: Callable[..., None], tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:.*the run goes on:UserWarning")
+def test_a_score_belongs_to_the_weights_that_were_measured(full_at: Callable[..., None], tmp_path: Path) -> None:
+    """The best of step 2 could not be written, and at step 3 the weights are others."""
+    full_at(2)
+    folder = fit(tmp_path, Scores(1.0, 2.0), val_check_interval=2)
+    assert Record.of(read(folder / "best.ckpt")) == Record(5, "score", 2.0, 2.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*the run goes on:UserWarning")
 def test_a_full_disk_at_the_end_is_an_error(full_at: Callable[..., None], tmp_path: Path) -> None:
     full_at(9)
     with pytest.raises(CheckpointError, match=r"last\.ckpt could not be written: No space left on device"):

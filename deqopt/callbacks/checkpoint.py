@@ -48,12 +48,14 @@ class RunCheckpoint(ModelCheckpoint):
         self._last_written = 0.0
         self._failure: DeqoptError | None = None
         self._missed = False
+        self._seen: float | None = None
 
     # -- when ---------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step, self._last_step, self._failure = trainer.global_step, None, None
         self._last_written = time.monotonic()
+        self._seen = finite_number(self._figure(trainer))
         if _writes(trainer):
             self._bring_best(trainer)
 
@@ -69,14 +71,14 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _writes(trainer):
-            self._consider(trainer, expected=True)
+            self._consider(trainer, validated=True)
             self._try_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not _writes(trainer):
             return
         unvalidated = not trainer.enable_validation
-        improved = self._consider(trainer, expected=unvalidated)
+        improved = self._consider(trainer, validated=False)
         written = self._last_step == trainer.global_step
         if improved or (not written and (unvalidated or _training_ends(trainer))):
             self._try_last(trainer)
@@ -140,21 +142,24 @@ class RunCheckpoint(ModelCheckpoint):
 
     # -- the best -----------------------------------------------------------------------------------------------------
 
-    def _consider(self, trainer: Trainer, expected: bool) -> bool:
-        """Write ``best.ckpt`` where the monitored figure is better than ever; whether it was written."""
-        assert self.monitor is not None
-        figure = trainer.strategy.broadcast(trainer.callback_metrics.get(self.monitor))
-        if figure is None and expected and not self._missed:
+    def _consider(self, trainer: Trainer, validated: bool) -> bool:
+        """Write ``best.ckpt`` where the monitored figure is better than ever; whether it was written.
+
+        Where there was no validation just now, a figure that did not change may be of an earlier state.
+        """
+        figure = trainer.strategy.broadcast(self._figure(trainer))
+        if figure is None and (validated or not trainer.enable_validation) and not self._missed:
             self._missed = True
-            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            figures = ", ".join(sorted(trainer.callback_metrics)) or "none"
             rank_zero_warn(
                 f"checkpoint.monitor: no figure {self.monitor} was logged, so that no best.ckpt is written; "
-                f"the figures are {known}"
+                f"the figures are {figures}"
             )
         score = finite_number(figure)
         if figure is not None:
-            self.current_score = torch.as_tensor(figure).detach().cpu()
-        if score is None or not self._is_better(score):
+            self.current_score = torch.tensor(figure, dtype=torch.float64)
+        stale, self._seen = score == self._seen and not validated, score
+        if stale or score is None or not self._is_better(score):
             return False
         before = self.best_model_score, self.best_model_path
         self.best_model_score, self.best_model_path = self.current_score, str(self._path(BEST))
@@ -165,6 +170,11 @@ class RunCheckpoint(ModelCheckpoint):
             rank_zero_warn(f"{error}; the run goes on")
             return False
         return True
+
+    def _figure(self, trainer: Trainer) -> float | None:
+        """The latest value of the monitored figure; None where there is none yet."""
+        value = trainer.callback_metrics.get(str(self.monitor))
+        return None if value is None else float(value)
 
     def _is_better(self, score: float) -> bool:
         best = finite_number(self.best_model_score)
