@@ -385,6 +385,18 @@ def test_a_checkpoint_without_a_position_is_said_to_begin_another_run(
         trained(quick, tmp_path, checkpoint=tmp_path / "old.ckpt", **SIX)
 
 
+@pytest.mark.parametrize("change", [{"epochs": 1}, {"epoch": None}], ids=str)
+def test_a_position_of_another_version_is_refused(
+    change: dict[str, Any], interrupted: dict[int, Path], tmp_path: Path
+) -> None:
+    content = torch.load(interrupted[3], weights_only=True)
+    position = {**content["resume"]["position"], **change}
+    content["resume"]["position"] = {name: value for name, value in position.items() if value is not None}
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="in another way than this version of deqopt"):
+        trained(quick, tmp_path, checkpoint=tmp_path / "other.ckpt", **SIX)
+
+
 # -- the order and the loader -----------------------------------------------------------------------------------------
 
 

@@ -124,13 +124,20 @@ class Resume(Callback):
                 "were: the run goes on, but as another one"
             )
             return
-        before, now = self._loaded["optimization"]["algorithm"], _optimization(pl_module).as_dict()["algorithm"]
+        try:
+            position, before = _position(self._loaded), self._loaded["optimization"]["algorithm"]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                "the checkpoint says in another way than this version of deqopt where in its epoch the run was: go on "
+                "with the version that wrote it"
+            ) from error
+        now = _optimization(pl_module).as_dict()["algorithm"]
         if before != now:
             raise CheckpointError(
                 f"the checkpoint holds the state of the optimiser {before}, and optimization.algorithm is {now}: go on "
                 f"with {before}, or begin a new run"
             )
-        _position(self._loaded).restore(checkpoint["loops"]["fit_loop"])
+        position.restore(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before_batch = self._before_validation = None
