@@ -19,7 +19,7 @@ from deqopt.iteration import Status
 from deqopt.step_guard import ADVICE, StepGuard, check_weights, measures
 
 LOST_DATA = "samples of a batch hold NaN or infinite values"
-LOST_AT_START = "samples are NaN or infinite at their start although data and weights are finite"
+LOST_AT_START = "samples are NaN or infinite at their start although the data is finite"
 LOST_LOSS = "samples of a batch have a loss that is NaN or infinite"
 CHECK_DATA = "check the data that the task loads"
 
