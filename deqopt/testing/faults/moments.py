@@ -90,7 +90,7 @@ def count_steps(shared: Shared, rank: int) -> None:
             shared[Slot.STEPS] = trainer.global_step
         inner(trainer, hook, *args, **settings)
 
-    call._call_callback_hooks = wrapper
+    call._call_callback_hooks = wrapper  # type: ignore[assignment]
 
 
 def drawn(random: Random, steps: int, hooks: Sequence[str] = ()) -> Moment:

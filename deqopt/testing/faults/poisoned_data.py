@@ -201,8 +201,8 @@ def _with(value: float) -> Callable[[Path, Case], None]:
     return put
 
 
-ARCHIVES: dict[str, Callable[[Path, Case], None]] = {
-    "a pickle": lambda path, case: path.write_bytes(pickle.dumps(Pickled(touch(case)))) and None,
+ARCHIVES: dict[str, Callable[[Path, Case], object]] = {
+    "a pickle": lambda path, case: path.write_bytes(pickle.dumps(Pickled(touch(case)))),
     "pickled images": _objects,
     "58 TiB": _member(_header(f"({1 << 46}, 8, 8)")),
     "a shape below zero": _member(_header("(-60, 8, 8)")),
@@ -219,7 +219,7 @@ ARCHIVES: dict[str, Callable[[Path, Case], None]] = {
     "NaN": _with(np.nan),
     "infinity": _with(np.inf),
     "1e30": _with(1e30),
-    "text": lambda path, case: path.write_text("no archive") and None,
+    "text": lambda path, case: path.write_text("no archive"),
     "a pipe": lambda path, case: os.mkfifo(path),
     "a device without end": lambda path, case: path.symlink_to("/dev/zero"),
 }

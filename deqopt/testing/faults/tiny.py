@@ -37,11 +37,11 @@ class TinyImages(Task):
             self.state.weight.mul_(0.5 / torch.linalg.matrix_norm(self.state.weight, 2))
         self._size = size
         self._open = partial(open_images, root, size=size, channels=1)
-        self._loading = {"batch_size": batch_size, "workers": workers}
+        self._batch_size, self._workers = batch_size, workers
 
     @cached_property
     def data(self) -> ImageDataModule:
-        return ImageDataModule(self._open, **self._loading)
+        return ImageDataModule(self._open, batch_size=self._batch_size, workers=self._workers)
 
     def datamodule(self) -> ImageDataModule:
         return self.data
