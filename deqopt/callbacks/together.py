@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import nullcontext
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -35,7 +36,8 @@ class EndTogether(Callback):
         connect = strategy.setup_environment
 
         def connect_and_meet() -> None:
-            connect()
+            with signals.deadly() if trainer.world_size > 1 else nullcontext():
+                connect()  # waits for the others, half an hour if one does not come
             self._meet(trainer)
 
         strategy.setup_environment = connect_and_meet  # type: ignore[method-assign]  # the one place before the data
