@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from deqopt.batch import finite_samples, pick
 from deqopt.errors import ProblemError
 from deqopt.iteration import Status
-from deqopt.step_guard import ADVICE, StepGuard, check_weights, measures
+from deqopt.step_guard import ADVICE, WEIGHTS_DIVERGED, StepGuard, check_weights, measures
 
 LOST_DATA = "samples of a batch hold NaN or infinite values"
 LOST_AT_START = "samples are NaN or infinite at their start although the data is finite"
@@ -160,7 +160,7 @@ class GuardedModule(LightningModule):
         self.guard.diverged += diverged
         if diverged == count:
             self.note(f"the solve of all {count} samples of a batch diverged", ADVICE)
-        self.leave_out(at_start, count, LOST_AT_START, ADVICE)
+        self.leave_out(at_start, count, LOST_AT_START, WEIGHTS_DIVERGED)
         self.leave_out(count - int(keep.sum()) - diverged - at_start, count, LOST_LOSS, ADVICE)
 
     def leave_out(self, lost: int, count: int, what: str, advice: str) -> None:

@@ -27,7 +27,7 @@ from deqopt.rebuilding import FromCheckpoint
 from deqopt.regularizers import Regularizer
 from deqopt.solvers import JointSolver, solve_exactly
 from deqopt.spec import NotPlainError, spec
-from deqopt.step_guard import ADVICE, check_weights, usable_losses, zero_loss
+from deqopt.step_guard import WEIGHTS_DIVERGED, check_weights, usable_losses, zero_loss
 from deqopt.task import Task
 from deqopt.weights import cached_weights
 
@@ -112,7 +112,7 @@ class JointModule(FromCheckpoint, GuardedModule):
         lost = int((~equilibrium.usable).sum())
         if lost:
             check_weights(self, self.global_step)
-            raise NonFiniteError(self.cause(f"{lost} of {len(equilibrium.usable)} {LOST_AT_START}", ADVICE))
+            raise NonFiniteError(self.cause(f"{lost} of {len(equilibrium.usable)} {LOST_AT_START}", WEIGHTS_DIVERGED))
         return problem, equilibrium
 
     def _solved(
@@ -265,8 +265,8 @@ class JointModule(FromCheckpoint, GuardedModule):
         if not lost:
             return given, problem, solved
         if lost == len(usable):
-            raise NonFiniteError(self.cause(f"all {lost} {LOST_AT_START}", ADVICE))
-        self.leave_out(lost, len(usable), LOST_AT_START, ADVICE)
+            raise NonFiniteError(self.cause(f"all {lost} {LOST_AT_START}", WEIGHTS_DIVERGED))
+        self.leave_out(lost, len(usable), LOST_AT_START, WEIGHTS_DIVERGED)
         given = pick(given, usable)
         return given, self.task.problem(given), solved.pick(usable)
 

@@ -13,6 +13,7 @@ from deqopt.errors import CheckpointError, NonFiniteError
 
 WAYS = "optimization.lr, clip gradients (trainer.gradient_clip_val), or raise the Jacobian penalty"
 ADVICE = f"lower {WAYS}"
+WEIGHTS_DIVERGED = f"the weights have diverged. Lower {WAYS}"
 # A gradient that is this many times longer than all of the last RECENT is not used. Adam keeps the square of a gradient
 # for thousands of steps: after one that is r times too long its steps are too short for about 2000 log(r / 30) more.
 ABSURD = 1e4
@@ -40,9 +41,7 @@ def check_weights(module: nn.Module, step: int) -> None:
     """Raise NonFiniteError, naming the parameter, where one holds NaN or infinite values after ``step`` steps."""
     for name, weight in module.named_parameters():
         if not bool(weight.detach().isfinite().all()):
-            raise NonFiniteError(
-                f"{name} holds NaN or infinite values at training step {step}: the weights have diverged. Lower {WAYS}"
-            )
+            raise NonFiniteError(f"{name} holds NaN or infinite values at training step {step}: {WEIGHTS_DIVERGED}")
 
 
 def measures(gradients: list[Tensor], weights: list[Tensor]) -> Tensor:

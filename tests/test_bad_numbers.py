@@ -333,7 +333,7 @@ def test_a_gradient_scaler_finds_its_scale_by_itself(tmp_path: Path) -> None:
         optimization=Optimization(lr=0.01, schedule=Schedule.CONSTANT, max_skipped=1),
     )
     assert 2 <= module.guard.skipped < 6 and module.guard.taken == 8 - module.guard.skipped
-    assert 2.0**10 < scaler.get_scale() < 2.0**90
+    assert 1 < scaler.get_scale() <= 2.0**16
 
 
 @quiet
