@@ -16,7 +16,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from deqopt.command_line.bounded import MAX_CHARACTERS, NotYamlError, load_yaml
+from deqopt.command_line.bounded import ExcessError, NotYamlError, load_yaml, refuse_excess_in
 from deqopt.command_line.checkpoints import NEWEST, Chosen, newest_checkpoint, settings_of
 from deqopt.command_line.complaints import ON_COMMAND_LINE
 from deqopt.command_line.configuration import (
@@ -153,9 +153,11 @@ def _yaml(option: str, value: str) -> Any:
 
 def _refuse_excess(word: str) -> None:
     """Raise DeqoptError where an option, or its value, is more than settings can be."""
-    option = word.partition("=")[0] if word.startswith("-") else "a value"
-    if len(word) > MAX_CHARACTERS:
-        raise DeqoptError(f"{option[:100]}: {len(word)} characters are too much for settings")
+    option, equals, value = word.partition("=") if word.startswith("--") else ("a value", "", word)
+    try:
+        refuse_excess_in(value if equals else word)
+    except ExcessError as error:
+        raise DeqoptError(f"{option[:100]}: {error}") from error
 
 
 def _next(option: str, left: deque[str]) -> str:

@@ -10,9 +10,9 @@ import yaml
 
 from deqopt.errors import DeqoptError
 
-MAX_CHARACTERS = 256 * 1024
-MAX_VALUES = 20_000
-"""Keys and values together, where a value that is referred to twice counts twice."""
+MAX_CHARACTERS = 64 * 1024
+MAX_VALUES = 2_000
+"""Keys and values together, where a value that is referred to twice counts twice. The parser's time is quadratic."""
 MAX_DEPTH = 40
 MAX_DIGITS = 300
 """Of an integer. More is no setting, and Python takes long over it or refuses."""
@@ -51,7 +51,16 @@ def bounded(base: Any) -> Any:
     class Bounded(base):
         def __init__(self, stream: str) -> None:
             _refuse_length(stream)
+            self._depth = self._nodes = 0
             super().__init__(stream)
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            """As written; PyYAML's loader in C composes without it, which is fast and has a bound of its own."""
+            self._depth, self._nodes = self._depth + 1, self._nodes + 1
+            _refuse(depth=self._depth, values=self._nodes)
+            node = super().compose_node(parent, index)
+            self._depth -= 1
+            return node
 
         def get_single_data(self) -> Any:
             try:
@@ -70,6 +79,18 @@ def bounded(base: Any) -> Any:
     return Bounded
 
 
+def refuse_excess_in(text: str) -> None:
+    """Raise ExcessError where a text would be too much, should the parser read it as YAML; what is no YAML passes."""
+    _refuse_length(text)
+    if text.lstrip()[:1] in ("[", "{", "&", "*", "!", "?", "-") or "\n" in text or len(text) > MAX_DIGITS:
+        try:
+            yaml.load(text, Loader=bounded(yaml.SafeLoader))
+        except ExcessError:
+            raise
+        except yaml.YAMLError:
+            return
+
+
 def refuse_excess(root: Any, below: Callable[[Any], Iterable[Any]] | None = None) -> None:
     """Raise ExcessError where there are too many values, they nest too deeply, or one of them is too long.
 
@@ -81,12 +102,16 @@ def refuse_excess(root: Any, below: Callable[[Any], Iterable[Any]] | None = None
     seen, left = 0, [(root, 1)]
     while left:
         value, depth = left.pop()
-        if depth > MAX_DEPTH:
-            raise ExcessError(TOO_DEEP)
         left.extend((one, depth + 1) for one in parts(value))
         seen += 1
-        if seen + len(left) > MAX_VALUES:
-            raise ExcessError(f"more than {MAX_VALUES} values, or references that unfold to more, are no settings")
+        _refuse(depth=depth, values=seen + len(left))
+
+
+def _refuse(depth: int, values: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ExcessError(TOO_DEEP)
+    if values > MAX_VALUES:
+        raise ExcessError(f"more than {MAX_VALUES} values, or references that unfold to more, are no settings")
 
 
 def _below_node(node: Any) -> Iterable[Any]:
@@ -107,7 +132,7 @@ def _below_value(value: Any) -> Iterable[Any]:
     if isinstance(value, int) and value.bit_length() > 3 * MAX_DIGITS:
         raise ExcessError(f"an integer of {value.bit_length()} bits is no setting")
     if isinstance(value, str):
-        _refuse_length(value)
+        refuse_excess_in(value)
     return ()
 
 

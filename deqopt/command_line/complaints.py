@@ -40,8 +40,10 @@ class Complaints:
     place: Callable[[str], str]
 
     def explain(self, message: str) -> str:
-        """The essence of a message, which may have any number of lines."""
-        message = " ".join(message.split())
+        """The essence of a message, which may have any number of lines, in one of bounded length."""
+        return shortened(self._explained(" ".join(message.split())))
+
+    def _explained(self, message: str) -> str:
         if found := UNKNOWN_WORDS.match(message):
             word = found["word"].partition("=")[0]
             return self._unknown(word.lstrip("-")) if word.startswith("-") else f"unexpected argument {word!r}"
@@ -103,6 +105,12 @@ class Complaints:
 
     def _spelled(self, key: str, shown: str) -> str:
         return f"--{shown}" if self.place(key) == ON_COMMAND_LINE else shown
+
+
+def shortened(text: str, longest: int = 500) -> str:
+    """A text without its middle, where it is longer."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
 
 
 def _readable(kind: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from deqopt.command_line.bounded import MAX_CHARACTERS, NotYamlError, load_yaml
+from deqopt.command_line.bounded import MAX_CHARACTERS, ExcessError, NotYamlError, load_yaml, refuse_excess
 from deqopt.command_line.names import CHOICES, RUNS, SECTIONS
 from deqopt.errors import DeqoptError, PluginError, TrustError
 from deqopt.registry import Group, find
@@ -138,6 +138,10 @@ def checked(source: Source) -> Source:
     Raises:
         DeqoptError: something else where keys and values, or a class, should be; PluginError: see ``class_path``.
     """
+    try:
+        refuse_excess(source.settings)
+    except ExcessError as error:
+        raise DeqoptError(f"what stands {source.place}: {error}") from error
     settings = {k: v for k, v in source.settings.items() if v is not None or k not in (*CHOICES, *SECTIONS)}
     for section in SECTIONS:
         if not isinstance(settings.get(section, {}), (dict, str)):
