@@ -46,9 +46,9 @@ pytestmark = [
 JACOBIAN, SPECTRAL = JacobianPenalty(weight=0.1, visits=1), SpectralPenalty(weight=0.1)
 
 
-def tiny(adjoint: Any = None, optimization: Optimization | None = None, **settings: Any) -> JointModule:
+def tiny(adjoint: Any) -> JointModule:
     solver = Tracking(max_nfe=6, step_size=0.5)
-    return JointModule(TinyPictures(**settings), solver, adjoint, [JACOBIAN], optimization)
+    return JointModule(TinyPictures(), solver, adjoint, [JACOBIAN])
 
 
 def quick(optimization: Optimization | None = None, **settings: Any) -> Quick:
@@ -243,7 +243,7 @@ def test_every_adjoint_goes_on_as_it_would_have(adjoint: Any, tmp_path: Path) ->
 @pytest.mark.parametrize("schedule", Schedule)
 @pytest.mark.parametrize("algorithm", Algorithm)
 def test_every_optimiser_goes_on_as_it_would_have(algorithm: Algorithm, schedule: Schedule, tmp_path: Path) -> None:
-    module, settings = lambda: tiny(None, Optimization(algorithm, 0.1, 0.01, schedule)), {"max_epochs": 1, **EPOCH}
+    module, settings = lambda: quick(Optimization(algorithm, 0.1, 0.01, schedule)), {"max_epochs": 1, **EPOCH}
     whole = trained(module, tmp_path, moments=[Moment.BATCH_END], **settings)
     assert unequal(module, whole, whole.checkpoints[1], tmp_path, **settings) == []
 
