@@ -28,7 +28,7 @@ from deqopt.testing.faults.program import import_all, verdict
 from deqopt.testing.faults.workbench import Workbench, changed
 
 Main = Callable[[Sequence[str]], None]
-SEED, TRIES, LIMIT = 5, 8, 20.0
+SEED, TRIES, LIMIT = 5, 8, 10.0
 sound: Main = deqopt.cli.main
 
 

@@ -11,7 +11,7 @@ from deqopt.testing.faults.catalogue import CLASSES, plan
 from deqopt.testing.faults.forked import LIMIT
 from deqopt.testing.faults.program import BY_NAME, Summary, described, legend, verdicts
 
-MOST_JOBS = 64
+MOST_JOBS, PROGRESS = 64, 25
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     began, found = time.monotonic(), []
     for verdict in verdicts(planned, chosen.seed, chosen.jobs, chosen.limit):
         found.append(verdict)
+        if len(found) % PROGRESS == 0:
+            print(f"{len(found)} of {len(planned)}", file=sys.stderr, flush=True)
         if chosen.case is not None:
             print(verdict.transcript)
         if verdict.why:

@@ -113,7 +113,8 @@ def launched(case: Case) -> None:
         try:
             _wait_for(lambda: _logged(case.root) > 3 or process.poll() is not None)
             begun = _logged(case.root) - 1
-            (os.killpg if whole_group else os.kill)(process.pid, number)
+            if process.poll() is None:
+                (os.killpg if whole_group else os.kill)(process.pid, number)
             status = ended_within(process, case.bench.limit)
         finally:
             _kill(process.pid)
