@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from deqopt.testing.faults.forked import Shared
+from deqopt.testing.faults.forked import Ended, Shared
 from deqopt.testing.faults.judgement import goes_on, no_traceback, refused, whole
 from deqopt.testing.faults.moments import Moment
+from deqopt.testing.faults.mounts import fill, set_read_only, small_disk
 from deqopt.testing.faults.outcome import Outcome, expect
 from deqopt.testing.faults.workbench import STEPS, Case
 
@@ -30,16 +32,39 @@ def a_full_disk(case: Case) -> None:
 
         moment.install(limit)
 
-    ended = case.command("fit", prepare=[install])
-    no_traceback(ended)
-    if ended.status == 0:
-        whole(case)
-        return
-    expect(ended.status <= LARGEST_STATUS, Outcome.OTHER, str(ended))
-    if ended.steps_when_fired > STEPS // 2:
-        expect(bool(case.checkpoints()), Outcome.LOST, "no last.ckpt of the first validation")
-    if case.checkpoints():
-        goes_on(case)
+    _judge(case, case.command("fit", prepare=[install]))
+
+
+def a_small_disk(case: Case) -> None:
+    """The same on a file system that is full, or that has become read-only."""
+    fills = case.random.random() < 0.6
+    size = case.bench.reference.joinpath("checkpoints", "last.ckpt").stat().st_size
+    room = case.random.randint(0, 2 * size)
+    moment = Moment("on_train_batch_start", case.random.randint(1, STEPS), False)
+    case.root.mkdir()
+    filler = case.root / "filler"
+
+    def install(shared: Shared, rank: int) -> None:
+        def spoil(_: object) -> None:
+            shared.fire()
+            if fills:
+                fill(filler, room)
+            else:
+                _close(case.root)
+
+        moment.install(spoil)
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(small_disk(case.root))
+        except OSError as error:
+            case.fault = f"no disk of its own could be made ({error.strerror}), so nothing was tried"
+            return
+        case.fault = f"the disk has {room} bytes left" if fills else "the disk becomes read-only"
+        case.fault += f" {moment}"
+        ended = case.command("fit", prepare=[install])
+        filler.unlink(missing_ok=True) if fills else set_read_only(case.root, False)
+        _judge(case, ended)
 
 
 def a_full_terminal(case: Case) -> None:
@@ -108,5 +133,26 @@ def a_folder_that_closes(case: Case) -> None:
     expect(0 < ended.status <= LARGEST_STATUS, Outcome.SILENT, f"nothing could be saved, and nothing said: {ended}")
     case.root.unlink()
     os.rename(case.folder / "moved", case.root)
+    if case.checkpoints():
+        goes_on(case)
+
+
+def _close(root: Path) -> None:
+    """Make the disk read-only, as a failing one does: what is open for writing is closed to writing first."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if str(root) in os.readlink(entry):
+                os.dup2(os.open(os.readlink(entry), os.O_RDONLY), int(entry.name))
+    set_read_only(root, True)
+
+
+def _judge(case: Case, ended: Ended) -> None:
+    no_traceback(ended)
+    if ended.status == 0:
+        whole(case)
+        return
+    expect(ended.status <= LARGEST_STATUS, Outcome.OTHER, str(ended))
+    if ended.steps_when_fired > STEPS // 2:
+        expect(bool(case.checkpoints()), Outcome.LOST, "no last.ckpt of the first validation")
     if case.checkpoints():
         goes_on(case)
