@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_hex
 
 BYE = "bye"
@@ -76,7 +77,7 @@ class Companions:
         """Begin to listen, in the first process; the meeting is to be told to the others."""
         server = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         meeting = Meeting(host, server.getsockname()[1], token_hex())
-        self._start(lambda: self._admit(server, meeting.word))
+        self._start(partial(self._admit, server, meeting.word))
         return meeting
 
     def join(self, meeting: Meeting) -> None:
@@ -85,7 +86,7 @@ class Companions:
         connection.settimeout(None)
         connection.sendall(f"{meeting.word} {self._rank}\n".encode())
         self._connections[0] = connection
-        self._start(lambda: self._listen(0, connection))
+        self._start(partial(self._listen, 0, connection))
 
     def _admit(self, server: socket.socket, word: str) -> None:
         with server:
@@ -95,7 +96,7 @@ class Companions:
                 if hmac.compare_digest(given.encode(), word.encode()) and rank.strip().isdecimal():
                     with self._lock:
                         self._connections[int(rank)] = connection
-                    self._start(lambda rank=int(rank), connection=connection: self._listen(rank, connection))
+                    self._start(partial(self._listen, int(rank), connection))
                 else:
                     connection.close()
 
@@ -134,5 +135,5 @@ class Companions:
                     connection.sendall(f"{line}\n".encode())
 
     @staticmethod
-    def _start(work: Callable[[], None]) -> None:
+    def _start(work: Callable[[], object]) -> None:
         threading.Thread(target=work, daemon=True, name="companions").start()

@@ -6,8 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -16,7 +15,7 @@ from deqopt.errors import CheckpointError, NonFiniteError
 from deqopt.signals import Interrupted, signals
 
 
-class Interruption(Checkpoint):
+class Interruption(Callback):
     """Writes ``last.ckpt`` when a signal or an exception ends training.
 
     A signal (SIGINT, SIGTERM, SIGHUP) to any process of the run lets the current batch finish; then all processes
@@ -26,7 +25,8 @@ class Interruption(Checkpoint):
     An exception leaves the state before the batch that it broke off, which :class:`Resume` describes, unless the
     optimiser had begun to change the weights. :class:`RunCheckpoint` refuses weights that are not finite.
 
-    As a ``Checkpoint`` it comes after the other callbacks of the trainer, so that their state is complete.
+    Training ends before the next batch or the next step of validation, so that the last one is complete: with the
+    state of all callbacks, and its row in the log.
     """
 
     def __init__(self) -> None:
@@ -58,10 +58,15 @@ class Interruption(Checkpoint):
 
     # -- signals --------------------------------------------------------------------------------------------------
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._end_if_asked(trainer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._step = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end_if_asked(trainer)
 
     def on_validation_batch_end(
@@ -109,7 +114,7 @@ class Interruption(Checkpoint):
 
     def _is_between_steps(self, trainer: Trainer) -> bool:
         """Whether the weights are those of the last batch that was completed, and gradients that wait for more, too."""
-        batches = trainer.fit_loop.epoch_loop.batch_progress.total
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
         complete = batches.processed == batches.ready
         return complete or (trainer.global_step == self._step and trainer.accumulate_grad_batches == 1)
 

@@ -53,6 +53,7 @@ class EndTogether(Callback):
         environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # every strategy of many has it
         meeting = companions.wait(environment.main_address) if self._rank == 0 else None
         meeting = trainer.strategy.broadcast(meeting)
+        assert meeting is not None
         if self._rank != 0:
             companions.join(meeting)
         self._companions = companions

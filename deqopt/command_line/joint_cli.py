@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, DefaultHelpFormatter
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -186,8 +186,6 @@ class JointCLI(LightningCLI):
             settings["plugins"] = [*plugins, VerifiedCheckpointIO()]
         if settings["enable_checkpointing"] is False:
             self.parser.callback_keys.remove("checkpoint")
-            own_callbacks = self.trainer_defaults["callbacks"]
-            self.trainer_defaults["callbacks"] = [one for one in own_callbacks if not isinstance(one, Checkpoint)]
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EndTogether):
