@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -113,10 +114,10 @@ class Interruption(Callback):
         self._step = None
 
     def _is_between_steps(self, trainer: Trainer) -> bool:
-        """Whether the weights are those of the last batch that was completed, and gradients that wait for more, too."""
+        """Whether the weights are those of the last batch that was completed."""
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
-        complete = batches.processed == batches.ready
-        return complete or (trainer.global_step == self._step and trainer.accumulate_grad_batches == 1)
+        assert isinstance(batches, _ProcessedTracker)
+        return batches.processed == batches.ready or trainer.global_step == self._step
 
     def _save(self, trainer: Trainer) -> None:
         for callback in trainer.checkpoint_callbacks:
