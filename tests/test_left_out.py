@@ -96,6 +96,23 @@ def test_a_sample_whose_solve_diverged_gives_none_and_is_named(adjoint: Adjoint)
 
 
 @EVERY_ADJOINT
+@pytest.mark.filterwarnings("ignore:.*because their solve diverged")
+def test_so_it_does_where_the_best_of_its_iterates_has_a_gradient(adjoint: Adjoint) -> None:
+    kind: Any = type(adjoint)
+
+    class Says(kind):  # type: ignore[misc]
+        """Has another opinion of how the solve of the victim ended."""
+
+        def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
+            victim = torch.arange(len(equilibrium.status)) == VICTIM
+            status = equilibrium.status.masked_fill(victim, int(Status.DIVERGED))
+            return super().attach(problem, replace(equilibrium, status=status))  # type: ignore[no-any-return]
+
+    got = gradients(loss_of(solved(Says(**vars(adjoint)))).sum())
+    close(got, gradients(loss_of(solved(adjoint, OTHERS)).sum()))
+
+
+@EVERY_ADJOINT
 def test_a_sample_that_is_lost_gives_none_even_if_it_is_asked(adjoint: Adjoint) -> None:
     """Its neighbour stands in for it: without a mask it would count twice."""
     given = problem(ALL)

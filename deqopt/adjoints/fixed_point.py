@@ -101,7 +101,7 @@ class _Attach(torch.autograd.Function):
 
         with torch.no_grad():
             found = ctx.solver.solve(adjoint_map, v)
-        ctx.report.residual, ctx.report.nfe = found.residual, found.nfe
+        ctx.report.residual, ctx.report.nfe = found.residual.masked_fill(lost, torch.nan), found.nfe
         ctx.report.status = found.status.masked_fill(lost, int(Status.NON_FINITE))
         _warn(ctx.who, ctx.solver, found.status[~lost], found.residual[~lost])
         u = without_useless(ctx.report, found.status, tensors_of(found.z))

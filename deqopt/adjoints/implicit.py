@@ -65,7 +65,7 @@ class Implicit(StationaryAdjoint):
             memory=self.memory,
         )
         status = torch.where(found.residual <= self.tol, int(Status.CONVERGED), int(Status.OUT_OF_BUDGET))
-        status = status.masked_fill(lost | found.residual.isnan(), int(Status.NON_FINITE))
+        status = status.masked_fill(found.residual.isnan(), int(Status.NON_FINITE))
         self._check(found.residual[~lost])
         return found.u / system.scale, BackwardReport(found.residual, status, found.nfe + system.nfe)
 

@@ -89,11 +89,9 @@ def neumann(
     first, last = (torch.linalg.vector_norm(system.scale * part, dim=1) for part in (v, term))
     residual = torch.where(first > 0, last / first, 0)
     status = torch.where(residual <= GROWN, int(Status.OUT_OF_BUDGET), int(Status.DIVERGED))
-    status = status.masked_fill(lost, int(Status.NON_FINITE))
-    residual = residual.masked_fill(lost, torch.nan)
     warn_of_backward(
         who,
-        (status != Status.OUT_OF_BUDGET)[~lost],
+        (status == Status.DIVERGED)[~lost],
         f"is a Neumann series that grows, so that they give no gradient, {worst_of(residual[~lost])}",
         "lower damping or step_size, train with a Jacobian penalty, or use Implicit",
     )

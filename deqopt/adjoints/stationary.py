@@ -15,6 +15,7 @@ from deqopt.adjoints.envelope import envelope_objective
 from deqopt.adjoints.left_out import point_of, report_of, without_lost, without_useless
 from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.errors import ProblemError
+from deqopt.iteration import Status
 from deqopt.problem import Evaluation, JointProblem, pull_back
 from deqopt.state import Layout, State, leaf, state_of, tensors_of, work_dtype
 
@@ -170,7 +171,9 @@ class _Attach(torch.autograd.Function):
             packed = system.pack(cotangents)
             lost, (cotangent,) = without_lost(type(adjoint).__name__, report, ctx.lost, [packed])
             lam, found = adjoint.multiplier(system, cotangent, lost)
-            report.residual, report.status, report.nfe = found.residual, found.status, found.nfe
+            assert found.residual is not None and found.status is not None
+            report.residual, report.nfe = found.residual.masked_fill(lost, torch.nan), found.nfe
+            report.status = found.status.masked_fill(lost, int(Status.NON_FINITE))
             (lam,) = without_useless(report, found.status, [lam])
         return None, None, None, once(lam, system.residual), *(None for _ in cotangents)
 
