@@ -1,6 +1,6 @@
 """``python -m deqopt`` is the command ``deqopt``."""
 
-from deqopt.cli import main
+from deqopt.cli import console
 
 if __name__ == "__main__":
-    main()
+    console()

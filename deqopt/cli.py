@@ -40,6 +40,14 @@ examples:
 """
 
 
+def console() -> None:
+    """Run ``deqopt`` as a process of its own: while Python leaves, a signal has nothing to interrupt any more."""
+    try:
+        main()
+    finally:
+        signals.ignore()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``deqopt`` with the given arguments, by default those of the process.
 

@@ -86,6 +86,12 @@ class Signals:
             for number in heeded:
                 signal.signal(number, self.receive)
 
+    @staticmethod
+    def ignore() -> None:
+        """Ignore signals for good."""
+        for number in HEEDED:
+            signal.signal(number, signal.SIG_IGN)
+
     def check(self) -> None:
         """Raise :class:`Interrupted` where a signal was received."""
         if self._end is not None:
