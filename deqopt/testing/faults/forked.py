@@ -226,11 +226,11 @@ def _child(
 
 
 def _command(words: Sequence[str]) -> int:
-    from deqopt.cli import main
+    from deqopt.cli import console
 
-    status = 0
+    status, sys.argv = 0, ["deqopt", *words]
     try:
-        main(words)
+        console()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
