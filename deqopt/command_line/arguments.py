@@ -139,7 +139,7 @@ def _taken_apart(command: str, words: Sequence[str]) -> tuple[tuple[Source, ...]
             value = value if equals or not left or left[0].startswith("-") else left.popleft()
             options.append(f"{head}={class_path(name.removesuffix('.help'), value)}" if value else head)
         else:
-            _refuse_excess(word)
+            _refuse_excess(word, options)
             options.append(word)
     return (*configs, checked(Source(ON_COMMAND_LINE, chosen))), tuple(options)
 
@@ -151,13 +151,14 @@ def _yaml(option: str, value: str) -> Any:
         raise DeqoptError(f"{option}: {error}") from error
 
 
-def _refuse_excess(word: str) -> None:
-    """Raise DeqoptError where an option, or its value, is more than settings can be."""
-    option, equals, value = word.partition("=") if word.startswith("--") else ("a value", "", word)
+def _refuse_excess(word: str, before: Sequence[str]) -> None:
+    """Raise DeqoptError where an option with its value, or a value after others, is more than settings can be."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     try:
         refuse_excess_in(value if equals else word)
     except ExcessError as error:
-        raise DeqoptError(f"{option[:100]}: {error}") from error
+        named = option or next((one for one in reversed(before) if one.startswith("-")), "a value")
+        raise DeqoptError(f"{named[:100]}: {error}") from error
 
 
 def _next(option: str, left: deque[str]) -> str:

@@ -41,7 +41,7 @@ class Complaints:
 
     def explain(self, message: str) -> str:
         """The essence of a message, which may have any number of lines, in one of bounded length."""
-        return shortened(self._explained(" ".join(message.split())))
+        return shortened(self._explained(shortened(" ".join(message.split()), 4000)))
 
     def _explained(self, message: str) -> str:
         if found := UNKNOWN_WORDS.match(message):

@@ -80,4 +80,4 @@ def _paths(value: str, whatever: bool) -> Iterator[str]:
         if whatever or (value.rpartition(".")[2].lstrip("_")[:1].isupper() and not Path(value).exists()):
             yield value
     elif value.lstrip().startswith(("{", "[")):
-        yield from re.findall(PATH, value)
+        yield from re.findall(rf"(?<!\w){PATH}", value)
