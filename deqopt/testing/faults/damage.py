@@ -88,7 +88,8 @@ def settings(case: Case) -> None:
     case.fault = f"config.yaml of a run {damage.__name__}, then fit --config"
     path = case.copied() / "config.yaml"
     damage(path, case.random)
-    ended = case.plain("fit", "--config", path, f"--trainer.default_root_dir={case.root}")
+    kept = (f"--trainer.default_root_dir={case.root}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu")
+    ended = case.plain("fit", "--config", path, *kept)
     no_traceback(ended)
     if ended.status:
         expect(ended.status == REFUSED, Outcome.OTHER, str(ended))
