@@ -191,7 +191,7 @@ MUTANTS = {
 def fate(bench: Workbench, name: str) -> str:
     """The outcome of the first case that finds the mutant."""
     mutant = MUTANTS[name]
-    deqopt.cli.main = mutant.main  # type: ignore[assignment]
+    deqopt.cli.main = lambda: mutant.main(sys.argv[1:])  # type: ignore[assignment, misc]
     found = (verdict(bench, SEED, mutant.name, number).outcome for number in mutant.cases)
     try:
         return next((outcome.name for outcome in found if outcome is not Outcome.KEPT), Outcome.KEPT.name)

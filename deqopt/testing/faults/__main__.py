@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from deqopt.testing.faults.catalogue import CLASSES, plan
 from deqopt.testing.faults.forked import LIMIT
+from deqopt.testing.faults.outcome import Verdict
 from deqopt.testing.faults.program import BY_NAME, Summary, described, legend, verdicts
 
 MOST_JOBS, PROGRESS = 64, 25
@@ -54,20 +55,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     classes = [one for one in CLASSES if chosen.only is None or one.name in chosen.only]
     planned = plan(classes, chosen.count) if chosen.case is None else [(classes[0], chosen.case)]
-    began, found = time.monotonic(), []
-    for verdict in verdicts(planned, chosen.seed, chosen.jobs, chosen.limit):
-        found.append(verdict)
-        if len(found) % PROGRESS == 0:
-            print(f"{len(found)} of {len(planned)}", file=sys.stderr, flush=True)
-        if chosen.case is not None:
-            print(verdict.transcript)
-        if verdict.why:
-            print(described(chosen.seed, verdict), flush=True)
+    began = time.monotonic()
+    found: list[Verdict] = []
+    try:
+        for verdict in verdicts(planned, chosen.seed, chosen.jobs, chosen.limit):
+            found.append(verdict)
+            if len(found) % PROGRESS == 0:
+                print(f"{len(found)} of {len(planned)}", file=sys.stderr, flush=True)
+            if chosen.case is not None:
+                print(verdict.transcript)
+            if verdict.why:
+                print(described(chosen.seed, verdict), flush=True)
+    except KeyboardInterrupt:
+        print(f"stopped after {len(found)} of {len(planned)}")
     summary = Summary(chosen.seed, tuple(found))
     print(f"\n{summary}\n\nseed {chosen.seed}, {time.monotonic() - began:.0f} s")
     if summary.fallen:
         print(legend([one.outcome for one in summary.fallen]))
-    return int(bool(summary.fallen))
+    return int(bool(summary.fallen) or len(found) < len(planned))
 
 
 if __name__ == "__main__":

@@ -203,9 +203,7 @@ def _child(
     status = 1
     try:
         os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        heed_signals()
         null = os.open(os.devnull, os.O_RDONLY)
         for descriptor, target in zip((null, *ends), range(3), strict=True):
             os.dup2(descriptor, target)
@@ -223,6 +221,13 @@ def _child(
         status = _command(words)
     finally:
         os._exit(status)
+
+
+def heed_signals() -> None:
+    """As in a process that was started in the foreground: one in the background may ignore some."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _command(words: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deqopt.testing.faults.exceptions import RAISED
-from deqopt.testing.faults.forked import LIMIT, Ended, Prepare, Running, Shared, Slot
+from deqopt.testing.faults.forked import LIMIT, Ended, Prepare, Running, Shared, Slot, heed_signals
 from deqopt.testing.faults.judgement import no_traceback, saved, status_of
 from deqopt.testing.faults.moments import IN_A_STEP, Moment
 from deqopt.testing.faults.numbers import PASSING, VALUES
@@ -109,6 +109,7 @@ def launched(case: Case) -> None:
         stderr=said,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=heed_signals,
     ) as process:  # fmt: skip
         try:
             _wait_for(lambda: _logged(case.root) > 3 or process.poll() is not None)

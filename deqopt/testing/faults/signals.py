@@ -9,7 +9,7 @@ import sys
 import time
 from random import Random
 
-from deqopt.testing.faults.forked import LIMIT, Prepare, Running, Shared, Slot, ready_seconds
+from deqopt.testing.faults.forked import LIMIT, Prepare, Running, Shared, Slot, heed_signals, ready_seconds
 from deqopt.testing.faults.judgement import finished_or_goes_on, goes_on, no_traceback, saved, status_of, whole
 from deqopt.testing.faults.moments import Moment, drawn
 from deqopt.testing.faults.outcome import Broken, Outcome, expect
@@ -86,6 +86,7 @@ def a_signal_while_it_starts(case: Case) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=heed_signals,
     ) as process:
         try:
             process.wait(delay)
