@@ -33,21 +33,23 @@ class Trust:
 
     Args:
         names: packages, modules or classes that the user vouches for, with all that is below them.
-        imported: classes that the program has imported already may be named too. So it is in a program; not on the
-            command line, where nothing but deqopt and what the user names is imported.
+        command_line: whether he does so by ``--trust``, for messages.
     """
 
     names: frozenset[str] = frozenset()
-    imported: bool = True
+    command_line: bool = False
 
     def allows(self, path: str, besides: Iterable[str] = ()) -> bool:
-        """Whether data may name the class with this path; nothing is imported."""
+        """Whether data may name the class with this path; nothing is imported.
+
+        It may where nothing new would be imported: the program has the class already, or there is no such module.
+        """
         parts = path.split(".")
         if any(".".join(parts[:count]) in self.names for count in range(1, len(parts) + 1)):
             return True
         if "__main__" in parts[1:]:
             return False
-        return parts[0] in {*OWN, *besides} or parts[0] in packages() or (self.imported and _is_imported(path))
+        return parts[0] in {*OWN, *besides} or parts[0] in packages() or _is_imported(path) or _is_missing(parts[0])
 
     def refusal(self, path: str, where: str) -> str:
         """Why a path is refused, and what to do about it."""
@@ -55,9 +57,8 @@ class Trust:
         said = f"{where} names {path}, which is no class of deqopt, of its tasks or of an installed plugin, "
         if top in sys.stdlib_module_names:
             return said + "but Python's own: no setting of deqopt needs it"
-        if self.imported:
-            return said + f"and importing it could run anything: where you trust it, say trust=[{top!r}]"
-        return said + f"and importing it could run anything: where you trust it, add --trust {top}"
+        how = f"add --trust {top}" if self.command_line else f"say trust=[{top!r}]"
+        return said + f"and importing it could run anything: where you trust it, {how}"
 
 
 class NoSuchKindError(TypeError):
@@ -81,12 +82,12 @@ def current() -> Trust:
 
 
 @contextmanager
-def trusting(*names: str | type, imported: bool | None = None) -> Iterator[Trust]:
+def trusting(*names: str | type, command_line: bool = False) -> Iterator[Trust]:
     """Within it, data may name these packages, modules or classes too, besides what was trusted before.
 
     Args:
         names: such as ``"my_package"``, ``"my_package.module.Class"``, or a class itself.
-        imported: see :class:`Trust`; by default as before.
+        command_line: see :class:`Trust`.
 
     Raises:
         TrustError: a name that is none.
@@ -96,7 +97,7 @@ def trusting(*names: str | type, imported: bool | None = None) -> Iterator[Trust
         if not all(part.isidentifier() for part in path.split(".")):
             raise TrustError(f"trust: {path!r} is no name of a package, a module or a class, such as my_package")
     before = current()
-    token = _current.set(Trust(before.names | paths, before.imported if imported is None else imported))
+    token = _current.set(Trust(before.names | paths, before.command_line or command_line))
     try:
         yield current()
     finally:
@@ -148,8 +149,7 @@ def trusted_class(path: str, kind: type[Kind]) -> type[Kind]:
             or whatever the module raises: it cannot be imported.
     """
     trust = current()
-    top = path.partition(".")[0]
-    if not trust.allows(path) and not (trust.imported and top.isidentifier() and _is_missing(top)):
+    if not trust.allows(path):
         raise TrustError(trust.refusal(path, "a setting"))
     found = _resolved(path)
     if not isinstance(found, type) or not issubclass(found, kind):
@@ -162,7 +162,7 @@ def trusted_class(path: str, kind: type[Kind]) -> type[Kind]:
 
 def _is_missing(top: str) -> bool:
     """Whether there is no such module: saying so imports nothing."""
-    return top not in sys.modules and importlib.util.find_spec(top) is None
+    return top.isidentifier() and top not in sys.modules and importlib.util.find_spec(top) is None
 
 
 def _resolved(path: str) -> Any:
@@ -195,7 +195,7 @@ def _is_imported(path: str) -> bool:
     for count in range(len(parts) - 1, 0, -1):
         module = sys.modules.get(".".join(parts[:count]))
         if module is not None:
-            return parts[0] not in sys.stdlib_module_names - {"__main__"} and (
-                isinstance(vars(module).get(parts[count]), type) or not hasattr(module, "__path__")
-            )
+            own = parts[0] not in sys.stdlib_module_names - {"__main__"}
+            there = vars(module).get(parts[count])
+            return own and (isinstance(there, type) or (there is None and not hasattr(module, "__path__")))
     return False

@@ -33,7 +33,7 @@ from deqopt.command_line.names import CHOICES
 from deqopt.command_line.vouched import without_trust
 from deqopt.errors import CheckpointError, DeqoptError
 from deqopt.registry import Group, plugins
-from deqopt.trust import require_trusted
+from deqopt.trust import class_paths, require_trusted
 
 RUNS_ROOT = "runs"
 """``trainer.default_root_dir`` where nobody says otherwise."""
@@ -61,6 +61,12 @@ class Invocation:
     def task(self) -> str | None:
         """The class path of the chosen task."""
         return class_of(self.settings.get("task"))
+
+    @property
+    def classes(self) -> list[str]:
+        """The paths of all classes that are chosen, or that help is asked for."""
+        helped = [word.partition(".help=")[2] for word in self.options if ".help=" in word]
+        return [path for path in (*class_paths(self.settings), *helped) if "." in path]
 
     @property
     def words(self) -> list[str]:

@@ -23,7 +23,7 @@ class NotYamlError(DeqoptError, ValueError):
     """Text that is not YAML, or too much of it."""
 
 
-class ExcessError(yaml.YAMLError):
+class ExcessError(yaml.YAMLError):  # type: ignore[misc]  # PyYAML has no types
     """More than the bounds of this module allow, or a value that cannot be read; a YAMLError, as its readers expect."""
 
 
@@ -48,7 +48,7 @@ def load_yaml(text: str) -> Any:
 def bounded(base: Any) -> Any:
     """A safe loader of PyYAML that raises ExcessError in place of building more than the bounds allow."""
 
-    class Bounded(base):
+    class Bounded(base):  # type: ignore[misc]
         def __init__(self, stream: str) -> None:
             _refuse_length(stream)
             self._depth = self._nodes = 0

@@ -203,9 +203,9 @@ def run(command: str, words: Sequence[str]) -> None:
             warnings.filterwarnings("ignore", message=message)
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
         try:
-            with trusting(*vouched(words, os.environ), imported=False):
+            with trusting(*vouched(words, os.environ), command_line=True):
                 invocation = read(command, words)
-                with guarded(*LIGHTNING):
+                with guarded(*LIGHTNING, *invocation.classes):
                     cli = JointCLI(invocation)
                 cli.run()
         except Exception as error:
