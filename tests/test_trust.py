@@ -92,6 +92,13 @@ def attacks(trace: Path) -> dict[str, dict[str, Any]]:
         "tensor by name": with_operator(
             {"class_path": "deqopt_tasks.denoising.inpainting.Inpainting", "init_args": {"mask": named}}
         ),
+        "path that is a list": {"task": {"class_path": ["hostile.Hostile"], "init_args": {}}},
+        "path with a colon": {"task": {"class_path": "hostile:Hostile", "init_args": {}}},
+        "path of wide letters": {"task": {"class_path": "\uff48ostile.Hostile", "init_args": {}}},
+        "keywords of the task": {"task": {**CELEBA, "dict_kwargs": {"cell": hostile}}},
+        "solver's descent as text": beside(
+            solver={"class_path": "deqopt.solvers.Bilevel", "init_args": {"descent": "hostile.Hostile"}}
+        ),
         "solver": beside(solver=hostile),
         "solver as text": beside(solver="hostile.Hostile"),
         "adjoint": beside(adjoint=shell(trace)),

@@ -201,7 +201,11 @@ def _chosen(choice: str, value: Any, place: str) -> dict[str, Any]:
             hint = f"did you mean {nearest[0]}?" if nearest else "its options belong below init_args"
             raise DeqoptError(f"unknown key {choice}.{key} {place}: {hint}")
     name = value.get("class_path")
-    return {**value, "class_path": class_path(choice, name)} if isinstance(name, str) else value
+    if name is None:
+        return value
+    if not isinstance(name, str):
+        raise DeqoptError(f"{choice}.class_path {place} should be a name or a path, not {_shown(name)}")
+    return {**value, "class_path": class_path(choice, name)}
 
 
 def _imported(choice: str, name: str) -> type:
