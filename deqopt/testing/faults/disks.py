@@ -7,14 +7,20 @@ import resource
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from deqopt.testing.faults.forked import Ended, Shared
-from deqopt.testing.faults.judgement import goes_on, no_traceback, refused, whole
+from deqopt.testing.faults.forked import Shared
+from deqopt.testing.faults.judgement import (
+    LARGEST_STATUS,
+    checkpoint_before_goes_on,
+    goes_on,
+    no_traceback,
+    refused,
+    whole,
+)
 from deqopt.testing.faults.moments import Moment
 from deqopt.testing.faults.mounts import fill, set_read_only, small_disk
 from deqopt.testing.faults.outcome import Outcome, expect
 from deqopt.testing.faults.workbench import STEPS, Case
 
-LARGEST_STATUS = 125
 NO_FOLDERS = ("a file", "a loop of links", "a link to nothing", "a name that is too long", "no system of files")
 
 
@@ -32,7 +38,7 @@ def a_full_disk(case: Case) -> None:
 
         moment.install(limit)
 
-    _judge(case, case.command("fit", prepare=[install]))
+    checkpoint_before_goes_on(case, case.command("fit", prepare=[install]))
 
 
 def a_small_disk(case: Case) -> None:
@@ -64,7 +70,7 @@ def a_small_disk(case: Case) -> None:
         case.fault += f" {moment}"
         ended = case.command("fit", prepare=[install])
         filler.unlink(missing_ok=True) if fills else set_read_only(case.root, False)
-        _judge(case, ended)
+        checkpoint_before_goes_on(case, ended)
 
 
 def a_full_terminal(case: Case) -> None:
@@ -144,15 +150,3 @@ def _close(root: Path) -> None:
             if str(root) in os.readlink(entry):
                 os.dup2(os.open(os.readlink(entry), os.O_RDONLY), int(entry.name))
     set_read_only(root, True)
-
-
-def _judge(case: Case, ended: Ended) -> None:
-    no_traceback(ended)
-    if ended.status == 0:
-        whole(case)
-        return
-    expect(ended.status <= LARGEST_STATUS, Outcome.OTHER, str(ended))
-    if ended.steps_when_fired > STEPS // 2:
-        expect(bool(case.checkpoints()), Outcome.LOST, "no last.ckpt of the first validation")
-    if case.checkpoints():
-        goes_on(case)

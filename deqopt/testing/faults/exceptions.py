@@ -12,7 +12,7 @@ from typing import Any
 
 from deqopt.data.source import ImageSource
 from deqopt.testing.faults.forked import Ended, Prepare, Shared
-from deqopt.testing.faults.judgement import goes_on, no_traceback, saved, status_of, whole
+from deqopt.testing.faults.judgement import checkpoint_before_goes_on, failed, no_traceback, saved_and_goes_on, whole
 from deqopt.testing.faults.moments import AROUND_STEPS, IN_A_STEP, Moment, drawn
 from deqopt.testing.faults.outcome import Outcome, expect
 from deqopt.testing.faults.workbench import IMAGES, STEPS, Case
@@ -30,7 +30,6 @@ RAISED: dict[str, Callable[[], BaseException]] = {
 }
 BUG = "a bug"
 SPARE_DESCRIPTORS = 3
-LARGEST_STATUS = 125
 
 
 def an_exception(case: Case) -> None:
@@ -105,7 +104,7 @@ def no_descriptors(case: Case) -> None:
 
         moment.install(limit)
 
-    _limited(case, case.command("fit", prepare=[install]))
+    checkpoint_before_goes_on(case, case.command("fit", prepare=[install]))
 
 
 def no_memory(case: Case) -> None:
@@ -125,7 +124,7 @@ def no_memory(case: Case) -> None:
         moment.install(limit)
 
     expect(sys.platform == "linux", Outcome.OTHER, "limits of memory are tried on Linux only")
-    _limited(case, case.command("fit", prepare=[install]))
+    checkpoint_before_goes_on(case, case.command("fit", prepare=[install]))
 
 
 def _raising(moment: Moment, kind: str) -> Prepare:
@@ -149,19 +148,5 @@ def _judge(case: Case, kind: str, ended: Ended) -> None:
     if ended.status == 0:
         whole(case)
         return
-    expect(ended.status <= LARGEST_STATUS or ended.status == status_of(signal.SIGTERM), Outcome.OTHER, f"{ended}")
-    if ended.steps_when_fired or case.checkpoints():
-        saved(case, ended.steps_when_fired)
-        goes_on(case)
-
-
-def _limited(case: Case, ended: Ended) -> None:
-    no_traceback(ended)
-    if ended.status == 0:
-        whole(case)
-        return
-    expect(ended.status <= LARGEST_STATUS, Outcome.OTHER, str(ended))
-    if ended.steps_when_fired >= STEPS // 2 + 1:
-        expect(bool(case.checkpoints()), Outcome.LOST, "no last.ckpt of the first validation")
-    if case.checkpoints():
-        goes_on(case)
+    failed(ended)
+    saved_and_goes_on(case, ended.steps_when_fired)

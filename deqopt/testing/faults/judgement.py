@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from deqopt.testing.faults.workbench import STEPS, Case, differences, loaded
 
 TRACEBACK = "Traceback (most recent call last)"
 ERROR = "deqopt: error: "
-REFUSED = 2
+REFUSED, LARGEST_STATUS = 2, 125
 CONTROL = {*map(chr, range(32)), "\x7f", *map(chr, range(0x80, 0xA0))} - set("\n\t\r")
 BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 
@@ -29,6 +28,11 @@ def refused(ended: Ended) -> None:
     no_traceback(ended)
     lines = [line for line in ended.said.splitlines() if line.startswith(ERROR)]
     expect(ended.status == REFUSED and len(lines) == 1, Outcome.OTHER, f"not refused in one line: {ended}")
+
+
+def failed(ended: Ended) -> None:
+    """A status of its own, and not one that tells of a signal."""
+    expect(0 < ended.status <= LARGEST_STATUS, Outcome.OTHER, f"an exit status that is no failure: {ended}")
 
 
 def shown_safely(ended: Ended) -> None:
@@ -75,14 +79,21 @@ def goes_on(case: Case) -> None:
     whole(case)
 
 
-def finished_or_goes_on(case: Case, ended: Ended, at_least: int) -> None:
+def saved_and_goes_on(case: Case, at_least: int) -> None:
     """What is saved is at least so far, can be read, and goes on; where nothing had to be saved, nothing need be."""
     if at_least or case.checkpoints():
         saved(case, at_least)
         goes_on(case)
 
 
-def no_parts_left(folder: Path) -> None:
-    """No file that was begun and not finished."""
-    left = [os.path.relpath(path, folder) for path in folder.rglob("*.tmp")]
-    expect(not left, Outcome.OTHER, f"unfinished files are left: {', '.join(left)}")
+def checkpoint_before_goes_on(case: Case, ended: Ended) -> None:
+    """A run that could not save ended in one line; what the first validation had saved goes on."""
+    no_traceback(ended)
+    if ended.status == 0:
+        whole(case)
+        return
+    failed(ended)
+    if ended.steps_when_fired > STEPS // 2:
+        expect(bool(case.checkpoints()), Outcome.LOST, "no last.ckpt of the first validation")
+    if case.checkpoints():
+        goes_on(case)
