@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,22 @@ class RunFolder(Callback):
     def __init__(self, runs: Path) -> None:
         self.runs = runs
         self._number: int | None = None
+        self._made: list[Path] = []
 
     @property
     def number(self) -> int:
         """N; in processes that were not told it yet, the one that would be next."""
         if self._number is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self._made = [folder for folder in (self.runs, self.runs.parent) if not folder.exists()]
             self._number = claim(self.runs)
         return next_number(self.runs) if self._number is None else self._number
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves no empty folders of a run that ended before it began, on unreadable data for instance."""
+        if self._number is not None and trainer.is_global_zero:
+            with suppress(OSError):  # not empty, or others' already
+                for folder in (self.runs / f"version_{self._number}", *self._made):
+                    folder.rmdir()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._number = trainer.strategy.broadcast(self._number)
@@ -54,11 +64,10 @@ def claim(runs: Path) -> int:
     Raises:
         OSError: the folder cannot be made.
     """
-    runs.mkdir(parents=True, exist_ok=True)
     number = next_number(runs)
     while True:
         try:
-            (runs / f"version_{number}").mkdir()
+            (runs / f"version_{number}").mkdir(parents=True)
         except FileExistsError:
             number += 1
         else:
