@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -36,7 +37,10 @@ class EndTogether(Callback):
         connect = strategy.setup_environment
 
         def connect_and_meet() -> None:
-            with signals.deadly() if trainer.world_size > 1 else nullcontext():
+            if trainer.world_size == 1:
+                connect()
+                return
+            with signals.deadly(), _ending_with_parent():
                 connect()  # waits for the others, half an hour if one does not come
             self._meet(trainer)
 
@@ -94,3 +98,20 @@ class EndTogether(Callback):
         signals.end(Interrupted(loss.status))
         threading.Event().wait(PATIENCE)
         os._exit(loss.status)
+
+
+@contextmanager
+def _ending_with_parent() -> Iterator[None]:
+    """End this process within the block as soon as its parent does, which is the first process or a launcher."""
+    parent, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1):
+            if os.getppid() != parent:
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+    try:
+        yield
+    finally:
+        over.set()

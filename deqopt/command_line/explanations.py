@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from deqopt.errors import DeqoptError
 
-NO_MEMORY = re.compile(r"bad_alloc|DefaultCPUAllocator|Cannot allocate memory")
+NO_MEMORY = re.compile(r"bad_alloc|DefaultCPUAllocator|Cannot allocate memory|unexpected pos \d")  # the last of torch.save
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)?\)? .*(killed|exited)")
+IN_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
 
 
 def one_line(error: BaseException) -> str:
@@ -29,11 +34,32 @@ def explanation(error: BaseException) -> str | None:
     if DEAD_WORKER.search(str(error)):
         return "a process that loads data ended, killed perhaps for want of memory" + _in_brackets(error)
     if isinstance(error, OSError) and error.strerror:
-        return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    if isinstance(error, (OSError, MemoryError)) and IN_WORKER.match(str(error)):
+        return str(error).strip().splitlines()[-1]
     if "loading state_dict" in str(error):
         first = re.split(r'(?<=[)\]"])[.,] ', one_line(error).partition(": ")[2])[0]
         return f"the checkpoint does not fit these settings, give those that it was trained with: {first}"
     return None if error.__cause__ is None else explanation(error.__cause__)
+
+
+@contextmanager
+def threads_explained() -> Iterator[None]:
+    """Tell what the user can put right of exceptions in threads, such as TensorBoard's on a full disk, in one line."""
+    before = threading.excepthook
+
+    def explain(failure: threading.ExceptHookArgs) -> None:
+        text = None if failure.exc_value is None else explanation(failure.exc_value)
+        if text is None:
+            before(failure)
+        else:
+            print(f"deqopt: {text}", file=sys.stderr)
+
+    threading.excepthook = explain
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _in_brackets(error: BaseException) -> str:

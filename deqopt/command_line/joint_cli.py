@@ -23,7 +23,7 @@ from deqopt.checkpoints.plugin import VerifiedCheckpointIO
 from deqopt.command_line.arguments import RUNS_ROOT, Invocation, read
 from deqopt.command_line.checkpoints import run_folder
 from deqopt.command_line.complaints import Complaints
-from deqopt.command_line.explanations import explanation
+from deqopt.command_line.explanations import explanation, threads_explained
 from deqopt.command_line.markup import plain
 from deqopt.command_line.names import CHOICES
 from deqopt.command_line.nulls import refuse_nulls
@@ -198,7 +198,7 @@ class JointCLI(LightningCLI):
 
 def run(command: str, words: Sequence[str]) -> None:
     """Parse and run one of the commands; whatever the user can put right is raised as a DeqoptError of one line."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threads_explained():
         for message in NOISE:
             warnings.filterwarnings("ignore", message=message)
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)

@@ -32,7 +32,7 @@ def a_signal(case: Case) -> None:
     """SIGTERM, SIGINT or SIGHUP to one rank or to all ends all, saved where they were; the run goes on from there."""
     number = case.random.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     receivers = case.random.choice(sorted(RECEIVERS))
-    step, gap = case.random.randint(0, TOGETHER - 1), case.random.uniform(0, 0.1)
+    step, gap = case.random.randint(1, TOGETHER - 1), case.random.uniform(0, 0.1)
     case.fault = f"{number.name} to {receivers} {gap:.3f} s after step {step}"
 
     def act(running: Running) -> None:
@@ -51,7 +51,7 @@ def a_signal(case: Case) -> None:
 def a_death(case: Case) -> None:
     """A rank that is killed ends the others in time, in one line; the checkpoint before goes on."""
     rank = case.random.randrange(RANKS)
-    step, gap = case.random.randint(0, TOGETHER - 1), case.random.uniform(0, 0.1)
+    step, gap = case.random.randint(1, TOGETHER - 1), case.random.uniform(0, 0.1)
     case.fault = f"SIGKILL to rank {rank} {gap:.3f} s after step {step}"
 
     def act(running: Running) -> None:
