@@ -14,7 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from deqopt.errors import DeqoptError
 
-NO_MEMORY = re.compile(r"bad_alloc|DefaultCPUAllocator|Cannot allocate memory|unexpected pos \d")  # the last of torch.save
+# The last is what torch.save says of it.
+NO_MEMORY = re.compile(r"bad_alloc|DefaultCPUAllocator|Cannot allocate memory|unexpected pos \d")
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)?\)? .*(killed|exited)")
 IN_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
 
