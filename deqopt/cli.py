@@ -28,8 +28,9 @@ commands:
   solvers    list the solvers that are installed
 
 options:
-  -h, --help   show this help; after a command, its options
-  --version    show the version
+  -h, --help     show this help; after a command, its options
+  --version      show the version
+  --trust NAME   after a command: let files name classes of this package
 
 examples:
   deqopt fit --task celeba --task.root FACES --trainer.max_epochs 20
