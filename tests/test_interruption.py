@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from tiny_task import Tiny, quiet_trainer
 from torch.utils.data import StackDataset
 
@@ -219,3 +220,31 @@ def test_weights_that_are_not_finite_replace_none(tmp_path: Path) -> None:
         train(tmp_path, Spoil())
     saved = torch.load(last(tmp_path), weights_only=True)
     assert saved["global_step"] == 3 and all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_slurm_requeues_between_two_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any]
+) -> None:
+    """Lightning's own handler would save in the midst of the backward pass."""
+    commands: list[list[str]] = []
+
+    def requeue(words: list[str]) -> int:
+        commands.append(words)
+        send(signal.SIGTERM)  # as SLURM does
+        return 0
+
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.signal_connector.call", requeue)
+    for name in ("NTASKS", "NTASKS_PER_NODE", "NNODES"):
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    for name in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    fault = Fault("on_before_optimizer_step", 4, partial(send, signal.SIGUSR1))
+    with pytest.raises(Interrupted):
+        train(tmp_path, fault, plugins=[SLURMEnvironment(auto_requeue=True)])
+    assert commands == [["scontrol", "requeue", "7"]]
+    (saved,) = tmp_path.glob("hpc_ckpt_*.ckpt")
+    assert torch.load(saved, weights_only=True)["global_step"] == 5
+    saved.rename(tmp_path / "checkpoints" / "last.ckpt")
+    assert_goes_on(tmp_path, uninterrupted)

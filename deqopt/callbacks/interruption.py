@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +27,9 @@ class Interruption(Callback):
     write ``last.ckpt`` and end with the signal's exit status. A second signal ends the process at once. During
     validation a single process does not wait for its end; several do. Outside training, nothing is written.
 
+    Under SLURM with automatic requeueing, SIGUSR1 has Lightning save its checkpoint and requeue the job, between two
+    batches as well.
+
     An exception leaves the state before the batch that it broke off, which :class:`Resume` describes, unless the
     optimiser had begun to change the weights. :class:`RunCheckpoint` refuses weights that are not finite.
 
@@ -33,13 +40,22 @@ class Interruption(Callback):
     def __init__(self) -> None:
         self._handlers = ExitStack()
         self._step: int | None = None  # at the end of the last batch; None outside training
+        self._requeue: Callable[[int, FrameType], None] | None = None
+        self._requeued = False
 
     # -- from beginning to end ------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._handlers.enter_context(signals.heeded())
-        # Lightning's own handler broadcasts where the signal finds it, while the other processes do something else.
-        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
+        # Lightning's own handlers speak to the other processes where the signal finds them, amid something else.
+        handlers = trainer._signal_connector
+        handlers._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
+        if self._requeue is None:
+            self._requeue = handlers._slurm_sigusr_handler_fn
+            handlers._slurm_sigusr_handler_fn = self._note_requeue  # type: ignore[method-assign]
+
+    def _note_requeue(self, signum: int, _: FrameType) -> None:
+        self._requeued = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signals.check()
@@ -96,7 +112,11 @@ class Interruption(Callback):
         signals.check()
 
     def _end_if_asked(self, trainer: Trainer) -> None:
-        number = _agreed(trainer)
+        (requeued,) = _agreed(trainer, int(self._requeued))
+        if requeued and self._requeue is not None:
+            self._requeued = False
+            self._requeue(signal.SIGUSR1, sys._getframe())
+        (number,) = _agreed(trainer, signals.received or 0)
         if number:
             self._save(trainer)
             raise Interrupted(128 + number)
@@ -130,9 +150,10 @@ class Interruption(Callback):
                     rank_zero_info(f"Interrupted at step {trainer.global_step}: --ckpt_path last goes on from {path}")
 
 
-def _agreed(trainer: Trainer) -> int:
-    """The signal that any process received, 0 where none did; to be asked in all processes at once."""
+def _agreed(trainer: Trainer, *numbers: int) -> list[int]:
+    """The largest of every number in all processes; to be asked in all at once."""
     if trainer.world_size == 1:
-        return signals.received or 0
-    mine = torch.tensor(signals.received or 0, device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(mine, reduce_op="max"))
+        return list(numbers)
+    own = torch.tensor(numbers, device=trainer.strategy.root_device)
+    largest: list[int] = trainer.strategy.reduce(own, reduce_op="max").tolist()
+    return largest
