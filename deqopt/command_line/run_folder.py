@@ -66,10 +66,13 @@ def claim(runs: Path) -> int:
     """
     number = next_number(runs)
     while True:
+        runs.mkdir(parents=True, exist_ok=True)
         try:
-            (runs / f"version_{number}").mkdir(parents=True)
+            (runs / f"version_{number}").mkdir()
         except FileExistsError:
             number += 1
+        except FileNotFoundError:  # another run has just left, and taken its empty folders along
+            continue
         else:
             return number
 
