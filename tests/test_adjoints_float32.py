@@ -78,6 +78,7 @@ def test_the_gradient_is_finite_and_that_of_float64(solver: str, name: str, feas
 
 
 @pytest.mark.filterwarnings("ignore:Unrolled. the backward solve")
+@pytest.mark.filterwarnings("ignore:Unrolled. 1 of 5 samples give no gradient")  # thrown far off its fit in large units
 @pytest.mark.parametrize("unit", [1e-12, 1e8])
 @pytest.mark.parametrize("name", STARTS)
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if "plain" not in name])

@@ -36,7 +36,7 @@ pytestmark = [
 
 EXACT = JointAnderson(max_nfe=500, tol=1e-10, step_size=0.2)
 ROUGH = Tracking(max_nfe=4, step_size=0.5, settle=1)
-EVALUATIONS = ("validate", "test", "predict")
+EVALUATIONS = "validate", "test", "predict"
 FIGURES = ("objective", "loss", "residual", "nfe", "converged")
 
 
@@ -458,9 +458,8 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     module = JointModule(task, solver=Tracking(max_nfe=16, step_size=0.5), optimization=Optimization(lr=0.02))
     losses = []
     for _ in range(2):
-        losses.append(
-            quiet_trainer(tmp_path).validate(module, datamodule=task.datamodule(), verbose=False)[0]["val/loss"]
-        )
+        (figures,) = quiet_trainer(tmp_path).validate(module, datamodule=task.datamodule(), verbose=False)
+        losses.append(figures["val/loss"])
         quiet_trainer(tmp_path, max_epochs=20).fit(module, datamodule=task.datamodule())
     assert losses[1] < 0.7 * losses[0]
 
