@@ -1,5 +1,7 @@
 """One thread and one seed for every test."""
 
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -17,3 +19,12 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_signals() -> None:
+    """Signals as of a terminal: started in the background, Python ignores Ctrl-C, and so would what a test starts."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, handler)

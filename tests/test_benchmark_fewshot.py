@@ -290,7 +290,7 @@ def test_prototypes_are_penalised_at_their_own_equilibria() -> None:
         torch.testing.assert_close(part, exact, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:implicit_fixed_point. the backward solve")
+@pytest.mark.filterwarnings("ignore:implicit_fixed_point. (the backward solve|8 of 8 samples give no gradient)")
 def test_a_training_that_diverges_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fewshot, "SETTING", replace(fewshot.SETTING, lr=float("inf")))
     with pytest.raises(NonFiniteError, match=r"Envelope \(glyphs, 3-way.*seed 0\) has diverged in step 2: lower lr"):

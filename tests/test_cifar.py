@@ -271,13 +271,13 @@ def test_evaluation_is_under_attack_whatever_the_loss(kind: str) -> None:
 def test_confidence_is_no_robustness_for_the_solver_that_trains(kind: str) -> None:
     """Logits times 100, as long training without attacks may make them: no decision changes."""
     batch = digits(32)
-    task = small(loss=KINDS[kind].loss, radius=1.5)
+    task = small(loss=KINDS[kind].loss, radius=1.25)
     learned(task, batch, steps=15)
     clean, robust = accuracies(task, batch)
     assert 0 < robust < clean
     left = set()
     for confidence in (10, 30, 100):
-        sure = small(loss=KINDS[kind].loss, radius=1.5)
+        sure = small(loss=KINDS[kind].loss, radius=1.25)
         sure.load_state_dict(task.state_dict())
         with torch.no_grad():
             sure.classifier.linear.weight *= confidence
@@ -301,7 +301,7 @@ def accuracies(task: Cifar, batch: LabelledBatch) -> tuple[float, float]:
 def test_an_attack_lowers_the_accuracy_and_adversarial_training_what_it_takes() -> None:
     batch, robust = digits(32), {}
     for kind in ("adversarial", "clean"):
-        task = small(loss=KINDS[kind].loss, radius=1.5)
+        task = small(loss=KINDS[kind].loss, radius=1.25)
         learned(task, batch, steps=15)
         clean, robust[kind] = accuracies(task, batch)
         assert robust[kind] <= clean and clean > 0.9

@@ -124,7 +124,7 @@ def test_multipliers_that_do_not_fit(mu0: Any) -> None:
             ({"tol": -1.0}, "tol must be 0 or larger, got -1.0"),
             ({"step_size": 0.0}, "step_size must be larger than 0, got 0.0"),
             ({"step_size": -1.0}, "step_size must be larger than 0, got -1.0"),
-            ({"step_size": float("nan")}, "step_size must be larger than 0, got nan"),
+            ({"step_size": float("nan")}, "step_size must be a finite number, got nan"),
         ]
     ]
     + [
