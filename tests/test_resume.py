@@ -251,6 +251,7 @@ def test_every_optimiser_goes_on_as_it_would_have(algorithm: Algorithm, schedule
 @pytest.mark.slow
 def test_two_processes_go_on_each_with_its_own_random_numbers(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PL_GLOBAL_SEED", None)  # left by another test, Lightning would seed both processes alike with it
     command = [sys.executable, str(Path(__file__).parent / "ddp_resume.py"), str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
