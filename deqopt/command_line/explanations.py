@@ -64,7 +64,11 @@ def threads_explained() -> Iterator[None]:
 
 
 def _in_brackets(error: BaseException) -> str:
-    return f" ({one_line(error)[:200]})" if str(error) else ""
+    """The text of an error; of one in a data worker, whose text is a traceback, the last line."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return ""
+    return f" ({lines[-1] if IN_WORKER.match(lines[0]) else one_line(error)[:200]})"
 
 
 def _is_refused_by_lightning(error: BaseException) -> bool:
