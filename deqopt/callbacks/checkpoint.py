@@ -44,7 +44,7 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(monitor=monitor, mode=mode, filename="best", save_last=True, enable_version_counter=False)
         self.every_n_minutes = every_n_minutes
         self._step = 0
-        self._last_step: int | None = None
+        self.last_step: int | None = None  # of what last.ckpt holds, in this run
         self._last_written = 0.0
         self._failure: DeqoptError | None = None
         self._missed = False
@@ -53,7 +53,7 @@ class RunCheckpoint(ModelCheckpoint):
     # -- when ---------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step, self._last_step, self._failure = trainer.global_step, None, None
+        self._step, self.last_step, self._failure = trainer.global_step, None, None
         self._last_written = time.monotonic()
         self._seen = finite_number(self._figure(trainer))
         if _writes(trainer):
@@ -79,13 +79,13 @@ class RunCheckpoint(ModelCheckpoint):
             return
         unvalidated = not trainer.enable_validation
         improved = self._consider(trainer, validated=False)
-        written = self._last_step == trainer.global_step
+        written = self.last_step == trainer.global_step
         if improved or (not written and (unvalidated or _training_ends(trainer))):
             self._try_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises what kept the last state from being written."""
-        if not _writes(trainer) or self._last_step == trainer.global_step:
+        if not _writes(trainer) or self.last_step == trainer.global_step:
             return
         if self._failure is not None:
             raise self._failure
@@ -106,7 +106,7 @@ class RunCheckpoint(ModelCheckpoint):
         path = self._path(LAST)
         self.last_model_path = str(path)
         self._save(trainer, path)
-        self._last_step, self._last_written, self._failure = trainer.global_step, time.monotonic(), None
+        self.last_step, self._last_written, self._failure = trainer.global_step, time.monotonic(), None
         return path
 
     def _try_last(self, trainer: Trainer) -> None:

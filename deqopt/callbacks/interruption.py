@@ -86,15 +86,7 @@ class Interruption(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end_if_asked(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         # Processes may have different numbers of batches, so that several cannot ask each other here.
         if self._step is None:
             signals.check()
@@ -112,12 +104,10 @@ class Interruption(Callback):
         signals.check()
 
     def _end_if_asked(self, trainer: Trainer) -> None:
-        (requeued,) = _agreed(trainer, int(self._requeued))
-        if requeued and self._requeue is not None:
+        if _agreed(trainer, int(self._requeued)) and self._requeue is not None:
             self._requeued = False
             self._requeue(signal.SIGUSR1, sys._getframe())
-        (number,) = _agreed(trainer, signals.received or 0)
-        if number:
+        if number := _agreed(trainer, signals.received or 0):
             self._save(trainer)
             raise Interrupted(128 + number)
 
@@ -126,7 +116,8 @@ class Interruption(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._release()
         training = trainer.state.fn is TrainerFn.FITTING and self._step is not None
-        if training and not isinstance(exception, Interrupted) and trainer.world_size == 1:
+        saved = any(one.last_step == trainer.global_step for one in _run_checkpoints(trainer))  # nothing new to save
+        if training and not saved and not isinstance(exception, Interrupted) and trainer.world_size == 1:
             if self._is_between_steps(trainer):
                 self._save(trainer)
             else:
@@ -140,20 +131,22 @@ class Interruption(Callback):
         return batches.processed == batches.ready or trainer.global_step == self._step
 
     def _save(self, trainer: Trainer) -> None:
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, RunCheckpoint):
-                try:
-                    path = callback.write_last(trainer)
-                except (NonFiniteError, CheckpointError) as error:  # what ended the run is to be told, too
-                    rank_zero_warn(str(error))
-                else:
-                    rank_zero_info(f"Interrupted at step {trainer.global_step}: --ckpt_path last goes on from {path}")
+        for callback in _run_checkpoints(trainer):
+            try:
+                path = callback.write_last(trainer)
+            except (NonFiniteError, CheckpointError) as error:  # what ended the run is to be told, too
+                rank_zero_warn(str(error))
+            else:
+                rank_zero_info(f"Interrupted at step {trainer.global_step}: --ckpt_path last goes on from {path}")
 
 
-def _agreed(trainer: Trainer, *numbers: int) -> list[int]:
-    """The largest of every number in all processes; to be asked in all at once."""
+def _run_checkpoints(trainer: Trainer) -> list[RunCheckpoint]:
+    return [one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoint)]
+
+
+def _agreed(trainer: Trainer, number: int) -> int:
+    """The largest number of all processes; to be asked in all at once."""
     if trainer.world_size == 1:
-        return list(numbers)
-    own = torch.tensor(numbers, device=trainer.strategy.root_device)
-    largest: list[int] = trainer.strategy.reduce(own, reduce_op="max").tolist()
-    return largest
+        return number
+    own = torch.tensor(number, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(own, reduce_op="max"))
