@@ -19,11 +19,12 @@ from deqopt import Equilibrium, JointModule
 from deqopt.optimization import Optimization
 from deqopt.solvers import JointAnderson, Tracking
 
-pytestmark = [
+TRAINING = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
 ]
+"""Marks of tests that train."""
 quiet = pytest.mark.filterwarnings("ignore:.*(left out|is skipped|give no gradient|it says nothing)")
 
 SOLVER = Tracking(max_nfe=16, step_size=0.5)

@@ -8,18 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from adjoint_catalogue import ADJOINTS
 from catalogue import ALL, INPUT, STATE, quadratic, targets, theta_of, zeros
 from torch import Tensor
 
 from deqopt import Equilibrium, JointProblem
 from deqopt.adjoints import (
     Adjoint,
-    Envelope,
-    Implicit,
-    InputHeld,
-    JacobianFree,
-    Phantom,
-    Unrolled,
     implicit_fixed_point,
 )
 from deqopt.errors import NonFiniteError
@@ -29,15 +24,6 @@ from deqopt.regularizers import JacobianPenalty, Regularizer, SpectralPenalty
 from deqopt.solvers import JointAnderson, StepRule
 from deqopt.usable import stand_ins
 
-ADJOINTS: list[Adjoint] = [
-    Envelope(),
-    Implicit(tol=1e-10),
-    InputHeld(tol=1e-10, max_nfe=200),
-    JacobianFree(),
-    Phantom(steps=20),
-    Unrolled(),
-    Unrolled(checkpoint=True),
-]
 THETA = theta_of(seed=2, gain=0.5)
 PLAIN = JointAnderson(max_nfe=60, tol=1e-8, step_rule=StepRule.PLAIN, step_size=0.1)
 EVERY_ADJOINT = pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)

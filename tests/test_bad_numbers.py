@@ -13,8 +13,10 @@ from bad_numbers import (
     BAD,
     EXACT,
     SOLVER,
+    TRAINING,
     SpoiledStart,
     Watch,
+    quiet,
     rows_of,
     same,
     trained,
@@ -28,12 +30,7 @@ from deqopt.adjoints import Implicit
 from deqopt.optimization import Algorithm, Optimization
 from deqopt.solvers import Tracking
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-]
-quiet = pytest.mark.filterwarnings("ignore:.*(left out|is skipped|give no gradient|it says nothing)")
+pytestmark = TRAINING
 
 # -- samples ----------------------------------------------------------------------------------------------------------
 

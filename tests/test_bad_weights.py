@@ -11,8 +11,10 @@ import pytest
 import torch
 from bad_numbers import (
     SOLVER,
+    TRAINING,
     NotANumber,
     Wrong,
+    quiet,
     trained,
 )
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,12 +26,7 @@ from deqopt.callbacks import RunCheckpoint
 from deqopt.errors import NonFiniteError
 from deqopt.optimization import Optimization
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-]
-quiet = pytest.mark.filterwarnings("ignore:.*(left out|is skipped|give no gradient|it says nothing)")
+pytestmark = TRAINING
 
 # -- weights and figures ----------------------------------------------------------------------------------------------
 

@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from adjoint_catalogue import ADJOINTS
 from catalogue import ALL, CASES, INPUT, STATE, flat, linear, targets, theta_of, zeros
 from torch import Tensor
 
 from deqopt import Equilibrium, JointProblem, Status
 from deqopt.adjoints import (
     Adjoint,
-    Envelope,
-    Implicit,
-    InputHeld,
     JacobianFree,
     Phantom,
-    Unrolled,
     implicit_fixed_point,
 )
 from deqopt.adjoints.stationary import StationaryAdjoint, StationarySystem
@@ -27,15 +24,6 @@ from deqopt.equilibrium import BackwardReport
 from deqopt.fixed_point import Anderson, Damped
 from deqopt.solvers import JointAnderson, Tracking
 
-ADJOINTS: list[Adjoint] = [
-    Envelope(),
-    Implicit(tol=1e-10),
-    InputHeld(tol=1e-10, max_nfe=200),
-    JacobianFree(),
-    Phantom(steps=20),
-    Unrolled(),
-    Unrolled(checkpoint=True),
-]
 EVERY_ADJOINT = pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
 THETA = theta_of(seed=2, gain=0.5)
 VICTIM, OTHERS = 2, [0, 1, 3, 4]

@@ -13,7 +13,9 @@ import pytest
 import torch
 from bad_numbers import (
     SOLVER,
+    TRAINING,
     Watch,
+    quiet,
     rows_of,
     same,
     spoil,
@@ -30,12 +32,7 @@ from deqopt.optimization import Optimization, Schedule
 from deqopt.regularizers import Regularizer
 from deqopt.step_guard import FEW, OVERFLOWS, StepGuard, usable_losses
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-]
-quiet = pytest.mark.filterwarnings("ignore:.*(left out|is skipped|give no gradient|it says nothing)")
+pytestmark = TRAINING
 
 # -- steps ------------------------------------------------------------------------------------------------------------
 
