@@ -63,7 +63,7 @@ def refuse_code(settings: Any, where: str = "") -> None:
     else:
         for function in _code(settings):
             path = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
-            if not _vouched(path):
+            if not current().vouches(path):
                 raise TrustError(
                     f"{where}: {path} is code, and settings may name only classes, of objects that are made"
                 )
@@ -73,8 +73,3 @@ def _code(value: Any) -> Iterable[Any]:
     if isinstance(value, partial):
         return (value.func,)
     return (value,) if isinstance(value, type) or inspect.isroutine(value) or inspect.ismodule(value) else ()
-
-
-def _vouched(path: str) -> bool:
-    parts = path.split(".")
-    return any(".".join(parts[:count]) in current().names for count in range(1, len(parts) + 1))

@@ -44,12 +44,17 @@ class Trust:
 
         It may where nothing new would be imported: the program has the class already, or there is no such module.
         """
-        parts = path.split(".")
-        if any(".".join(parts[:count]) in self.names for count in range(1, len(parts) + 1)):
+        if self.vouches(path):
             return True
+        parts = path.split(".")
         if "__main__" in parts[1:]:
             return False
         return parts[0] in {*OWN, *besides} or parts[0] in packages() or _is_imported(path) or _is_missing(parts[0])
+
+    def vouches(self, path: str) -> bool:
+        """Whether the user vouches for this path, or for something above it."""
+        parts = path.split(".")
+        return any(".".join(parts[:count]) in self.names for count in range(1, len(parts) + 1))
 
     def refusal(self, path: str, where: str) -> str:
         """Why a path is refused, and what to do about it."""

@@ -36,7 +36,7 @@ def explanation(error: BaseException) -> str | None:
         return "a process that loads data ended, killed perhaps for want of memory" + _in_brackets(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
-    if isinstance(error, (OSError, MemoryError)) and IN_WORKER.match(str(error)):
+    if isinstance(error, OSError) and IN_WORKER.match(str(error)):
         return str(error).strip().splitlines()[-1]
     if "loading state_dict" in str(error):
         first = re.split(r'(?<=[)\]"])[.,] ', one_line(error).partition(": ")[2])[0]
