@@ -165,6 +165,12 @@ def test_nothing_is_written_but_in_training(command: str, what: Any, tmp_path: P
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize("command", STAGES)
+def test_nothing_is_written_by_an_evaluation_that_ends_well(command: str, tmp_path: Path) -> None:
+    run(command, tmp_path)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 @pytest.mark.parametrize("what", [partial(send, signal.SIGTERM), fail], ids=["signal", "exception"])
 def test_nothing_is_written_before_training(what: Any, tmp_path: Path) -> None:
     with pytest.raises((Interrupted, MemoryError)):
