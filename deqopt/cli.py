@@ -43,10 +43,11 @@ examples:
 
 def console() -> None:
     """Run ``deqopt`` as a process of its own: while Python leaves, a signal has nothing to interrupt any more."""
-    try:
-        main()
-    finally:
-        signals.ignore()
+    with signals.heeded():  # until they are ignored, so that between the two none finds Python's own handlers
+        try:
+            main()
+        finally:
+            signals.ignore()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

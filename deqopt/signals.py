@@ -86,9 +86,9 @@ class Signals:
             for number in heeded:
                 signal.signal(number, self.receive)
 
-    @staticmethod
-    def ignore() -> None:
-        """Ignore signals for good."""
+    def ignore(self) -> None:
+        """Ignore signals for good, also after the block that heeds them."""
+        self._before = {}
         for number in HEEDED:
             signal.signal(number, signal.SIG_IGN)
 
