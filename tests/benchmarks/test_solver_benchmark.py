@@ -1,0 +1,316 @@
+"""The benchmark counts what is spent, chooses as it says, solves the peers' problems right, and runs as a whole."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from benchmarks import entrants, peers, program, report
+from benchmarks.__main__ import main
+from benchmarks.competitors import Choice, Entrant, Missing, SolverAtBudgets
+from benchmarks.contest import Curve, Mark, choose
+from benchmarks.data import Digits
+from benchmarks.entrants import Effort, of_attack, of_latent_fitting
+from benchmarks.memory import peak_bytes
+from benchmarks.models import Attack, LatentFitting, Model
+from benchmarks.peers import Adam, NormalisedGradient, PublishedJointAnderson, Rule, Solver, TorchDEQDescent
+from benchmarks.program import Extent, Part, run
+from benchmarks.stopwatch import Stopwatch
+from benchmarks.training import CLASSIFIER
+from catalogue import CASES, linear, tanh_ball
+from deqopt.fixed_point import Anderson
+from deqopt.solvers import Bilevel, JointAnderson, StepRule, Tracking, solve_exactly
+
+CPU = torch.device("cpu")
+needs_torchdeq = pytest.mark.skipif(not peers.torchdeq_is_installed(), reason=peers.INSTALL)
+
+
+# -- what is counted --------------------------------------------------------------------------------------------------
+
+
+def test_forward_and_backward_passes_are_half_an_evaluation_each() -> None:
+    case = linear()
+    watch = Stopwatch(CPU, counted=True)
+    problem = watch.observe(case.problem)
+    watch.start()
+    problem.f(case.z0, case.x0)
+    watch.mark(1, case.x0)
+    problem.evaluate(case.z0, case.x0, case.z0)
+    watch.mark(2, case.x0)
+    problem.f(case.z0[:1], case.x0[:1])
+    watch.mark(3, case.x0)
+    assert [point.evaluations for point in watch.points] == [0.5, 1.5, 1.5 + 0.5 / len(case.x0)]
+
+
+@pytest.mark.parametrize("name", ["linear_with_data", "linear_tuple", "tanh_ball"])
+def test_counted_solves_are_the_same_and_cost_what_the_solver_says(name: str) -> None:
+    case = CASES[name]()
+    solver = Tracking(max_nfe=30, tol=0.0)
+    watch = Stopwatch(CPU, counted=True)
+    SolverAtBudgets(lambda budget: solver).run(watch.observe(case.problem), case.z0, case.x0, watch, [30])
+    plain = solver.solve(case.problem, case.z0, case.x0)
+    assert torch.equal(watch.points[0].x, plain.x)
+    assert watch.points[0].evaluations == float(plain.nfe[0]) + 1  # x's scale is measured once
+
+
+def test_every_budget_starts_from_zero() -> None:
+    case = linear()
+    watch = Stopwatch(CPU, counted=True)
+    competitor = SolverAtBudgets(
+        lambda budget: JointAnderson(max_nfe=budget, tol=0.0, step_size=0.1, step_rule=StepRule.PLAIN)
+    )
+    competitor.run(watch.observe(case.problem), case.z0, case.x0, watch, [10, 20])
+    assert [point.evaluations for point in watch.points] == [11, 21]
+
+
+def test_bilevel_moves_as_often_as_its_label_says() -> None:
+    case = tanh_ball()
+    entrant = entrants.bilevel("Bilevel", lambda step: Counting(step), [0.1], (3, 7), Effort(settings=1))
+    Counting.moves.clear()
+    watch = Stopwatch(CPU, counted=False)
+    next(iter(entrant.candidates.values())).run(case.problem, case.z0, case.x0, watch, entrant.labels)
+    assert len(Counting.moves) == 3 + 7 + 2  # the first step of each only solves
+
+
+class Counting(entrants.PGD):
+    moves: ClassVar[list[int]] = []
+
+    def step(self, *arguments: object) -> torch.Tensor:
+        self.moves.append(1)
+        return super().step(*arguments)  # type: ignore[arg-type]
+
+
+# -- the peers --------------------------------------------------------------------------------------------------------
+
+
+def test_adam_is_that_of_torch() -> None:
+    x = torch.linspace(-1, 1, 6).reshape(2, 3)
+    parameter = x.clone().requires_grad_()
+    rule, optimizer = Adam(0.1), torch.optim.Adam([parameter], lr=0.1)
+    for _ in range(5):
+        gradient = 2 * x + torch.tensor([1.0, -2.0, 0.5])
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        x = rule.move(x, gradient)
+        assert torch.allclose(x, parameter.detach(), atol=1e-6)
+
+
+@needs_torchdeq
+@pytest.mark.parametrize("solver", Solver)
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("rule", [lambda: Adam(0.3), lambda: NormalisedGradient(0.1)], ids=["Adam", "PGD"])
+def test_descents_with_torchdeq_reach_the_optimum(solver: Solver, warm: bool, rule: Callable[[], Rule]) -> None:
+    case = linear()
+    assert case.truth is not None
+    watch = Stopwatch(CPU, counted=True)
+    TorchDEQDescent(rule, solver, 12, warm).run(watch.observe(case.problem), case.z0, case.x0, watch, [1, 60])
+    first, last = watch.points
+    assert first.evaluations == 13  # two solves of 12 halves, a forward and a backward pass for the gradient of x
+    error, error_before = ((point.x - case.truth.x).norm(dim=1) for point in (last, first))
+    assert (error < 0.1 * error_before).all()
+
+
+@needs_torchdeq
+@pytest.mark.parametrize("solver", Solver)
+def test_torchdeq_descends_along_the_gradient_at_the_equilibrium(solver: Solver) -> None:
+    case = tanh_ball()
+    x = torch.full_like(case.x0, 0.1)
+    seen: list[torch.Tensor] = []
+
+    class Spy(Rule):
+        def move(self, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+            seen.append(gradient)
+            return x
+
+    TorchDEQDescent(Spy, solver, 60).run(case.problem, case.z0, x, Stopwatch(CPU, False), [1])
+    start = JointAnderson(max_nfe=1, step_size=0.1, step_rule=StepRule.PLAIN).solve(case.problem, case.z0, x)
+    exact = solve_exactly(case.problem, start, Anderson(max_nfe=200, tol=1e-12))
+    expected = case.problem.evaluate(exact.z, x, exact.mu).g_x
+    assert torch.allclose(seen[0], expected, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_the_published_method_solves_an_easy_problem() -> None:
+    case = linear()
+    assert case.truth is not None
+    watch = Stopwatch(CPU, counted=True)
+    method = PublishedJointAnderson(0.1, 0.1, memory=20, normalised=False)
+    method.run(watch.observe(case.problem), case.z0, case.x0, watch, [80])
+    assert watch.points[0].evaluations == 80
+    assert torch.allclose(watch.points[0].x, case.truth.x, atol=1e-4)
+
+
+def test_without_torchdeq_its_rows_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entrants, "torchdeq_is_installed", lambda: False)
+    for every in (of_latent_fitting(Effort()), of_attack(1.5, Effort())):
+        missing = [one for one in every if isinstance(one, Missing)]
+        assert {one.reason for one in missing} == {"torchdeq is not installed: pip install 'deqopt[bench]'"}
+        assert all(one.name.startswith("torchdeq") for one in missing)
+        assert len(every) - len(missing) >= 6
+
+
+# -- how is chosen ----------------------------------------------------------------------------------------------------
+
+
+def marks(settings: str, **objectives: float) -> list[Mark]:
+    return [
+        Mark(int(label[1:]), settings, 10.0 * int(label[1:]), 1.0, objective, 0.0)
+        for label, objective in objectives.items()
+    ]
+
+
+TRIALS = {
+    "short": marks("short", _5=1.0, _10=0.9, _20=0.8, _40=0.75),
+    "long": marks("long", _5=3.0, _10=0.7, _20=0.6996, _40=0.6995),
+    "wild": marks("wild", _5=float("inf"), _10=0.8, _20=0.9, _40=0.9),
+}
+
+
+@pytest.mark.parametrize(
+    ("choice", "settings", "label"),
+    [
+        (Choice.EACH, ["short", "long", "long", "long"], 40),
+        (Choice.LAST, ["long"] * 4, 40),
+        (Choice.CHEAPEST, ["long"] * 4, 10),
+    ],
+)
+def test_settings_are_chosen_as_described(choice: Choice, settings: list[str], label: int) -> None:
+    chosen, judged = choose(TRIALS, choice)
+    assert [mark.settings for mark in chosen] == settings
+    assert judged == label
+
+
+def test_cheapest_understands_negative_objectives() -> None:
+    trials = {"a": marks("a", _5=-4.0, _10=-4.99, _20=-5.0)}
+    assert choose(trials, Choice.CHEAPEST)[1] == 10
+
+
+def test_the_cost_of_a_goal() -> None:
+    curve = Curve("one", entrants.Side.OURS, tuple(marks("a", _5=1.0, _10=0.5, _20=0.6)))
+    assert curve.fewest_evaluations(0.6) == 100.0
+    assert curve.fewest_evaluations(0.4) == float("inf")
+
+
+def test_all_sides_choose_among_equally_many_settings() -> None:
+    for every in (of_latent_fitting(Effort()), of_attack(1.5, Effort())):
+        counts = {one.name: len(one.candidates) for one in every if isinstance(one, Entrant)}
+        assert set(counts.values()) <= {4, 1}
+        assert all("literature" in name for name, count in counts.items() if count == 1)
+
+
+# -- what is measured on ----------------------------------------------------------------------------------------------
+
+
+def test_the_splits_share_no_image() -> None:
+    digits = Digits.load(size=8)
+    parts = [digits.train, digits.validation, digits.test]
+    keys = [{image.numpy().tobytes() for image in part.image} for part in parts]
+    assert [len(part.label) for part in parts] == [1197, 300, 300]
+    assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
+    assert torch.equal(Digits.load(size=8).test.image, digits.test.image)
+    assert not torch.equal(Digits.load(size=8, seed=1).test.image, digits.test.image)
+
+
+@pytest.mark.parametrize("make", [lambda: LatentFitting([8, 8]), lambda: Attack([8, 8])], ids=["latent", "attack"])
+def test_freezing_a_model_changes_nothing_but_its_cost(make: Callable[[], Model]) -> None:
+    batch = Digits.load().validation.first(3)
+    model = make()
+    z0, x0 = model.start(batch)
+    z, mu = (tuple(torch.randn_like(part) for part in z0) for _ in range(2))
+    before = model.problem(batch).evaluate(z, x0, mu)
+    frozen = model.frozen()
+    after = frozen.problem(batch).evaluate(z, x0, mu)
+    assert torch.allclose(before.g_x, after.g_x, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(before.objective, after.objective, rtol=1e-5)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    assert not any("original" in name for name, _ in frozen.named_parameters())
+
+
+def test_attacks_may_keep_pixels_valid() -> None:
+    batch = Digits.load().validation.first(3)
+    feasible = Attack([8, 8], radius=1.0, valid_pixels=True).problem(batch).feasible
+    x = feasible.project(torch.randn_like(batch.image))
+    pixels = (batch.image + 1) / 2 + x
+    assert pixels.min() > -1e-4 and pixels.max() < 1 + 1e-4
+    assert x.flatten(1).norm(dim=1).max() < 1 + 1e-4
+
+
+def test_peak_memory_sees_what_is_kept_and_only_that() -> None:
+    kept: list[torch.Tensor] = []
+
+    def hoard() -> None:
+        kept.extend(torch.zeros(1024) for _ in range(10))
+
+    def drop() -> None:
+        for _ in range(10):
+            torch.zeros(1024)
+
+    assert peak_bytes(CPU, hoard) == 10 * 4096
+    assert peak_bytes(CPU, drop) == 4096
+
+
+# -- the whole --------------------------------------------------------------------------------------------------------
+
+TINY = Extent(
+    effort=Effort((10, 14), (2,), (2,), settings=1, iterations=(6, 6)),
+    steps={"decoder-a": 2, "decoder-b": 1, "classifier": 3},
+    validation=2,
+    test=2,
+    repeats=1,
+    iterations=3,
+    compacted=2,
+    long=30,
+    exact=10,
+)
+
+
+def test_a_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = set(Part) - {Part.DECODER_B}
+    *_, results = run(parts, TINY, tmp_path, CPU, seed=0)
+    text = report.write(results, tmp_path, {"seed": 0})
+    assert (tmp_path / "results.md").read_text() == text
+    assert {path.name for path in tmp_path.glob("*.png")} == {"decoder-a.png", "classifier.png"}
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert {measure["measure"][0] for measure in written["measures"]} == set("123456")
+    assert set(written["contests"]) == {"decoder-a", "classifier"}
+    for standings in written["contests"].values():
+        assert {"Tracking", "JointAnderson", "JointBroyden", "JIIO as published"} <= {
+            one["strategy"] for one in standings
+        }
+        for one in standings:
+            for mark in one["test"]:
+                assert mark["evaluations"] > 0 and mark["seconds"] > 0 and mark["objective"] is not None
+    capsys.readouterr()
+    CLASSIFIER.load(tmp_path, Digits.load(), TINY.steps["classifier"])
+    assert "training" not in capsys.readouterr().out
+
+
+def test_only_and_quick_choose_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.__main__.QUICK", TINY)
+    threads = torch.get_num_threads()
+    main(["--quick", "--only", "memory", "--out", str(tmp_path), "--threads", str(threads)])
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert [measure["measure"][0] for measure in written["measures"]] == ["6", "6"]
+    assert all(measure["met"] for measure in written["measures"])
+    assert program.FULL.parts == frozenset(Part)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--only", "speed"], "invalid choice: 'speed'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_bilevel_labels_fit_its_budget() -> None:
+    assert Bilevel().max_nfe == 1 + (40 + 1) * (12 + 2)

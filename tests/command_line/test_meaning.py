@@ -1,0 +1,382 @@
+"""What a command line means: names, configurations, the environment, checkpoints, precedence, help."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from deqopt_tasks.celeba.task import CelebA
+
+import deqopt as package
+from command import SMALL, Answer, complaint, deqopt, resolved, succeeded, variables, written
+from paths import CONFIGS
+
+CELEBA = "deqopt_tasks.celeba.task.CelebA"
+TRACKING = "deqopt.solvers.tracking.Tracking"
+ANDERSON = "deqopt.solvers.joint_anderson.JointAnderson"
+RUNS = ("fit", "validate", "test", "predict")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in an empty folder and without settings of this machine."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
+        monkeypatch.delenv(name)
+
+
+# -- what it says of itself -------------------------------------------------------------------------------------------
+
+
+def test_help_listings_and_version_answer_without_torch() -> None:
+    code = "; ".join(
+        [
+            "import sys",
+            "from deqopt.cli import main",
+            *(f"main([{word!r}])" for word in ("tasks", "solvers", "--help", "--version")),
+            "assert 'torch' not in sys.modules",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert any(line.split()[0] == "celeba" for line in lines if line)
+    assert {"Tracking", "JointAnderson"} <= {line.split()[0] for line in lines if line}
+    assert f"deqopt {package.__version__}" in lines
+
+
+def test_the_help_names_every_command_and_its_examples_can_be_parsed() -> None:
+    text = succeeded("--help").output
+    assert text == succeeded("-h").output
+    assert all(f"\n  {command} " in text for command in (*RUNS, "tasks", "solvers"))
+    examples = [line.split()[1:] for line in text.partition("examples:")[2].splitlines() if line.strip()]
+    given = [words for words in examples if not {"--ckpt_path", "--config"} & set(words)]
+    assert len(given) == 2 and all(deqopt(*words).status == 0 for words in given if "--task.help" in words)
+    assert [resolved(*words)["task"]["class_path"] for words in given if "--task.help" not in words] == [CELEBA]
+
+
+def readable(answer: Answer) -> str:
+    assert answer.status == 0 and answer.error == ""
+    assert "``" not in answer.output and ":class:" not in answer.output
+    return " ".join(answer.output.split())
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_the_help_of_a_run_lists_the_options_of_the_house_before_those_of_lightning(command: str) -> None:
+    text = readable(deqopt(command, "--help"))
+    own = ["--task", "--solver", "--adjoint", "--model.optimization", "--checkpoint.monitor", "--ckpt_path"]
+    places = [text.index(f" {option} ") for option in [*own, "--trainer.max_epochs"]]
+    assert places == sorted(places)
+    assert "--data" not in text and "DataModule" not in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--task.help", "celeba"),
+        ("--task.help=celeba",),
+        ("--task.help", CELEBA),
+        ("--task", "celeba", "--task.help"),
+        ("--task.help", "--task=celeba"),
+    ],
+    ids=" ".join,
+)
+def test_the_help_of_a_task_explains_every_argument(words: tuple[str, ...]) -> None:
+    text = readable(deqopt("fit", *words))
+    defaults = {name: p.default for name, p in inspect.signature(CelebA).parameters.items()}
+    for name, default in defaults.items():
+        shown = {None: "null"}.get(default, str(default)) if not isinstance(default, list) else str(default)
+        explained = text.rpartition(f"--task.{name}")[2].partition(" --task.")[0]
+        assert f"default: {shown})" in explained and len(explained.partition("(type")[0].split()) >= 3, name
+
+
+@pytest.mark.parametrize("solver", ["Tracking", "JointAnderson"])
+def test_the_help_of_a_solver_is_that_of_the_solver(solver: str) -> None:
+    text = readable(deqopt("fit", "--solver.help", solver))
+    assert ("--solver.memory" in text) == (solver == "JointAnderson")
+
+
+# -- names and classes ------------------------------------------------------------------------------------------------
+
+SPELLINGS: dict[str, tuple[object, tuple[str, ...]]] = {
+    "name": ({}, ("--task", "celeba", "--task.size", "8")),
+    "equals": ({}, ("--task=celeba", "--task.size=8")),
+    "class path": ({}, ("--task", CELEBA, "--task.size", "8")),
+    "colon": ({}, ("--task", "deqopt_tasks.celeba.task:CelebA", "--task.size=8")),
+    "option first": ({}, ("--task.size", "8", "--task", "celeba")),
+    "inline": ({}, ("--task", '{"class_path": "celeba", "init_args": {"size": 8}}')),
+    "named twice": ({}, ("--task", "nonsense", "--task.size=8", "--task", "celeba")),
+    "in YAML": ({"task": "celeba"}, ("--task.size=8",)),
+    "in YAML with arguments": ({"task": {"class_path": "celeba", "init_args": {"size": 8}}}, ()),
+    "in YAML by path": ({"task": {"class_path": CELEBA, "init_args": {"size": 8}}}, ()),
+    "in YAML below fit": ({"fit": {"task": {"class_path": "celeba", "init_args": {"size": 8}}}}, ()),
+    "arguments only": ({"task": {"init_args": {"size": 8}}}, ("--task", "celeba")),
+    "not for this command": (
+        {"test": {"task": {"class_path": "celeba", "init_args": {"size": 9}}}},
+        ("--task", "celeba", "--task.size=8"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPELLINGS)
+def test_all_spellings_mean_the_same(case: str, tmp_path: Path) -> None:
+    settings, words = SPELLINGS[case]
+    config = resolved("fit", "--config", written(tmp_path / "a.yaml", settings), *words)
+    assert config["task"]["class_path"] == CELEBA and config["task"]["init_args"]["size"] == 8
+    assert config == resolved("fit", "--task", "celeba", "--task.size", 8)
+
+
+@pytest.mark.parametrize("place", ["command line", "configuration", "environment"])
+def test_another_solver_comes_without_the_settings_of_the_former(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = {"class_path": "Tracking", "init_args": {"step_size": 2.0, "max_nfe": 7, "inner": 3}}
+    words: list[object] = ["fit", "--task", "celeba"]
+    if place == "environment":
+        for name, value in {"": "Tracking", "__STEP_SIZE": "2.0", "__MAX_NFE": "7"}.items():
+            monkeypatch.setenv(f"DEQOPT_SOLVER{name}", value)
+    else:
+        words += ["--config", written(tmp_path / "former.yaml", {"solver": former})]
+    if place == "configuration":
+        words += ["--config", written(tmp_path / "later.yaml", {"solver": "JointAnderson"})]
+    else:
+        words += ["--solver", "JointAnderson"]
+    later = resolved(*words)["solver"]
+    assert later == resolved("fit", "--task", "celeba", "--solver", "JointAnderson")["solver"]
+    assert later["class_path"] == ANDERSON and later["init_args"]["step_size"] != 2.0
+
+
+@pytest.mark.parametrize("words", [(), ("--solver", "Tracking"), (f"--solver={TRACKING}",)], ids=str)
+def test_the_same_solver_keeps_the_settings_that_it_was_given(words: tuple[str, ...], tmp_path: Path) -> None:
+    settings = {"class_path": "deqopt.solvers.Tracking", "init_args": {"step_size": 2.0}}
+    config = written(tmp_path / "a.yaml", {"solver": settings})
+    arguments = resolved("fit", "--task=celeba", "--config", config, *words, "--solver.inner=4")["solver"]["init_args"]
+    assert (arguments["step_size"], arguments["inner"]) == (2.0, 4)
+
+
+def test_the_adjoint_is_chosen_by_name() -> None:
+    assert resolved("fit", "--task=celeba", "--adjoint=Envelope")["adjoint"] == {
+        "class_path": "deqopt.adjoints.envelope.Envelope"
+    }
+
+
+# -- precedence -------------------------------------------------------------------------------------------------------
+
+# The lower the earlier. Every source sets both an option of Lightning and an argument of a class.
+SOURCES = ("environment", "checkpoint", "first file", "second file", "command line")
+SUBSETS = [chosen for count in range(len(SOURCES) + 1) for chosen in combinations(SOURCES, count)]
+
+
+def checkpoint(path: Path, task: str = CELEBA, **arguments: Any) -> Path:
+    """A file like those that runs leave; weights are not looked at before the run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"task": {"class_path": task, "init_args": arguments}, "optimization": {"lr": 0.25}, "compile": False}
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.5.0", "hyper_parameters": settings}, path)
+    return path
+
+
+@pytest.mark.parametrize("chosen", SUBSETS, ids=lambda chosen: ", ".join(chosen) or "defaults")
+def test_the_later_source_wins(chosen: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[object] = ["test", "--task", "celeba"]
+    for source in chosen:
+        size = 8 + 2 * SOURCES.index(source)
+        settings = {"task": {"init_args": {"size": size}}, "trainer": {"max_epochs": size}}
+        if source == "environment":
+            for name, value in {"TASK__SIZE": size, "TRAINER__MAX_EPOCHS": size}.items():
+                monkeypatch.setenv(f"DEQOPT_{name}", str(value))
+        elif source == "checkpoint":
+            words += ["--ckpt_path", checkpoint(tmp_path / "a.ckpt", size=size)]
+        elif source == "command line":
+            words[1:1] = ["--task.size", size, "--trainer.max_epochs", size]
+        else:
+            words += ["--config", written(tmp_path / f"{source}.yaml", settings)]
+    config = resolved(*words)
+    sizes = [8 + 2 * SOURCES.index(source) for source in chosen]
+    epochs = [size for source, size in zip(chosen, sizes, strict=True) if source != "checkpoint"]
+    assert config["task"]["init_args"]["size"] == (sizes[-1] if sizes else 64)
+    assert config["trainer"]["max_epochs"] == (epochs[-1] if epochs else None)
+    assert config["task"]["init_args"]["latent"] == 64, "what nobody sets keeps its default"
+
+
+def test_environment_variables_stand_for_whole_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        "trainer": {"max_epochs": 3, "gradient_clip_val": 0.5, "precision": "bf16-mixed", "fast_dev_run": True},
+        "model": {"optimization": {"lr": 1e-3, "schedule": "ONE_CYCLE"}, "compile": True},
+        "checkpoint": {"monitor": "val/psnr", "mode": "max"},
+        "seed_everything": 7,
+    }
+    words = ("fit", "--task", "celeba")
+    expected = resolved(*words, "--config", written(tmp_path / "a.yaml", settings))
+    for name, value in variables(settings).items():
+        monkeypatch.setenv(name, value)
+    assert resolved(*words) == expected
+    monkeypatch.setenv("DEQOPT_TASK", "celeba")
+    monkeypatch.setenv("DEQOPT_TASK__WIDTHS", "[4, 8]")
+    assert resolved("fit")["task"]["init_args"]["widths"] == [4, 8]
+
+
+def test_an_environment_variable_may_name_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "a.yaml", {"trainer": {"max_epochs": 3, "max_steps": 4, "min_epochs": 1}})
+    monkeypatch.setenv("DEQOPT_CONFIG", str(path))
+    monkeypatch.setenv("DEQOPT_TRAINER__MAX_STEPS", "5")
+    trainer = resolved("fit", "--task=celeba", "--trainer.min_epochs=2")["trainer"]
+    assert (trainer["max_epochs"], trainer["max_steps"], trainer["min_epochs"]) == (3, 5, 2)
+    monkeypatch.setenv("DEQOPT_CONFIG", "no.yaml")
+    assert complaint("fit", "--task=celeba").startswith("DEQOPT_CONFIG: there is no file 'no.yaml'")
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001"])
+def test_numbers_with_exponents_are_numbers_everywhere(
+    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = written(tmp_path / "a.yaml", f"model: {{optimization: {{lr: {number}}}}}\ntask: celeba")
+    line = resolved("fit", "--task=celeba", f"--model.optimization.lr={number}")
+    assert resolved("fit", "--config", config) == line
+    monkeypatch.setenv("DEQOPT_MODEL__OPTIMIZATION__LR", number)
+    assert resolved("fit", "--task=celeba") == line
+    assert line["model"]["optimization"]["lr"] == 0.001
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "trainer:\ntask: celeba\nsolver:\n", "fit:\n"])
+def test_empty_sections_say_nothing(text: str, tmp_path: Path) -> None:
+    assert resolved("fit", "--task=celeba", "--config", written(tmp_path / "a.yaml", text)) == resolved(
+        "fit", "--task=celeba"
+    )
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_a_printed_configuration_means_itself(command: str, tmp_path: Path) -> None:
+    first = resolved("fit", "--config", written(tmp_path / "small.yaml", SMALL), "--seed_everything=3")
+    again = resolved(command, "--config", written(tmp_path / "again.yaml", first))
+    assert again == first and first["seed_everything"] == 3 and first["trainer"]["inference_mode"] is False
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configurations_are_understood(path: Path) -> None:
+    expected = yaml.safe_load(path.read_text())
+    config = resolved("fit", "--task", expected.get("task", {}).get("class_path", "celeba"), "--config", path)
+    for part, value in expected.items():
+        assert holds(config[part], value), part
+
+
+def holds(config: Any, expected: Any) -> bool:
+    """Whether everything that ``expected`` says stands in ``config``; names of classes may have become their paths."""
+    if isinstance(expected, dict):
+        return all(key in config and holds(config[key], value) for key, value in expected.items() if key != CLASS)
+    if isinstance(expected, list):
+        return len(config) == len(expected) and all(map(holds, config, expected))
+    if isinstance(expected, str) and isinstance(config, dict):
+        return bool(config[CLASS].rpartition(".")[2] == expected)
+    return bool(config == expected)
+
+
+CLASS = "class_path"
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_a_checkpoint_brings_its_settings(command: str, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "a.ckpt", size=12)
+    config = resolved(command, "--ckpt_path", path, "--task.latent=5")
+    assert config["task"]["class_path"] == CELEBA and config["ckpt_path"] == str(path)
+    assert (config["task"]["init_args"]["size"], config["task"]["init_args"]["latent"]) == (12, 5)
+    assert config["model"]["optimization"]["lr"] == 0.25
+
+
+def in_run(root: Path, folder: str, version: int, name: str, age: int, **settings: Any) -> Path:
+    path = checkpoint(root / folder / f"version_{version}" / "checkpoints" / f"{name}.ckpt", **settings)
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return path
+
+
+def runs(root: Path) -> dict[str, Path]:
+    """Runs of two tasks: the newest is not the one of the highest number, and not all have both checkpoints."""
+    return {
+        "old": in_run(root, "celeba", 0, "last", 30),
+        "new": in_run(root, "celeba", 1, "last", 10),
+        "middle": in_run(root, "celeba", 2, "last", 20),
+        "best": in_run(root, "celeba", 0, "best", 30),
+        "other": in_run(root, "tiny", 0, "last", 0, task="tiny_task.Tiny"),
+    }
+
+
+FINDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "last of the task": (("--task", "celeba", "--ckpt_path", "last"), "new"),
+    "best of the task": (("--task", "celeba", "--ckpt_path=best"), "best"),
+    "last of all": (("--ckpt_path", "last"), "other"),
+    "best of all": (("--ckpt_path", "best"), "best"),
+    "last of another": (("--task=tiny_task.Tiny", "--ckpt_path=last"), "other"),
+}
+
+
+@pytest.mark.parametrize("case", FINDS)
+@pytest.mark.parametrize("place", ["the default", "an option", "a configuration", "the environment", "absolute"])
+def test_last_and_best_are_those_of_the_newest_run_that_has_one(
+    case: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, expected = FINDS[case]
+    root = tmp_path / ("runs" if place == "the default" else "[kept] elsewhere")
+    there = runs(root)
+    name = str(root if place == "absolute" else root.relative_to(tmp_path))
+    more: tuple[object, ...] = ()
+    if place in ("an option", "absolute"):
+        more = ("--trainer.default_root_dir", name)
+    elif place == "a configuration":
+        more = ("--config", written(tmp_path / "a.yaml", {"trainer": {"default_root_dir": name}}))
+    elif place == "the environment":
+        monkeypatch.setenv("DEQOPT_TRAINER__DEFAULT_ROOT_DIR", f"'{name}'")
+    config = resolved("test", *words, *more)
+    assert (tmp_path / config["ckpt_path"]).samefile(there[expected])
+
+
+def test_the_checkpoint_may_stand_in_a_configuration(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "a.ckpt", size=12)
+    config = written(tmp_path / "a.yaml", {"ckpt_path": str(path)})
+    assert resolved("predict", "--config", config)["task"]["init_args"]["size"] == 12
+    other = checkpoint(tmp_path / "b.ckpt", size=14)
+    assert resolved("predict", "--config", config, "--ckpt_path", other)["task"]["init_args"]["size"] == 14
+
+
+# -- commands that are none -------------------------------------------------------------------------------------------
+
+NO_COMMANDS: dict[tuple[str, ...], str] = {
+    (): "a command is missing: the commands are fit, validate, test, predict, tasks, solvers",
+    ("fti",): "unknown command 'fti': did you mean 'fit'?",
+    ("preditc", "--task", "celeba"): "did you mean 'predict'?",
+    ("frobnicate",): "unknown command 'frobnicate': the commands are fit,",
+    ("--task", "celeba"): "the command comes before its options, as in 'deqopt fit --task'",
+    ("--config", "a.yaml", "fit"): "the command comes before its options",
+    ("tasks", "all"): "'deqopt tasks' takes no arguments, got all",
+    ("--version", "3"): "'deqopt --version' takes no arguments, got 3",
+}
+
+
+@pytest.mark.parametrize("words", NO_COMMANDS, ids=" ".join)
+def test_commands_that_are_none(words: tuple[str, ...]) -> None:
+    assert NO_COMMANDS[words] in complaint(*words)
+
+
+def test_interrupting_the_start_is_no_error_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deqopt.cli.listing", interrupted)
+    assert deqopt("tasks") == Answer(130, "", "")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def buggy(*_: object) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("deqopt.cli.listing", buggy)
+    with pytest.raises(ZeroDivisionError):
+        deqopt("tasks")

@@ -1,0 +1,232 @@
+"""A user's damaged images: how they are read, what is refused, and what happens where some cannot be read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from deqopt_tasks.denoising.data import DamagedImages, RestorationBatch, RestorationData
+from deqopt_tasks.denoising.inpainting import GivenMask, Inpainting
+from deqopt_tasks.denoising.operator import MeasurementOperator
+from deqopt_tasks.denoising.operators import Denoising
+from lightning.pytorch import Callback
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from deqopt import Equilibrium, JointModule, JointProblem
+from deqopt.batch import finite_samples, pick, size_of
+from deqopt.callbacks import PredictionWriter, ReportUnreadable
+from deqopt.data import EmbeddedDigits, ImageArchive, ImageSource, save_image
+from deqopt.errors import DataError, DeqoptError
+from deqopt.solvers import Tracking
+from tiny_task import Tiny, quiet_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+SIGMA = 0.3
+
+
+# -- damaged images ---------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, **images: NDArray[Any] | bytes) -> Path:
+    """Files by name, ``__`` for a folder; bytes are what is in a file that is no image."""
+    for name, pixels in images.items():
+        path = folder / f"{name.replace('__', '/')}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(pixels, bytes):
+            path.write_bytes(pixels)
+        else:
+            Image.fromarray(pixels).save(path)
+    return folder
+
+
+def grey(level: int, height: int = 2, width: int = 3) -> NDArray[np.uint8]:
+    return np.full((height, width), level, np.uint8)
+
+
+def test_damaged_images_keep_their_size_and_their_values(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 9, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels)
+    folder = write(tmp_path / "colour", a=pixels[0], b=pixels[1])
+    expected = torch.tensor(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+    for root in (tmp_path / "a.npz", folder):
+        images = DamagedImages(root, Denoising(), 3)
+        assert len(images) == 2 and not images.unreadable
+        torch.testing.assert_close(torch.stack([images[i].y for i in range(2)]), expected, atol=1e-6, rtol=0)
+    luma = DamagedImages(folder, Denoising(), 1)[1].y
+    rounded = torch.tensor(np.asarray(Image.fromarray(pixels[1]).convert("L")))
+    assert luma.shape == (1, 5, 9) and ((luma[0] + 1) * 127.5 - rounded).abs().max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_16_bits_are_read_at_their_own_size(channels: int, tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 12).round().astype(np.uint16).reshape(2, 6)
+    images = DamagedImages(write(tmp_path, deep=deep, grey=grey(51, 2, 6)), Denoising(), channels)
+    ramp = torch.tensor(deep.astype(np.float32)).expand(channels, 2, 6) / 32767.5 - 1
+    torch.testing.assert_close(images[0].y, ramp, atol=1e-6, rtol=0)
+    torch.testing.assert_close(images[1].y, torch.full((channels, 2, 6), -0.6))
+
+
+def test_a_folder_is_listed_and_named_as_every_folder_of_images(tmp_path: Path) -> None:
+    levels = {"b__z": 10, "a__y": 20, "x": 30, "__hidden__w": 0}
+    write(tmp_path, **{name.replace("__hidden", ".hidden"): grey(level) for name, level in levels.items()})
+    (tmp_path / ".x.png").write_bytes(b"resource fork")
+    images = DamagedImages(str(tmp_path), Denoising(), 1)
+    found = {images.name(one.index): round(float((one.y[0, 0, 0] + 1) * 127.5)) for one in images}
+    assert list(found.items()) == [("y", 20), ("z", 10), ("x", 30)]
+
+
+def test_one_that_cannot_be_read_is_left_out_and_the_others_keep_name_and_mask(tmp_path: Path) -> None:
+    masks = [np.where(np.arange(6).reshape(2, 3) == i, 0, 255).astype(np.uint8) for i in range(4)]
+    write(tmp_path / "masks", a=masks[0], b=masks[1], c=masks[2], d=masks[3])
+    root = write(tmp_path / "photos", a=grey(0), sub__b=b"nothing", c=grey(2), d=grey(3))
+    images = DamagedImages(root, Inpainting(GivenMask(str(tmp_path / "masks"))), 1)
+    assert [images.name(i) for i in range(len(images))] == ["a", "c", "d"]
+    for position, level in enumerate((0, 2, 3)):
+        clean, y, known, index = images[position]
+        assert index == position and clean.shape == (0,)
+        assert torch.equal(known[0] == 1, torch.tensor(masks[level] == 255))
+        torch.testing.assert_close(y, known * (level / 127.5 - 1))
+    (lost,) = images.unreadable
+    assert lost.file == "sub/b.png"
+    assert lost.reason == f"{root}/sub/b.png is truncated or not an image: delete or replace it"
+
+
+REFUSED: dict[str, tuple[dict[str, Any], MeasurementOperator, str]] = {
+    "none readable": (
+        {"a": b"nothing", "b": b"more of it"},
+        Denoising(),
+        r"none of the 2 images of \S+ can be read: \S+a\.png is truncated or not an image: delete or replace it",
+    ),
+    "sizes": (
+        {"a": grey(0, 5, 7), "b": grey(0), "c": grey(0), "d": grey(0), "e": grey(0, 4, 4), "f": grey(0, 4, 4)},
+        Denoising(),
+        r"the images of \S+ have 3 sizes, most often 2 x 3 \(b\.png\) and 4 x 4 \(e\.png\): one run restores images of "
+        "one size, so sort them into folders by size",
+    ),
+    "unknown mask": ({"a": grey(0), "b": grey(0)}, Inpainting(), "which pixels of a are unknown .*"),
+    "no images": ({}, Denoising(), r"\S+ is missing: root should be a folder .*"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_restored_is_refused_when_it_is_opened(case: str, tmp_path: Path) -> None:
+    files, operator, pattern = REFUSED[case]
+    root = write(tmp_path / "photos", **files)
+    data = RestorationData(
+        EmbeddedDigits, operator, batch_size=1, predict_source=partial(DamagedImages, root, operator, 1)
+    )
+    with pytest.raises(DeqoptError) as caught:
+        data.setup("predict")
+    assert re.fullmatch(pattern, str(caught.value))
+
+
+def test_an_image_without_its_mask_is_said_at_once_even_where_it_is_the_last(tmp_path: Path) -> None:
+    mask = np.array([[0, 255]], np.uint8)
+    write(tmp_path / "masks", a=mask, b=mask)
+    root = write(tmp_path / "photos", a=grey(0, 1, 2), b=grey(0, 1, 2), c=grey(0, 1, 2))
+    with pytest.raises(DataError, match="no mask for the image c: "):
+        DamagedImages(root, Inpainting(GivenMask(str(tmp_path / "masks"))), 1)
+
+
+# -- with a task ------------------------------------------------------------------------------------------------------
+
+
+class Restorer(Tiny):
+    """The tiny task on images of 2 x 2, whose predictions are the measurements themselves."""
+
+    def __init__(self, source: Callable[[], ImageSource], root: Path, batch_size: int = 3) -> None:
+        super().__init__()
+        operator = Denoising(sigma=SIGMA)
+        damaged = partial(DamagedImages, root, operator, 1)
+        self.data = RestorationData(source, operator, batch_size=batch_size, predict_source=damaged)
+        self.root = root
+
+    def datamodule(self) -> RestorationData:  # type: ignore[override]
+        return self.data
+
+    def start(self, batch: RestorationBatch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().start({"y": batch.y.flatten(1)})
+
+    def problem(self, batch: RestorationBatch) -> JointProblem:  # type: ignore[override]
+        return super().problem({"y": batch.y.flatten(1)})
+
+    def outcome(self, equilibrium: Equilibrium, batch: RestorationBatch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().outcome(equilibrium, {"y": batch.clean.flatten(1)})
+
+    def callbacks(self) -> list[Callback]:
+        return [ReportUnreadable(self.data.damaged, "restored")]
+
+    def prediction_directory(self) -> Path:
+        return self.root.with_name(f"{self.root.name}_restored")
+
+    def write_predictions(self, equilibrium: Equilibrium, batch: RestorationBatch, directory: Path) -> list[Path]:  # type: ignore[override]
+        files = [directory / f"{self.data.predict_source.name(i)}.png" for i in batch.index.tolist()]
+        for file, y in zip(files, batch.y, strict=True):
+            save_image(file, y)
+        return files
+
+
+def small(folder: Path) -> Callable[[], ImageSource]:
+    np.savez(folder / "small.npz", images=np.random.default_rng(0).integers(0, 256, (30, 2, 2), np.uint8))
+    return partial(ImageArchive, folder / "small.npz", 2, 1)
+
+
+def predict(task: Restorer, folder: Path) -> dict[str, int]:
+    """The level of every image that is written; raises what predict raises."""
+    trainer = quiet_trainer(folder, callbacks=[PredictionWriter()])
+    module = JointModule(task, solver=Tracking(max_nfe=4, step_size=0.5, settle=1))
+    trainer.predict(module, datamodule=task.data, return_predictions=False)
+    return written(task)
+
+
+def written(task: Restorer) -> dict[str, int]:
+    return {path.stem: int(np.asarray(Image.open(path))[0, 0]) for path in task.prediction_directory().iterdir()}
+
+
+def test_images_that_can_be_read_are_written_before_the_others_fail_the_command(tmp_path: Path) -> None:
+    good = {name: grey(level, 2, 2) for level, name in enumerate("acdefgh")}
+    root = write(tmp_path / "photos", **good, b=b"nothing", sub__z=b"nothing")
+    task = Restorer(small(tmp_path), root)
+    expected = f"2 of 9 images of {root} could not be read: b.png, sub/z.png; the other 7 were restored"
+    with pytest.warns(UserWarning) as warned, pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
+        predict(task, tmp_path)
+    reasons = [f"{root}/{file} is truncated or not an image: delete or replace it" for file in ("b.png", "sub/z.png")]
+    assert [str(one.message) for one in warned if str(root) in str(one.message)] == reasons
+    assert written(task) == {name: level for level, name in enumerate("acdefgh")}
+
+
+def test_nothing_is_said_where_all_images_can_be_read(tmp_path: Path) -> None:
+    root = write(tmp_path / "photos", a=grey(7, 2, 2), b=grey(8, 2, 2))
+    assert predict(Restorer(small(tmp_path), root), tmp_path) == {"a": 7, "b": 8}
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_a_task_trains_and_is_tested_on_measurements(tmp_path: Path) -> None:
+    task = Restorer(small(tmp_path), tmp_path / "photos")
+    module = JointModule(task, solver=Tracking(max_nfe=4, step_size=0.5, settle=1))
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, datamodule=task.data)
+    (figures,) = trainer.test(module, datamodule=task.data, verbose=False)
+    assert figures["test/mse"] > 0
+
+
+def test_a_batch_without_clean_images_and_parameters_is_still_a_batch(tmp_path: Path) -> None:
+    root = write(tmp_path / "photos", a=grey(7), b=grey(8), c=grey(9))
+    damaged = partial(DamagedImages, root, Denoising(), 1)
+    data = RestorationData(EmbeddedDigits, Denoising(), batch_size=3, predict_source=damaged)
+    (batch,) = data.predict_dataloader()
+    assert batch.clean.shape == batch.parameters.shape == (3, 0) and size_of(batch) == 3
+    batch.y[1, 0, 0, 0] = torch.nan
+    keep = finite_samples(batch)
+    assert keep.tolist() == [True, False, True]
+    picked = pick(batch, keep)
+    assert isinstance(picked, RestorationBatch) and picked.clean.shape == (2, 0) and picked.index.tolist() == [0, 2]

@@ -1,0 +1,101 @@
+"""The house rules: who may import whom, and that the package holds what the repository holds."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paths import ROOT
+
+CORE = (
+    "state",
+    "problem",
+    "feasible",
+    "iteration",
+    "memory",
+    "equilibrium",
+    "batch",
+    "solvers",
+    "fixed_point",
+    "adjoints",
+    "regularizers",
+    "nn",
+)
+OUTSIDE = ("lightning", "jsonargparse", "matplotlib", "deqopt.task", "deqopt.module", "deqopt_tasks")
+
+
+def imported_modules(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+
+
+def test_core_imports_neither_lightning_nor_a_task() -> None:
+    imports = "\n".join(f"import deqopt.{name}" for name in CORE)
+    program = f"import sys\n{imports}\nprint([m for m in {OUTSIDE} if m in sys.modules])"
+    outcome = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert outcome.stdout.strip() == "[]"
+
+
+def test_the_framework_does_not_know_its_tasks() -> None:
+    for file in sources("deqopt"):
+        assert not any(module.split(".")[0] == "deqopt_tasks" for module in imported_modules(file)), file
+
+
+def test_imports_have_no_circles() -> None:
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in sources("deqopt")
+    }
+    # the package's own __init__ imports lazily, and for the type checker
+    edges = {
+        name: {m for m in imported_modules(file) if m in modules and m != name}
+        for name, file in modules.items()
+        if name != "deqopt"
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name in done:
+            return
+        for child in edges.get(name, ()):
+            # a package re-exports its modules, which may import each other directly
+            if not name.startswith(f"{child}."):
+                visit(child, (*path, name))
+        done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+def test_setup_lists_every_package() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    on_disk = {
+        ".".join(file.parent.relative_to(ROOT).parts).replace("tasks", "deqopt_tasks", 1)
+        if file.is_relative_to(ROOT / "tasks")
+        else ".".join(file.parent.relative_to(ROOT).parts)
+        for file in sources("deqopt", "tasks")
+        if file.name == "__init__.py"
+    }
+    assert listed == on_disk
+
+
+@pytest.mark.parametrize("file", sources("deqopt", "tasks", "tests"), ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_fit_in_the_head(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 480

@@ -1,0 +1,90 @@
+"""What the README says, done: its code runs as printed, its files exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deqopt.cli import main
+from deqopt.testing import check_task
+from paths import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_library_example_finds_feasible_optima(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(BLOCKS[0], names)  # the README's own text
+    equilibrium, W = names["eq"], names["W"]
+    assert bool(equilibrium.converged.all()), capsys.readouterr().out
+    assert float(equilibrium.x.detach().norm(dim=1).max()) <= 2.0 + 1e-6
+    assert float(W.grad.norm()) > 0
+
+
+def test_the_task_of_your_own_is_short_and_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = BLOCKS[1]
+    assert len(source.splitlines()) <= 60
+    (tmp_path / "sensors.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = re.search(r"PYTHONPATH=\. deqopt (fit --task sensors\.Sensors (?:.*\\\n)*.*)", README)
+    assert command is not None
+    main(
+        [
+            *command[1].replace("\\\n", " ").split(),
+            "--trainer.accelerator",
+            "cpu",
+            "--trainer.enable_progress_bar",
+            "false",
+        ]
+    )
+    rows = (tmp_path / "runs/sensors/version_0/metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("val/mse")
+    errors = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    assert errors[-1] < 0.5 * errors[0]
+    sys.modules.pop("sensors", None)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|docs|docker|deqopt|tasks)/[\w./]*", README))))
+def test_files_that_the_readme_names_exist(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+def test_the_page_on_extending_runs_from_top_to_bottom() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)), names)
+    equilibrium = names["eq"]
+    assert bool(equilibrium.converged.all())
+    assert float((equilibrium.x.sum(1) - 1).abs().max()) < 1e-5
+    assert float(equilibrium.x.min()) >= 0
+    assert float(names["StateSize"]().penalty(names["problem"], equilibrium)) > 0
+
+
+@pytest.mark.slow
+def test_the_page_on_extending_has_strict_types(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (tmp_path / "page.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)))
+    flags = ["--strict", "--config-file=", "--follow-imports=silent", "--ignore-missing-imports"]
+    cache = f"--cache-dir={ROOT / '.mypy_cache' / 'pages'}"
+    command = [sys.executable, "-m", "mypy", *flags, cache, str(tmp_path / "page.py")]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stdout
+
+
+def test_the_task_of_your_own_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says that it writes no predictions, for which it needs no data."""
+    (tmp_path / "sensors_checked.py").write_text(BLOCKS[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    report = check_task(import_module("sensors_checked").Sensors())
+    assert set(report.skipped) == {"predictions_are_written"}
+    sys.modules.pop("sensors_checked")

@@ -1,0 +1,462 @@
+"""Joint problems x solvers: the right answer, alone or together, whatever happens to the neighbours."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from catalogue import (
+    ALL,
+    CASES,
+    CLOSED_FORMS,
+    INNER,
+    SMALL,
+    SOLVERS,
+    STATE,
+    Case,
+    flat,
+    linear,
+    picked,
+    same_bits,
+    tanh,
+    theta_of,
+    zeros,
+)
+from deqopt import Equilibrium, JointProblem, Status, iteration
+from deqopt.adjoints import Envelope
+from deqopt.errors import ProblemError
+from deqopt.feasible import Box, L2Ball, LinfBall
+from deqopt.fixed_point import Anderson, Broyden, MixingType
+from deqopt.solvers import (
+    LBFGS,
+    PGD,
+    Adam,
+    Bilevel,
+    JointAnderson,
+    JointBroyden,
+    JointSolver,
+    StepRule,
+    Tracking,
+    solve_exactly,
+)
+from deqopt.state import State
+
+PLAIN: dict[str, Any] = {"step_rule": StepRule.PLAIN, "step_size": 0.1}
+SHORT: dict[str, JointSolver] = {
+    "anderson": JointAnderson(max_nfe=40, tol=1e-6, **PLAIN),
+    "anderson_type_II": JointAnderson(max_nfe=40, tol=1e-6, kind=MixingType.II, **PLAIN),
+    "anderson_normalised": JointAnderson(max_nfe=40, tol=1e-6, step_size=0.3, step_rule=StepRule.NORMALISED),
+    "broyden": JointBroyden(max_nfe=40, tol=1e-6, **PLAIN),
+    "tracking": Tracking(max_nfe=40, tol=1e-6),
+    "bilevel_pgd": Bilevel(max_nfe=40, tol=1e-6, descent=PGD(lr=0.1), inner=Anderson(max_nfe=6, tol=1e-8)),
+    "bilevel_adam_cold": Bilevel(
+        max_nfe=40, tol=1e-6, descent=Adam(lr=0.2), inner=Broyden(max_nfe=6, tol=1e-8), warm=False
+    ),
+    "bilevel_lbfgs": Bilevel(max_nfe=40, tol=1e-6, descent=LBFGS(), inner=Anderson(max_nfe=6, tol=1e-8)),
+}
+
+
+def tolerance(solver: JointSolver) -> float:
+    """Tracking's last steps of x have this length, up to a factor: it cannot come closer to an inner optimum."""
+    if isinstance(solver, Tracking):
+        return 10 * solver.step_size * solver.inner / solver.max_nfe
+    return max(10 * solver.tol, 1e-8)
+
+
+@cache
+def solved(name: str, solver: str) -> tuple[Case, Equilibrium]:
+    case = CASES[name]()
+    return case, SOLVERS[solver].solve(case.problem, case.z0, case.x0)
+
+
+def cut(solver: JointSolver, max_nfe: int) -> JointSolver:
+    """The solver with a budget, however small: one evaluation for an inner solve, so that even then x moves."""
+    if isinstance(solver, Bilevel):
+        return replace(solver, max_nfe=max_nfe, inner=replace(solver.inner, max_nfe=1))
+    return replace(solver, max_nfe=max_nfe)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_closed_forms(name: str, solver: str) -> None:
+    case, found = solved(name, solver)
+    assert case.truth is not None
+    for got, want in [
+        (flat(found.z), case.truth.z),
+        (found.x.flatten(1), case.truth.x),
+        (flat(found.mu), case.truth.mu),
+        (found.objective, case.truth.objective),
+    ]:
+        assert (got - want).abs().max() < tolerance(SOLVERS[solver]) * (1 + want.abs().max())
+    assert found.x.shape == case.x0.shape and type(found.z) is type(case.z0)
+    if "tracking" not in solver:
+        assert found.converged.all() and (found.residual <= SOLVERS[solver].tol).all()
+
+
+@pytest.mark.parametrize("name", ["linear_box", "linear_ball"])
+def test_the_constraints_of_the_catalogue_are_active(name: str) -> None:
+    constrained, free = CASES[name]().truth, linear().truth
+    assert constrained is not None and free is not None
+    assert (constrained.objective > free.objective + 1e-3).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", SMALL)
+def test_what_converged_is_stationary(name: str, solver: str) -> None:
+    """The three equations of the Lagrangian, from one more evaluation of the problem."""
+    case, found = solved(name, solver)
+    at = case.problem.evaluate(found.z, found.x, found.mu)
+    step = found.x - case.problem.feasible.project(found.x - 0.1 * at.g_x)
+    near = tolerance(SOLVERS[solver]) * (1 + flat(found.mu).abs().max())
+    assert (flat(at.f) - flat(found.z)).abs().max() < near
+    assert (flat(at.g_z) - flat(found.mu)).abs().max() < near
+    assert step.abs().max() < near
+    assert torch.allclose(at.objective, found.objective, rtol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", CASES)
+def test_returned_inputs_are_feasible(name: str, solver: str) -> None:
+    case = CASES[name]()
+    for budget in (8, 30) if isinstance(SOLVERS[solver], (Tracking, Bilevel)) else (1, 2, 8, 30):
+        found = cut(SOLVERS[solver], budget).solve(case.problem, case.z0, case.x0, visits=4)
+        for x in (found.x, *(x for _, x in found.visited)):
+            assert case.problem.feasible.distance(x).max() < 1e-6
+        assert (found.nfe <= budget).all()
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("name", CASES)
+def test_together_as_alone(name: str, solver: str) -> None:
+    case = CASES[name]()
+    chosen, tol = (SHORT[solver], 1e-9) if name != "conv" else (cut(SHORT[solver], 8), 1e-4)
+    together = chosen.solve(case.problem, case.z0, case.x0)
+    for i in ALL:
+        part = CASES[name](rows=[i])
+        alone = chosen.solve(part.problem, part.z0, part.x0)
+        assert torch.allclose(together.x[i], alone.x[0], atol=tol)
+        assert torch.allclose(flat(together.z)[i], flat(alone.z)[0], atol=tol)
+        assert torch.allclose(together.objective[i], alone.objective[0], rtol=tol)
+        assert together.status[i] == alone.status[0]
+        assert abs(int(together.nfe[i]) - int(alone.nfe)) <= 1
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("name", CASES)
+def test_a_lost_sample_leaves_its_neighbours_unharmed_to_the_bit(
+    name: str, solver: str, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iteration, "COMPACT_BELOW", 0.0)  # products of fewer rows round otherwise
+    case = CASES[name]()
+    sane = SHORT[solver].solve(case.problem, case.z0, case.x0)
+    x0 = case.x0.clone()
+    x0[2] = bad
+    hurt = SHORT[solver].solve(case.problem, case.z0, x0)
+    others = [0, 1, 3, 4]
+    for one in ("z", "x", "mu", "objective", "nfe", "status"):
+        assert same_bits(picked(getattr(hurt, one), others), picked(getattr(sane, one), others)), one
+    assert hurt.usable[others].all()
+    if bad is torch.nan:
+        assert hurt.status[2] == Status.NON_FINITE and not hurt.usable[2] and hurt.nfe[2] == 1
+        assert "1 of 5 non_finite: the start itself is NaN or infinite" in hurt.report()
+
+
+@pytest.mark.parametrize("solver", SHORT)
+def test_a_sample_that_breaks_underway_returns_its_best_finite_point(solver: str) -> None:
+    case = tanh()
+    sane = SHORT[solver].solve(case.problem, case.z0, case.x0)
+    victim = torch.tensor([[False], [True], [False], [False], [False]])
+
+    def cell(z: State, x: Tensor) -> State:
+        image = case.problem.cell(z, x)
+        assert isinstance(image, Tensor)
+        return torch.where(victim & (x.norm(dim=1, keepdim=True) > 0.3), torch.nan, image)
+
+    once = replace(SHORT[solver], restarts=0)
+    hurt = once.solve(replace(case.problem, cell=cell), case.z0, case.x0, visits=40)
+    assert hurt.status[1] == Status.DIVERGED and hurt.usable.all()
+    assert hurt.z[1].isfinite().all() and hurt.objective[1].isfinite()  # type: ignore[call-overload]
+    assert all(z.isfinite().all() and x.isfinite().all() for z, x in hurt.visited)  # type: ignore[union-attr]
+    assert same_bits(picked(hurt.z, [0, 2, 3, 4]), picked(sane.z, [0, 2, 3, 4]))
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_a_sample_that_starts_at_its_solution_costs_one_evaluation(
+    name: str, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iteration, "COMPACT_BELOW", 0.0)  # products of fewer rows round otherwise
+    case = CASES[name]()
+    cold = SHORT[solver].solve(case.problem, case.z0, case.x0)
+    exact = SOLVERS["anderson"].solve(case.problem, case.z0, case.x0)
+
+    def warm(start: State, solution: State) -> State:
+        if isinstance(start, Tensor):
+            assert isinstance(solution, Tensor)
+            return torch.cat([start[:3], solution[3:4], start[4:]])
+        return tuple(warm(a, b) for a, b in zip(start, solution, strict=True))  # type: ignore[misc]
+
+    x0 = warm(case.x0, exact.x)
+    assert isinstance(x0, Tensor)
+    mu0 = warm(picked(exact.mu, [0] * 5), exact.mu)
+    mu0 = picked(mu0, [0, 1, 2, 3, 4])
+    for part in (mu0,) if isinstance(mu0, Tensor) else mu0:
+        part[[0, 1, 2, 4]] = 0
+    found = SHORT[solver].solve(case.problem, warm(case.z0, exact.z), x0, mu0=mu0)
+    others = [0, 1, 2, 4]
+    assert found.nfe[3] == 1 and found.status[3] == Status.CONVERGED
+    assert same_bits(picked(found.x, [3]), picked(exact.x, [3])), "a converged sample is left where it is"
+    assert same_bits(picked(found.x, others), picked(cold.x, others))
+    assert torch.equal(found.nfe[others], cold.nfe[others])
+
+
+@pytest.mark.parametrize("solver", SHORT)
+def test_same_seed_same_bits(solver: str) -> None:
+    case = CASES["conv"]()
+    results = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        results.append(SHORT[solver].solve(case.problem, case.z0, case.x0, visits=3))
+    first, second = results
+    assert same_bits((first.z, first.x, first.mu, first.visited), (second.z, second.x, second.mu, second.visited))
+
+
+@pytest.mark.parametrize(("inner", "settle"), [(2, 0), (2, 3), (5, 4)])
+def test_tracking_moves_x_now_and_then_by_shrinking_steps(inner: int, settle: int) -> None:
+    case, seen = linear(), []
+
+    def objective(z: State, x: Tensor) -> Tensor:
+        seen.append(x.detach().clone())
+        return case.problem.objective(z, x)
+
+    solver = Tracking(max_nfe=30, tol=0, step_size=0.3, inner=inner, settle=settle)
+    solver.solve(replace(case.problem, objective=objective), case.z0, case.x0)
+    inputs = torch.stack(seen[-30:])
+    lengths = (inputs[1:] - inputs[:-1]).norm(dim=2)
+    moves = [k + 1 for k in range(29) if lengths[k].max() > 0]
+    assert moves == [k for k in range(1, 30 - settle) if k % inner == 0], "x is at rest in between and at the end"
+    steps = lengths[[k - 1 for k in moves]]
+    assert (steps[1:] < steps[:-1]).all() and (steps <= 0.3).all()
+    assert torch.allclose(steps[0], torch.full((5,), 0.3 * (1 - inner / (30 - settle)), dtype=torch.float64))
+    assert torch.allclose(steps, steps[:, :1].expand_as(steps)), "the length does not depend on the gradient's"
+
+
+def test_samples_stop_when_they_have_converged() -> None:
+    case = tanh()
+    cell_calls = 0
+
+    def cell(z: State, x: Tensor) -> State:
+        nonlocal cell_calls
+        cell_calls += 1
+        return case.problem.cell(z, x)
+
+    solver = JointAnderson(max_nfe=400, tol=1e-6)
+    start = solver.solve(case.problem, case.z0, case.x0)
+    x0 = start.x + torch.tensor([0.0, 1e-5, 1e-3, 0.1, 1.0])[:, None]
+    found = solver.solve(replace(case.problem, cell=cell), start.z, x0, mu0=start.mu)
+    assert found.converged.all()
+    assert len(set(found.nfe.tolist())) > 2 and found.nfe.max() < 400
+    assert found.nfe[0] == 1
+    looks = 1 + len(set(found.nfe.tolist()))
+    assert cell_calls <= found.nfe.max() + looks, "one each, and looks at the scale: at the start, at claims"
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("name", ["linear", "tanh_ball", "conv"])
+def test_trace_is_the_record_of_what_is_returned(name: str, solver: str) -> None:
+    case = CASES[name]()
+    found = SHORT[solver].solve(case.problem, case.z0, case.x0, record=True)
+    plain = SHORT[solver].solve(case.problem, case.z0, case.x0)
+    assert plain.trace is None and same_bits(plain.x, found.x), "recording changes nothing"
+    assert found.trace is not None
+    objective, residual = found.trace.objective, found.trace.residual
+    assert objective.shape == residual.shape and residual.shape[1:] == (len(ALL),)
+    assert len(residual) == found.nfe.max() or ("bilevel" in solver and 2 < len(residual) < found.nfe.max() / 2)
+    for i in ALL:
+        rows = [k for k in range(len(residual)) if residual[k, i] == found.residual[i]]
+        assert any(objective[k, i] == found.objective[i] for k in rows), "the returned point is one of the trace"
+    assert torch.allclose(objective[0], case.problem.J(case.z0, case.x0).detach())
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("name", ["linear_box", "linear_tuple"])
+def test_visits_come_from_the_trajectory(name: str, count: int, solver: str) -> None:
+    case = CASES[name]()
+    seen: list[Tensor] = []
+
+    def cell(z: State, x: Tensor) -> State:
+        seen.append(torch.cat([flat(z), x.flatten(1)], 1).detach().clone())
+        return case.problem.cell(z, x)
+
+    longer = replace(SHORT[solver], max_nfe=80)
+    found = longer.solve(replace(case.problem, cell=cell), case.z0, case.x0, visits=count)
+    visits = [torch.cat([flat(z), x.flatten(1)], 1) for z, x in found.visited]
+    assert len(visits) == count
+    for visit in visits:
+        assert any(torch.equal(visit, point) for point in seen)
+        assert not visit.requires_grad
+    assert len({tuple(visit.flatten().tolist()) for visit in visits}) == count, "no point twice"
+    assert SHORT[solver].solve(case.problem, case.z0, case.x0).visited == ()
+
+
+@pytest.mark.parametrize("adjoint", [None, Envelope()])
+def test_works_without_gradients(adjoint: Envelope | None) -> None:
+    case = tanh()
+    free = SHORT["anderson"].solve(case.problem, case.z0, case.x0)
+    with torch.no_grad():
+        found = SHORT["anderson"].solve(case.problem, case.z0, case.x0, adjoint=adjoint)
+    assert same_bits(found.x, free.x) and not found.objective.requires_grad
+
+
+def test_inference_mode_is_refused_with_advice() -> None:
+    case = tanh()
+    with torch.inference_mode(), pytest.raises(ProblemError, match=r"use torch\.no_grad instead"):
+        SHORT["anderson"].solve(case.problem, case.z0, case.x0)
+
+
+def test_leaves_of_the_start_are_not_touched() -> None:
+    case = tanh()
+    z0, x0 = zeros(ALL, STATE).requires_grad_(), case.x0.clone().requires_grad_()
+    found = SHORT["tracking"].solve(case.problem, z0, x0)
+    assert not found.x.requires_grad and z0.grad is None and x0.grad is None
+    assert all(tensor.grad is None for tensor in case.theta)
+    assert (z0 == 0).all() and (x0 == 0).all()
+
+
+@pytest.mark.parametrize("solver", SHORT)
+def test_autocast_keeps_the_state_in_single_precision(solver: str) -> None:
+    case, few = CASES["conv"](), SHORT[solver] if "bilevel" in solver else replace(SHORT[solver], max_nfe=8)
+    single = few.solve(case.problem, case.z0, case.x0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = few.solve(case.problem, case.z0, case.x0, adjoint=Envelope())
+    assert {part.dtype for part in (*found.z, *found.mu, found.x, found.objective)} == {torch.float32}
+    assert found.usable.all()
+    assert torch.allclose(found.objective, single.objective, rtol=0.05)
+    assert not same_bits(found.x, single.x), "autocast is on"
+
+
+def test_half_precision_starts_are_solved_in_single() -> None:
+    found = SHORT["anderson"].solve(
+        JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1) + x.square().sum(1)),
+        torch.zeros(2, 3, dtype=torch.bfloat16),
+        torch.zeros(2, 3, dtype=torch.float16),
+    )
+    assert found.z.dtype == found.x.dtype == torch.float32  # type: ignore[union-attr]
+    assert found.converged.all()
+    assert torch.allclose(found.x, torch.full((2, 3), 0.4), atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", SHORT)
+def test_an_infeasible_start_is_projected_with_a_warning(solver: str) -> None:
+    case = CASES["linear_ball"]()
+    outside = case.x0 + 3
+    with pytest.warns(UserWarning, match="x0 is not in the feasible set: it was projected onto it") as caught:
+        found = SHORT[solver].solve(case.problem, case.z0, outside)
+    assert caught[0].filename == __file__, "the warning points at the caller"
+    inside = SHORT[solver].solve(case.problem, case.z0, case.problem.feasible.project(outside))
+    assert torch.allclose(found.x, inside.x, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("feasible", [Box(0.2, 0.2), L2Ball(0.0), LinfBall(0.0)])
+def test_a_set_of_one_point(feasible: Any, solver: str) -> None:
+    case = linear(feasible=feasible)
+    chosen = SHORT[solver]
+    if isinstance(chosen, Bilevel):
+        chosen = replace(chosen, max_nfe=80, inner=Anderson(max_nfe=25, tol=1e-8))
+    found = chosen.solve(case.problem, case.z0, feasible.project(case.x0))
+    assert torch.equal(found.x, feasible.project(case.x0))
+    assert found.converged.all()
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
+def test_convergence_does_not_depend_on_the_units_of_the_objective(factor: float) -> None:
+    """With the step adapted to it, the same points are met in the same number of evaluations."""
+    case = linear()
+    scaled = replace(case.problem, objective=lambda z, x: factor * case.problem.objective(z, x))
+    found = JointAnderson(max_nfe=200, tol=1e-8, step_size=0.1 / factor, step_rule=StepRule.PLAIN).solve(
+        scaled, case.z0, case.x0
+    )
+    plain = JointAnderson(max_nfe=200, tol=1e-8, **PLAIN).solve(case.problem, case.z0, case.x0)
+    assert (found.nfe - plain.nfe).abs().max() <= 1
+    assert torch.allclose(found.x, plain.x, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_convergence_does_not_depend_on_the_units_of_x(factor: float) -> None:
+    """An input in other units is found to the same relative accuracy."""
+    case = linear()
+    scaled = JointProblem(
+        lambda z, x: case.problem.cell(z, x / factor), lambda z, x: case.problem.objective(z, x / factor)
+    )
+    found = JointAnderson(max_nfe=200, tol=1e-8, step_size=0.1 * factor**2, step_rule=StepRule.PLAIN).solve(
+        scaled, case.z0, case.x0
+    )
+    assert case.truth is not None and found.converged.all()
+    assert torch.allclose(found.x / factor, case.truth.x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_input_that_acts_only_away_from_the_start_is_found(dtype: torch.dtype) -> None:
+    """A multiplicative injection: at z0 = 0 and x0 = 0 neither f nor J depends on x."""
+    a, u, b = (tensor.detach().to(dtype) for tensor in theta_of())
+    y = torch.linspace(-1, 1, 30, dtype=dtype).reshape(5, 6)
+    problem = JointProblem(
+        lambda z, x: torch.tanh(z @ a.T + b + z * (x @ u.T)),
+        lambda z, x: (z - y).square().sum(1) + x.square().sum(1),
+    )
+    found = JointAnderson(max_nfe=400, tol=1e-5).solve(
+        problem, torch.zeros(5, 6).to(dtype), torch.zeros(5, 4).to(dtype)
+    )
+    assert found.converged.all() and found.x.abs().amax(1).min() > 0.01
+    g_x = problem.evaluate(found.z, found.x, found.mu).g_x
+    assert g_x.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("gain", [1.5, 5.0])
+def test_a_cell_that_does_not_contract(gain: float, solver: str) -> None:
+    a = gain * torch.eye(3, dtype=torch.float64)
+    problem = JointProblem(lambda z, x: z @ a + x, lambda z, x: (z - 1).square().sum(1) + x.square().sum(1), Box(-1, 1))
+    found = replace(SHORT[solver], max_nfe=100, restarts=0).solve(problem, zeros(ALL, 3) + 1, zeros(ALL, 3))
+    assert all(value.isfinite().all() for value in (found.z, found.x, found.mu, found.objective))  # type: ignore[union-attr]
+    if solver == "tracking":
+        assert (found.status == Status.DIVERGED).all() and (found.nfe < 100).all()
+        assert "use a smaller step size" in found.report()
+    assert (found.residual <= 1).all()
+
+
+@cache
+def start_and_best(name: str) -> tuple[Case, Equilibrium, Equilibrium]:
+    """The start with its z and mu solved for, and the best point that is known."""
+    case, best = solved(name, "tracking")
+    rough = JointAnderson(max_nfe=1).solve(case.problem, case.z0, case.x0)
+    start, best = (solve_exactly(case.problem, one, INNER) for one in (rough, best))
+    return case, start, best
+
+
+LONGER = {"bilevel_pgd": (200,), "bilevel_adam_cold": (200,), "bilevel_lbfgs": (200,), "anderson_normalised": (200,)}
+BUDGETS = [(solver, budget) for solver in SHORT for budget in LONGER.get(solver, (24, 48))]
+
+
+@pytest.mark.parametrize(("solver", "budget"), BUDGETS)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_start_at_equilibrium_is_improved(name: str, budget: int, solver: str) -> None:
+    """At the start z and mu are exact for x0, and at no other point of the trajectory: the best is still another."""
+    case, start, best = start_and_best(name)
+    chosen = replace(SHORT[solver], max_nfe=budget)
+    found = solve_exactly(case.problem, chosen.solve(case.problem, start.z, start.x, mu0=start.mu), INNER)
+    gained = (start.objective - found.objective) / (start.objective - best.objective)
+    assert gained.mean() > 0.9 and gained.min() > -1e-6
+
+
+@pytest.mark.parametrize("solver", SHORT)
+def test_an_empty_batch_is_solved(solver: str) -> None:
+    case = linear(rows=[])
+    found = SHORT[solver].solve(case.problem, case.z0, case.x0)
+    assert found.x.shape == case.x0.shape and found.status.shape == (0,)

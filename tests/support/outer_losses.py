@@ -1,0 +1,47 @@
+"""An outer loss that has nothing to do with the inner objective, and solves to the last digit to take it at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catalogue import Case, flat
+from deqopt import Equilibrium
+from deqopt.adjoints import Adjoint, Implicit
+from deqopt.solvers import JointAnderson
+
+EXACT = JointAnderson(max_nfe=800, tol=1e-13, memory=12)
+PRECISE = Implicit(tol=1e-11)
+
+
+def weights(rows: int, *widths: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(rows, width, generator=generator, dtype=torch.float64) for width in widths]
+
+
+def outer_loss(z: Tensor, x: Tensor, mu: Tensor, rows: Any = slice(None)) -> Tensor:
+    """Something that has nothing to do with the inner objective; (B,)."""
+    c_z, c_x, c_mu = (one[rows] for one in weights(5, z.shape[1], x.shape[1], mu.shape[1]))
+    return (c_z * z.sin()).sum(1) + (c_x * x).sum(1) + (z[:, :2] * x[:, :2]).sum(1) + 0.3 * (c_mu * mu).square().sum(1)
+
+
+def loss_of(found: Equilibrium, rows: Any = slice(None)) -> Tensor:
+    return outer_loss(flat(found.z), flat(found.x), flat(found.mu), rows)
+
+
+def solved(case: Case, adjoint: Adjoint | None = None, start: Equilibrium | None = None) -> Equilibrium:
+    if start is None:
+        found = EXACT.solve(case.problem, case.z0, case.x0, adjoint=adjoint)
+    else:
+        found = EXACT.solve(case.problem, start.z, start.x, mu0=start.mu, adjoint=adjoint)
+    assert (found.residual < 1e-11).all()
+    return found
+
+
+def close(got: tuple[Tensor, ...], want: tuple[Tensor, ...], tol: float) -> bool:
+    return all(
+        torch.allclose(one, other, rtol=tol, atol=tol * float(other.abs().max()))
+        for one, other in zip(got, want, strict=True)
+    )

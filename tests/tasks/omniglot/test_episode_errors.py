@@ -1,0 +1,368 @@
+"""What the data of few-shot learning says about data and settings that cannot be right, and that it is one line."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from deqopt_tasks.omniglot.data import EpisodeData, Sampler
+from deqopt_tasks.omniglot.glyphs import Glyphs
+from deqopt_tasks.omniglot.opening import open_classes
+from deqopt_tasks.omniglot.optional import learn2learn
+from PIL import Image
+
+from class_sources import Numbered, write_class, write_classes, write_omniglot
+from deqopt.data.splits import Part
+from deqopt.errors import DataError, ProblemError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+
+@contextmanager
+def one_line_error(*parts: str, error: type[Exception] = DataError) -> Iterator[None]:
+    """An error whose message has these parts, in this order."""
+    with pytest.raises(error) as caught:
+        yield
+    message = str(caught.value)
+    assert re.search(".*".join(map(re.escape, parts)), message) and "\n" not in message, message
+
+
+def opened(source: Callable[[], Any] = Numbered, stage: str = "fit", **settings: Any) -> EpisodeData:
+    data = EpisodeData(source, **{"ways": 5, "shots": 1, "queries": 2, "batch_size": 2, **settings})
+    data.setup(stage)
+    return data
+
+
+def folders(root: Path, **settings: Any) -> EpisodeData:
+    return opened(partial(open_classes, root, size=8, channels=1), **settings)
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+SETTINGS = {
+    "one way": ({"ways": 1}, "ways is 1: it should be 2 or more"),
+    "no shots": ({"shots": 0}, "shots is 0: it should be 1 or more"),
+    "no queries": ({"queries": 0}, "queries is 0: it should be 1 or more"),
+    "no episodes to train on": ({"train_episodes": 0}, "train_episodes is 0: it should be 1 or more"),
+    "no episodes to validate with": ({"val_episodes": -3}, "val_episodes is -3: it should be 1 or more"),
+    "no episodes to test with": ({"test_episodes": 0}, "test_episodes is 0: it should be 1 or more"),
+    "one way to train on": ({"train_ways": 1}, "train_ways is 1: it should be 2 or more"),
+    "no queries to train on": ({"train_queries": 0}, "train_queries is 0: it should be 1 or more"),
+    "negative seed of episodes": ({"episode_seed": -1}, "episode_seed is -1: it should be 0 or more"),
+    "no batch": ({"batch_size": 0}, "batch_size is 0: it should be 1 or more"),
+    "negative workers": ({"workers": -1}, "workers is -1: it should be 0"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_out_of_range_are_refused_before_anything_is_opened(case: str) -> None:
+    settings, message = SETTINGS[case]
+    with one_line_error(message):
+        EpisodeData(lambda: pytest.fail("opened"), **{"ways": 5, "shots": 1, "queries": 2, "batch_size": 2, **settings})
+
+
+SOURCES: dict[str, tuple[dict[str, Any], str]] = {
+    "no size": ({"size": 0, "channels": 1}, "cannot give the images of the set of glyphs size 0: it should be 1"),
+    "two channels": ({"size": 28, "channels": 2}, "cannot give the images of the set of glyphs 2 channels"),
+    "download to nowhere": ({"size": 28, "channels": 1, "download": True}, "cannot be downloaded to nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_settings_of_a_source_out_of_range_are_refused(case: str) -> None:
+    settings, message = SOURCES[case]
+    with one_line_error(message):
+        open_classes(None, **settings)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_of_glyphs_out_of_range_is_refused(seed: int) -> None:
+    with one_line_error(f"the seed of the glyphs is {seed}: it should be 0 to {2**64 - 1}"):
+        Glyphs(seed=seed)
+
+
+def test_a_seed_of_splits_out_of_range_is_refused(tmp_path: Path) -> None:
+    with one_line_error("cannot split", "with seed -1"):
+        folders(write_classes(tmp_path, {f"c{i}": 3 for i in range(50)}), split_seed=-1)
+
+
+# -- too few classes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_fewer_classes_than_ways_are_refused_at_every_stage(stage: str) -> None:
+    found = (
+        "the numbered images has 40, 10 and 12 classes to train, validate and test with, and ways is 11, for which val"
+    )
+    right = "set ways to 10 or less, or give 110 classes or more, or train/, val/ and test/ with 11, 11 and 11 or more"
+    with one_line_error(found, right):
+        opened(ways=11, stage=stage)
+
+
+def test_a_split_of_one_class_cannot_be_helped_by_fewer_ways(tmp_path: Path) -> None:
+    root = write_classes(tmp_path, {f"c{i:02d}": 3 for i in range(12)})
+    with one_line_error(
+        f"{root} has 10, 1 and 1 classes", "ways is 2, for which val has too few: give 20 classes or more"
+    ):
+        folders(root, ways=2)
+
+
+def test_fewer_classes_to_train_on_than_train_ways_are_refused() -> None:
+    right = (
+        "set train_ways to 40 or less, or give 82 classes or more, or train/, val/ and test/ with 41, 5 and 5 or more"
+    )
+    with one_line_error("has 40, 10 and 12 classes", "train_ways is 41, for which train has too few", right):
+        opened(train_ways=41)
+    opened(train_ways=40)
+    opened(train_ways=41, rotations=True)
+
+
+def test_what_the_message_says_is_right_is_right(tmp_path: Path) -> None:
+    """Ten times as many classes as ways do, and so do turned classes to train on."""
+    folders(write_classes(tmp_path / "plain", {f"c{i:02d}": 3 for i in range(50)}))
+    for part, count in (("train", 2), ("val", 5), ("test", 5)):
+        write_classes(tmp_path / "parts" / part, {f"{part}{i}": 3 for i in range(count)})
+    folders(tmp_path / "parts", rotations=True)
+    with one_line_error("has 2, 5 and 5 classes", "set ways to 2 or less"):
+        folders(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_classes_that_cannot_be_split_are_refused(count: int, tmp_path: Path) -> None:
+    root = write_classes(tmp_path, {f"c{i}": 3 for i in range(count)})
+    with one_line_error(f"{root} has {count} class folder(s), c0", "at least 3 are needed"):
+        folders(root)
+
+
+# -- too few images ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", Part)
+def test_a_class_with_too_few_images_is_named_in_whatever_split_it_is(part: Part, tmp_path: Path) -> None:
+    for each in Part:
+        write_classes(tmp_path / each.value, {f"{each.value}{i}": 3 for i in range(5)})
+    write_class(tmp_path / part.value / "lonely", 1)
+    said = f"class lonely of {tmp_path} has 1 image(s): shots is 1 and queries is 2, so a class of {part.value} should"
+    with one_line_error(said, "have 3 or more"):
+        folders(tmp_path)
+
+
+def test_several_classes_with_too_few_images_are_counted(tmp_path: Path) -> None:
+    root = write_classes(tmp_path, {f"c{i:02d}": 2 if i in (8, 20, 41) else 3 for i in range(50)})
+    with one_line_error(f"class c08 of {root} has 2 image(s), and 2 other class(es) have too few: shots is 1"):
+        folders(root)
+    folders(root, queries=1)
+
+
+def test_the_number_of_images_that_is_asked_for_is_enough() -> None:
+    assert len(opened(shots=4, queries=2).episodes[Part.TRAIN][0].query) == 10
+    with one_line_error("has 6 image(s)", "shots is 4 and queries is 3, so a class of train should have 7 or more"):
+        opened(shots=4, queries=3)
+    with one_line_error("has 6 image(s)", "train_queries is 4, so a class of train should have 8 or more"):
+        opened(shots=4, queries=2, train_queries=4)
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+def missing(root: Path) -> Path:
+    return root / "nothing"
+
+
+def file(root: Path) -> Path:
+    path = root / "notes.txt"
+    path.write_text("classes")
+    return path
+
+
+def empty(root: Path) -> Path:
+    return root
+
+
+def empty_class(root: Path) -> Path:
+    write_classes(root, {"a": 2, "b": 2, "c": 2})
+    (root / "hollow").mkdir()
+    return root
+
+
+def stray_image(root: Path) -> Path:
+    write_classes(root, {"a": 2, "b": 2, "c": 2})
+    Image.new("L", (8, 8)).save(root / "stray.png")
+    return root
+
+
+def no_val(root: Path) -> Path:
+    write_classes(root, {"train/a": 2, "test/b": 2, "extra/c": 2})
+    return root
+
+
+def only_val(root: Path) -> Path:
+    return write_classes(root, {"val/a": 2})
+
+
+def class_in_two_parts(root: Path) -> Path:
+    return write_classes(root, {"train/a": 2, "train/b": 2, "val/c": 2, "test/b": 2, "test/d": 2})
+
+
+def empty_class_in_val(root: Path) -> Path:
+    write_classes(root, {"train/a": 2, "val/b": 2, "test/c": 2})
+    (root / "val" / "hollow").mkdir()
+    return root
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (
+        missing,
+        "nothing is missing: root should be a folder that holds omniglot-py/, or one of CLASS/NAME.png",
+    ),
+    "a file": (file, "notes.txt is a file: it should be a folder of CLASS/NAME.png"),
+    "empty": (empty, "hold no images: their names should end in one of .bmp"),
+    "class without images": (empty_class, "has class folders without images: hollow; fill or delete them"),
+    "image in no class": (stray_image, "stray.png is in no class folder"),
+    "no val": (no_val, "has train/ and test/, but lacks val/: it should be CLASS/NAME.png, or train/CLASS/NAME.png"),
+    "only val": (only_val, "has val/, but lacks train/ and test/"),
+    "class in two parts": (
+        class_in_two_parts,
+        "has class b in train/ and test/: a class should be in one of them only",
+    ),
+    "class without images in val": (empty_class_in_val, "val has class folders without images: hollow"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_that_hold_no_classes_are_refused(case: str, tmp_path: Path) -> None:
+    make, message = FOLDERS[case]
+    root = make(tmp_path)
+    with one_line_error(str(tmp_path), message):
+        folders(root)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_an_image_that_cannot_be_read_is_named(workers: int, tmp_path: Path) -> None:
+    root = write_classes(tmp_path, {f"c{i:02d}": 3 for i in range(50)})
+    for folder in root.iterdir():
+        (folder / "1.png").write_bytes(b"no image")
+    data = folders(root, workers=workers)
+    with one_line_error(str(root), "1.png is truncated or not an image: delete or replace it"):
+        list(data.train_dataloader())
+
+
+# -- Omniglot ---------------------------------------------------------------------------------------------------------
+
+
+def without_evaluation(root: Path) -> Path:
+    write_omniglot(root, {"Latin": 1}, {"Tengwar": 1})
+    shutil.rmtree(root / "omniglot-py" / "images_evaluation")
+    return root
+
+
+def packed(root: Path) -> Path:
+    write_omniglot(root, {"Latin": 1, "Greek": 1}, {})
+    (root / "omniglot-py" / "images_evaluation.zip").write_bytes(b"PK")
+    return root
+
+
+def inside(root: Path) -> Path:
+    return write_omniglot(root, {"Latin": 1}, {"Tengwar": 1}) / "omniglot-py"
+
+
+def drawing_lost(root: Path) -> Path:
+    write_omniglot(root, {"Latin": 1, "Greek": 1}, {"Tengwar": 1})
+    (root / "omniglot-py" / "images_background" / "Latin" / "character01" / "0001_07.png").unlink()
+    return root
+
+
+def characters_lost(root: Path) -> Path:
+    write_omniglot(root, {"Latin": 1, "Greek": 1}, {"Tengwar": 1})
+    shutil.rmtree(root / "omniglot-py" / "images_evaluation" / "Tengwar")
+    return root
+
+
+def one_alphabet(root: Path) -> Path:
+    return write_omniglot(root, {"Latin": 2}, {"Tengwar": 1})
+
+
+def resized(root: Path) -> Path:
+    write_omniglot(root, {"Latin": 1, "Greek": 1}, {"Tengwar": 1})
+    path = root / "omniglot-py" / "images_background" / "Greek" / "character01" / "0001_11.png"
+    Image.new("1", (28, 28)).save(path)
+    return root
+
+
+def damaged(root: Path) -> Path:
+    write_omniglot(root, {"Latin": 1, "Greek": 1}, {"Tengwar": 1})
+    path = root / "omniglot-py" / "images_evaluation" / "Tengwar" / "character01" / "0001_20.png"
+    path.write_bytes(path.read_bytes()[:60])
+    return root
+
+
+OMNIGLOT: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
+    "no evaluation set": (without_evaluation, ["no Omniglot in", "images_evaluation is missing: it should hold"]),
+    "not unpacked": (packed, ["images_evaluation.zip is not unpacked: unpack it there, or set download"]),
+    "the inside": (inside, ["is the inside of Omniglot: root should be the folder that holds it, as omniglot-py"]),
+    "a drawing is lost": (
+        drawing_lost,
+        ["Latin/character01 has 19 images, it should have 20: unpack images_background"],
+    ),
+    "all characters are lost": (characters_lost, ["images_evaluation holds no characters: it should hold ALPHABET/"]),
+    "one alphabet": (one_alphabet, ["has one background alphabet, Latin: 2 or more are needed"]),
+    "another size": (resized, ["0001_11.png is 28 x 28", "should be 105 x 105"]),
+    "damaged": (damaged, ["0001_20.png is truncated or not an image"]),
+}
+
+
+@pytest.mark.parametrize("case", OMNIGLOT)
+def test_omniglot_that_is_not_whole_is_refused(case: str, tmp_path: Path) -> None:
+    make, parts = OMNIGLOT[case]
+    with one_line_error(*parts):
+        folders(make(tmp_path), ways=2)
+
+
+def test_a_download_that_fails_says_what_to_do(tmp_path: Path) -> None:
+    failing = patch("torchvision.datasets.omniglot.download_and_extract_archive", side_effect=OSError("no\nroute"))
+    with failing, one_line_error(f"Omniglot in {tmp_path} cannot be read or fetched (no route): it should hold"):
+        open_classes(tmp_path, size=28, channels=1, download=True)
+
+
+def test_a_download_fetches_what_is_missing_and_nothing_else(tmp_path: Path) -> None:
+    write_omniglot(tmp_path, {"Latin": 1, "Greek": 1}, {})
+
+    def fetch(url: str, root: str, filename: str, md5: str) -> None:
+        assert filename == "images_evaluation.zip" and url.endswith(filename) and Path(root) == tmp_path / "omniglot-py"
+        assert md5 == "6b91aef0f799c5bb55b94e3f2daec811"
+        write_omniglot(tmp_path, {}, {"Tengwar": 1})
+
+    with patch("torchvision.datasets.omniglot.download_and_extract_archive", side_effect=fetch) as fetched:
+        assert len(open_classes(tmp_path, size=28, channels=1, download=True)) == 3
+        assert len(open_classes(tmp_path, size=28, channels=1, download=True)) == 3
+    assert fetched.call_count == 1
+
+
+# -- learn2learn ------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_learn2learn_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "learn2learn", None)
+    install = 'pip install learn2learn==0.2.0 --config-settings "--build-option=build_ext"'
+    parts = ["the sampler LEARN2LEARN needs learn2learn", install, "3.11", "numpy < 2", "the sampler OWN does without"]
+    with one_line_error(*parts, error=ProblemError):
+        opened(sampler=Sampler.LEARN2LEARN)
+
+
+def test_a_learn2learn_that_lacks_something_says_what(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "learn2learn.py").write_text("import a_module_that_is_missing")
+    monkeypatch.delitem(sys.modules, "learn2learn", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = "cannot be imported (No module named 'a_module_that_is_missing')"
+    with one_line_error("MAML needs learn2learn, which", said, "PROTOTYPES does without", error=ProblemError):
+        learn2learn("MAML", "PROTOTYPES")

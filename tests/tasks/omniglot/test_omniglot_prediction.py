@@ -1,0 +1,431 @@
+"""A user's own episode: how folders are read and refused, what is written of them, and how it is drawn."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from deqopt_tasks.omniglot import prediction
+from deqopt_tasks.omniglot.drawing import INCH, WRONG, episode_figure
+from deqopt_tasks.omniglot.episodes import EpisodeBatch
+from deqopt_tasks.omniglot.prediction import FolderEpisode, JoinClasses, classified_directory, write_classes
+from lightning.pytorch import Callback
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from deqopt import Equilibrium, JointModule
+from deqopt.callbacks import PredictionWriter, ReportUnreadable
+from deqopt.errors import DataError
+from deqopt.solvers import JointAnderson, StepRule
+from paths import SUPPORT
+from tiny_episodes import TinyEpisodes
+from tiny_task import quiet_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+Files = Mapping[str, tuple[int, ...] | bytes]
+
+
+def write(folder: Path, files: Files) -> Path:
+    """Images of one colour by their paths; bytes are what is in a file that is no image."""
+    for name, colour in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(colour, bytes):
+            path.write_bytes(colour)
+        else:
+            Image.new("RGB", (6, 4), colour).save(path)
+    return folder
+
+
+SUPPORT_FILES: Files = {
+    "red/1.png": (255, 0, 0),
+    "red/more/2.png": (200, 0, 0),
+    "green/a.png": (0, 255, 0),
+    "blue/b.png": (0, 0, 255),
+    "blue/c.png": (0, 0, 180),
+    "blue/d.png": (0, 0, 220),
+}
+QUERY: Files = {
+    "z.png": (250, 10, 0),
+    "sub/a.png": (10, 240, 5),
+    "b.png": (0, 30, 230),
+    "c.png": (240, 20, 10),
+    "d.png": (20, 20, 250),
+}
+TRUTH = {"b.png": "blue", "c.png": "red", "d.png": "blue", "sub/a.png": "green", "z.png": "red"}
+
+
+def by_colour(batch: EpisodeBatch) -> Tensor:
+    """(B, Q, ways): softmax of minus the distance to the mean colour of every class."""
+    support, query = (images.mean((3, 4)) for images in (batch.support, batch.query))
+    ways = int(batch.support_label.max()) + 1
+    centres = [support[0, batch.support_label[0] == k].mean(0) for k in range(ways)]
+    return (-5 * torch.cdist(query[0], torch.stack(centres))).softmax(1)[None]
+
+
+class Colours(TinyEpisodes):
+    """Classifies a user's images by their mean colour.
+
+    Args:
+        chunk: of queries.
+        broken: a chunk that cannot be solved.
+    """
+
+    def __init__(self, folder: Path, chunk: int = 64, broken: int | None = None) -> None:
+        self.episode = FolderEpisode(folder / "support", folder / "query", 4, 3, chunk)
+        super().__init__(self.episode)
+        self.directory, self.broken = classified_directory(folder / "query"), broken
+
+    def callbacks(self) -> list[Callback]:
+        return [ReportUnreadable(lambda: self.episode, "classified"), JoinClasses()]
+
+    def prediction_directory(self) -> Path:
+        return self.directory
+
+    def write_predictions(self, equilibrium: Equilibrium, batch: EpisodeBatch, directory: Path) -> list[Path]:
+        if int(batch.index) == self.broken:
+            raise RuntimeError("the third chunk breaks")
+        return write_classes(batch, by_colour(batch), self.episode.files, self.episode.class_names, directory)
+
+
+def predict(folder: Path, chunk: int = 64, broken: int | None = None, **settings: Any) -> Path:
+    """Where it is written."""
+    task = Colours(folder, chunk, broken)
+    module = JointModule(task, solver=JointAnderson(max_nfe=10, step_size=0.1, step_rule=StepRule.PLAIN))
+    trainer = quiet_trainer(folder, callbacks=[PredictionWriter()], **settings)
+    trainer.predict(module, datamodule=task.datamodule(), return_predictions=False)
+    return task.directory
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "support", SUPPORT_FILES)
+    write(tmp_path / "query", QUERY)
+    return tmp_path
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    with (directory / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_every_query_has_its_class_and_all_probabilities(folder: Path) -> None:
+    directory = predict(folder)
+    assert directory == folder / "query_classified"
+    found = rows(directory)
+    assert {row["file"]: row["class"] for row in found} == TRUTH and [row["file"] for row in found] == list(TRUTH)
+    (batch,) = Colours(folder).datamodule().predict_dataloader()
+    for row, shares in zip(found, by_colour(batch)[0].tolist(), strict=True):
+        assert list(row) == ["file", "class", "probability", "p(blue)", "p(green)", "p(red)"]
+        assert [float(row[f"p({name})"]) for name in COLOURS] == pytest.approx(shares, abs=1e-6)
+        assert row["probability"] == max(row[f"p({name})"] for name in COLOURS)
+    assert sorted(path.name for path in directory.iterdir()) == ["episode.png", "predictions.csv"]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_chunks_do_not_change_what_is_found(chunk: int, folder: Path) -> None:
+    whole = (predict(folder) / "predictions.csv").read_bytes()
+    directory = predict(folder, chunk)
+    assert (directory / "predictions.csv").read_bytes() == whole
+    assert sorted(path.name for path in directory.iterdir()) == ["episode.png", "predictions.csv"]
+
+
+def test_the_figure_is_of_the_first_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[EpisodeBatch] = []
+    plain = prediction.episode_figure
+    monkeypatch.setattr(
+        prediction, "episode_figure", lambda batch, *rest: (drawn.append(batch), plain(batch, *rest))[1]
+    )
+    directory = predict(folder, 2)
+    (batch,) = drawn
+    torch.testing.assert_close(batch.query[0, :, 2, 0, 0], torch.tensor([230, 10]) / 255)  # of b.png and c.png
+    with Image.open(directory / "episode.png") as image:
+        image.verify()
+
+
+def test_a_second_run_replaces_the_first(folder: Path) -> None:
+    predict(folder, 2)
+    (folder / "query" / "b.png").unlink()
+    assert {row["file"]: row["class"] for row in rows(predict(folder, 1))} == {
+        name: truth for name, truth in TRUTH.items() if name != "b.png"
+    }
+
+
+def test_a_run_that_fails_leaves_the_old_predictions_and_the_next_one_none_of_it(folder: Path) -> None:
+    path = predict(folder) / "predictions.csv"
+    before = path.read_bytes()
+    write(folder / "query", {"a.png": (0, 255, 0)})
+    with pytest.raises(RuntimeError, match="third chunk breaks"):
+        predict(folder, 1, broken=2)
+    assert path.read_bytes() == before
+    (folder / "query" / "a.png").unlink()
+    assert (predict(folder, 5) / "predictions.csv").read_bytes() == before
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_a_run_that_never_finished_leaves_no_predictions(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="third chunk breaks"):
+        predict(folder, 1, broken=2)
+    assert not (folder / "query_classified" / "predictions.csv").exists()
+
+
+def test_names_of_classes_and_files_are_written_as_they_are(tmp_path: Path) -> None:
+    names = {"class": (255, 0, 0), 'a "b", c': (0, 255, 0), "$é$": (0, 0, 255)}
+    write(tmp_path / "support", {f"{name}/1.png": colour for name, colour in names.items()})
+    write(tmp_path / "query", {f"of {name}, it is.png": colour for name, colour in names.items()})
+    found = rows(predict(tmp_path))
+    assert {row["file"]: row["class"] for row in found} == {f"of {name}, it is.png": name for name in names}
+    assert set(found[0]) == {"file", "class", "probability", *(f"p({name})" for name in names)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text on this system")
+def test_names_of_files_that_are_no_text_are_written_as_they_are(folder: Path) -> None:
+    os.rename(folder / "query" / "b.png", os.fsencode(folder / "query") + b"/\xff.png")
+    raw = (predict(folder) / "predictions.csv").read_bytes()
+    assert b"\n\xff.png,blue," in raw
+
+
+@pytest.mark.parametrize("given", ["query", "./query/", "query/../query", "."])
+def test_the_folder_for_predictions_is_beside_the_queries(given: str, folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(folder / "query" if given == "." else folder)
+    assert classified_directory(given) == folder / "query_classified"
+
+
+# -- how folders are read ---------------------------------------------------------------------------------------------
+
+
+def test_chunks_share_the_support_and_cut_the_queries(folder: Path) -> None:
+    episode = FolderEpisode(folder / "support", folder / "query", 4, 3, chunk=2)
+    assert episode.class_names == ["blue", "green", "red"] and len(episode) == 3 and episode.count == 5
+    assert [episode.files(i) for i in range(3)] == [["b.png", "c.png"], ["d.png", "sub/a.png"], ["z.png"]]
+    (first, _, last) = (episode[i] for i in range(3))
+    assert torch.equal(first.support, last.support)
+    assert first.support_label.tolist() == [0, 0, 0, 1, 2, 2] and last.query_label.tolist() == [-1]
+    levels = first.support.mean((2, 3)) * 255
+    torch.testing.assert_close(levels[:, 2], torch.tensor([255.0, 180, 220, 0, 0, 0]))
+    torch.testing.assert_close(last.query[0, :, 0, 0] * 255, torch.tensor([250.0, 10, 0]))
+    with pytest.raises(IndexError):
+        _ = episode[3]
+
+
+def test_by_default_64_queries_make_a_chunk(tmp_path: Path) -> None:
+    write(tmp_path / "support", SUPPORT_FILES)
+    write(tmp_path / "query", {f"{i}.png": (i, i, i) for i in range(65)})
+    episode = FolderEpisode(str(tmp_path / "support"), str(tmp_path / "query"), 2, 1)
+    assert [len(episode[i].query) for i in range(len(episode))] == [64, 1]
+    assert episode[0].query.shape[1:] == (1, 2, 2) and episode[0].support.shape == (6, 1, 2, 2)
+
+
+def test_queries_that_cannot_be_read_are_left_out_and_fail_the_command(folder: Path) -> None:
+    write(folder / "query", {"bad.png": b"nothing", "sub/worse.png": b"", "a.png": (0, 0, 255)})
+    root = folder / "query"
+    expected = f"2 of 8 images of {root} could not be read: bad.png, sub/worse.png; the other 6 were classified"
+    with pytest.warns(UserWarning) as warned, pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
+        predict(folder, 2)
+    reasons = [
+        f"{root}/{file} is truncated or not an image: delete or replace it" for file in ("bad.png", "sub/worse.png")
+    ]
+    assert [str(one.message) for one in warned if str(root) in str(one.message)] == reasons
+    assert {row["file"]: row["class"] for row in rows(folder / "query_classified")} == {**TRUTH, "a.png": "blue"}
+
+
+LAYOUT = "the support folder should have a folder of images for every class"
+REFUSED: dict[str, tuple[Files, Files, str]] = {
+    "no support": ({}, QUERY, rf"\S+/support is missing: {LAYOUT}"),
+    "no query": (SUPPORT_FILES, {}, r"\S+/query is missing: it should be a folder of images"),
+    "images in the support folder": (
+        {**SUPPORT_FILES, "x.png": (0, 0, 0)},
+        QUERY,
+        rf"\S+/support/x\.png is in no class folder: {LAYOUT}",
+    ),
+    "a class without images": (
+        {**SUPPORT_FILES, "yellow/readme.txt": b"", "white/readme.txt": b""},
+        QUERY,
+        r"\S+/support has class folders without images: white, yellow; fill or delete them",
+    ),
+    "one class": (
+        {"red/1.png": (0, 0, 0)},
+        QUERY,
+        rf"\S+/support has a single class folder, red: {LAYOUT}, and two classes or more",
+    ),
+    "no support images": ({"red/readme.txt": b""}, QUERY, r"\S+/support and its subfolders hold no images: .*"),
+    "no query images": (SUPPORT_FILES, {"readme.txt": b""}, r"\S+/query and its subfolders hold no images: .*"),
+    "a broken support image": (
+        {**SUPPORT_FILES, "red/3.png": b"nothing"},
+        QUERY,
+        r"\S+/support/red/3\.png is truncated or not an image: delete or replace it",
+    ),
+    "no readable query": (
+        SUPPORT_FILES,
+        {"a.png": b"", "b.png": b""},
+        r"none of the 2 images of \S+/query can be read: \S+/a\.png is truncated or not an image: delete or replace it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_folders_that_make_no_episode_are_refused(case: str, tmp_path: Path) -> None:
+    support, query, pattern = REFUSED[case]
+    write(tmp_path / "support", support)
+    write(tmp_path / "query", query)
+    with pytest.raises(DataError) as caught:
+        FolderEpisode(tmp_path / "support", tmp_path / "query", 4, 1)
+    assert re.fullmatch(pattern, str(caught.value))
+
+
+def test_a_file_is_no_support_folder(folder: Path) -> None:
+    with pytest.raises(DataError, match=f"z.png is a file: {LAYOUT}$"):
+        FolderEpisode(folder / "query" / "z.png", folder / "support", 4, 1)
+
+
+@pytest.mark.parametrize("missing", ["support", "query"])
+def test_folders_that_are_not_given_are_asked_for(missing: str, folder: Path) -> None:
+    given = {name: None if name == missing else folder / name for name in ("support", "query")}
+    with pytest.raises(DataError, match=f"^no {missing} folder is given: predict needs a folder of support images"):
+        FolderEpisode(given["support"], given["query"], 4, 1)
+
+
+def test_support_and_query_must_be_apart(folder: Path) -> None:
+    (folder / "link").symlink_to(folder / "support")
+    for other in ("support", "link", "query/../support"):
+        with pytest.raises(DataError, match=r"is given as support and as query folder: they should be two folders$"):
+            FolderEpisode(folder / "support", folder / other, 4, 1)
+    for support, query in (("support", "support/red"), ("support", ".")):
+        with pytest.raises(DataError, match=r"support and query folder should not lie in each other$"):
+            FolderEpisode(folder / support, folder / query, 4, 1)
+
+
+# -- the figure -------------------------------------------------------------------------------------------------------
+
+
+def drawn(ways: int, shots: int, queries: int, known: bool = True, wrong: tuple[int, ...] = ()) -> Figure:
+    """An episode whose images have the level of their class; the queries of ``wrong`` are taken for the next class."""
+    level = torch.arange(ways) / ways
+    label, asked = torch.arange(ways).repeat(shots), torch.arange(ways).repeat(queries)
+    taken = asked.clone()
+    taken[list(wrong)] = (taken[list(wrong)] + 1) % ways
+    shares = torch.full((len(asked), ways), 0.2 / (ways - 1))
+    shares[torch.arange(len(asked)), taken] = 0.8
+    support, query = (level[one][None, :, None, None, None].expand(1, -1, 1, 2, 2) for one in (label, asked))
+    batch = EpisodeBatch(
+        support, label[None], query, (asked if known else -torch.ones_like(asked))[None], torch.tensor([0])
+    )
+    return episode_figure(batch, shares[None], [f"class {k}" for k in range(ways)])
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def places(figure: Figure) -> list[tuple[float, float, float]]:
+    """Left, top and level of every image."""
+    found = []
+    for image in figure.axes[0].get_images():
+        left, _, _, top = image.get_extent()
+        found.append((left, top, float(np.asarray(image.get_array())[0, 0])))
+    return found
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("ways", "shots", "queries"), [(5, 1, 5), (20, 1, 5), (2, 8, 12), (25, 1, 1)])
+def test_a_line_holds_the_images_of_its_class(ways: int, shots: int, queries: int, known: bool) -> None:
+    figure = drawn(ways, shots, queries, known)
+    shown, columns = min(ways, 20), 10 if ways <= 10 else 5
+    lines: dict[tuple[bool, float], set[float]] = {}
+    half = figure.get_size_inches()[0] / INCH / 2
+    for left, top, level in places(figure):
+        lines.setdefault((ways > 10 and left > half, top), set()).add(level)
+    assert len(lines) == shown and all(len(levels) == 1 for levels in lines.values())
+    assert len(places(figure)) == shown * (min(shots, 5) + min(queries, columns))
+    said = texts(figure)
+    assert sum(text.endswith("\n80%") for text in said) == shown * min(queries, columns)
+    assert said.count(f"+{shots - 5}") == (shown if shots > 5 else 0)
+    assert said.count(f"+{queries - columns}") == (shown if queries > columns else 0)
+    total = ways * queries
+    counted = f"{total} of {total} queries right" if known else f"{total} queries classified"
+    assert said[0] == f"{ways} classes, {counted}" + ("; the first 20 classes" if ways > 20 else "")
+
+
+def test_wrong_queries_are_framed_in_red_and_say_what_they_are_taken_for() -> None:
+    figure = drawn(3, 1, 4, wrong=(1, 5))
+    red = [patch for patch in figure.axes[0].patches if patch.get_edgecolor()[:3] == to_rgb(WRONG)]
+    labels = [text for text in figure.axes[0].texts if text.get_color() == WRONG]
+    assert [text.get_text() for text in labels] == ["class 2\n80%", "class 0\n80%"]
+    assert len(red) == 2 and texts(figure)[0] == "3 classes, 10 of 12 queries right"
+    for text, frame in zip(labels, red, strict=True):
+        assert text.get_position()[0] == pytest.approx(frame.get_x() + 0.5)  # type: ignore[attr-defined]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
+    assert (np.abs(pixels - to_rgb(WRONG)).max(2) < 0.02).sum() > 100
+    assert not any(text.get_color() == WRONG for text in drawn(3, 1, 4, known=False, wrong=(1, 5)).axes[0].texts)
+
+
+def test_nothing_is_drawn_over_another_thing_or_beyond_the_border() -> None:
+    """Texts and images, with names that are as long as names are written."""
+    ways = 12
+    count = 3 * ways
+    batch = EpisodeBatch(
+        torch.zeros(1, ways, 1, 2, 2),
+        torch.arange(ways)[None],
+        torch.zeros(1, count, 1, 2, 2),
+        torch.full((1, count), -1),
+        torch.zeros(1),
+    )
+    for names in (
+        [f"a_very_wide_alphabet/CHARACTER{k}" for k in range(ways)],
+        [f"CHARACTER {k:02d}" for k in range(ways)],
+    ):
+        figure = episode_figure(batch, torch.eye(ways).repeat(3, 1)[None], names)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        boxes = [one.get_window_extent(renderer) for one in (*figure.axes[0].texts, *figure.axes[0].get_images())]
+        width, height = canvas.get_width_height()
+        assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
+        apart = [box.padded(-0.5) for box in boxes]
+        assert not any(a.overlaps(b) for i, a in enumerate(apart) for b in apart[:i])
+        assert len(set(texts(figure))) >= 2 * ways
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+def worker(directory: Path) -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    predict(directory, chunk=1, devices=2, strategy="ddp")
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(folder: Path) -> None:
+    alone = (predict(folder) / "predictions.csv").read_bytes()
+    (folder / "query_classified" / "predictions.csv").unlink()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)}
+    command = [sys.executable, __file__, str(folder)]
+    done = subprocess.run(command, cwd=folder, env=environment, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "query_classified" / "predictions.csv").read_bytes() == alone
+    assert len(list((folder / "query_classified").iterdir())) == 2
+    assert done.stderr.count("The classes of 5 images are in") == 1
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
