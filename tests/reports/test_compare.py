@@ -13,7 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from deqopt.compare import Estimate, Measure, Scores, check_names
+from deqopt.compare import Estimate, Measure, Scores, Summary, check_names
 from deqopt.errors import ProblemError
 from deqopt.figures import comparison
 
@@ -68,7 +68,7 @@ def test_a_sample_that_was_met_twice_counts_once() -> None:
 
 def test_what_only_some_parts_have_is_missing_for_the_samples_of_the_others() -> None:
     both = Scores.joined([Scores([], {}), of([0], ours=[1.0]), of([1], ours=[3.0], theirs=[5.0])])
-    found = both.summary([ACCURACY]).means
+    found = Summary(both, [ACCURACY]).means
     assert (found["ours"]["accuracy"].mean, found["ours"]["accuracy"].missing) == (2.0, 0)
     assert (found["theirs"]["accuracy"].mean, found["theirs"]["accuracy"].missing) == (5.0, 1)
 
@@ -107,8 +107,8 @@ def test_two_processes_gather_what_one_has(tmp_path: Path) -> None:
         assert len(alone) == samples
         for rank in range(2):
             found = torch.load(tmp_path / f"{samples}_{rank}.pt", weights_only=False)
-            assert found.samples() == alone.samples()
-            assert found.summary([ACCURACY]).rows() == alone.summary([ACCURACY]).rows()
+            assert found.rows() == alone.rows()
+            assert Summary(found, [ACCURACY]).rows() == Summary(alone, [ACCURACY]).rows()
 
 
 # -- differences ------------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_paired_differences_are_known_better_than_scores_that_go_together() -> N
     hard = torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     theirs = hard - 0.05 * (torch.arange(100) % 2)
     scores = Scores(range(100), {"ours": {"accuracy": hard}, "theirs": {"accuracy": theirs}})
-    summary = scores.summary([ACCURACY])
+    summary = Summary(scores, [ACCURACY])
     difference = summary.differences["theirs"]["accuracy"]
     assert difference.mean == pytest.approx(-0.025)
     assert difference.half_width == pytest.approx(1.9842 * 0.025 * math.sqrt(100 / 99) / 10, rel=1e-4)
@@ -131,7 +131,7 @@ def test_paired_differences_are_known_better_than_scores_that_go_together() -> N
 
 def test_a_sample_that_either_method_lacks_is_in_no_difference() -> None:
     scores = of([0, 1, 2, 3], ours=[1.0, NAN, 3.0, 4.0], theirs=[2.0, 2.0, 5.0, NAN])
-    found = scores.summary([ACCURACY]).differences["theirs"]["accuracy"]
+    found = Summary(scores, [ACCURACY]).differences["theirs"]["accuracy"]
     assert (found.mean, found.count, found.missing) == (1.5, 2, 2)
 
 
@@ -151,11 +151,11 @@ def some() -> Scores:
 
 
 def test_means_are_logged_by_metric_and_method() -> None:
-    assert some().summary([PSNR, SECONDS]).logged() == {"psnr_ours": 23.0, "psnr_slow_maml": pytest.approx(67 / 3)}
+    assert Summary(some(), [PSNR, SECONDS]).logged() == {"psnr_ours": 23.0, "psnr_slow_maml": pytest.approx(67 / 3)}
 
 
 def test_the_table_says_what_is_missing() -> None:
-    assert some().summary([PSNR, SECONDS], "images").table().splitlines() == [
+    assert Summary(some(), [PSNR, SECONDS], "images").table().splitlines() == [
         "            PSNR in dB   minus ours  ms/image",
         "ours       23.00 ±4.11                  300.0",
         "Slow-MAML  22.33 ±5.74  -0.33 ±2.87",
@@ -166,12 +166,12 @@ def test_the_table_says_what_is_missing() -> None:
 
 def test_what_all_methods_lack_is_said_once() -> None:
     scores = of([0, 1, 2], ours=[1.0, 2.0, NAN], theirs=[1.0, 4.0, NAN])
-    note = scores.summary([ACCURACY]).table().splitlines()[-2:]
+    note = Summary(scores, [ACCURACY]).table().splitlines()[-2:]
     assert note[0].startswith("Note: accuracy in % has no value for 1 of 3 samples")
 
 
 def test_a_single_sample_has_no_interval() -> None:
-    table = of([7], ours=[0.75], theirs=[0.5]).summary([ACCURACY]).table()
+    table = Summary(of([7], ours=[0.75], theirs=[0.5]), [ACCURACY]).table()
     assert "±" not in table and "nan" not in table and "75.00" in table and "-25.00" in table
 
 
@@ -181,7 +181,7 @@ def test_no_line_of_a_table_is_longer_than_the_screen(methods: int, length: int)
     names = [f"{k} {'/very/long' * (length // 10)}" for k in range(methods)]
     metrics = ["psnr", "ssim", "psnr of the pixels that are hidden by the largest of all holes", "loss"]
     values = {name: {metric: [1000.5 + k, 2000.0] for metric in metrics} for k, name in enumerate(names)}
-    table = Scores([0, 1], values).summary([Measure(metric) for metric in metrics]).table()
+    table = Summary(Scores([0, 1], values), [Measure(metric) for metric in metrics]).table()
     assert max(map(len, table.splitlines())) <= 80
     assert all(word in table for metric in metrics for word in metric.split()) and table.count("1500.25") == 4
     left = "".join(line[:30].strip() for line in table.splitlines())
@@ -189,7 +189,7 @@ def test_no_line_of_a_table_is_longer_than_the_screen(methods: int, length: int)
 
 
 def test_the_rows_hold_every_interval(tmp_path: Path) -> None:
-    some().summary([PSNR, SECONDS], "images").write(tmp_path / "scores.csv")
+    Summary(some(), [PSNR, SECONDS], "images").write(tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open() as file:
         ours, theirs = csv.DictReader(file)
     assert list(ours) == [
@@ -209,7 +209,7 @@ def test_the_rows_hold_every_interval(tmp_path: Path) -> None:
 
 
 def test_the_samples_are_rows_too() -> None:
-    columns, rows = some().samples()
+    columns, rows = some().rows()
     assert columns == ["index", "psnr_ours", "seconds_ours", "psnr_slow_maml"]
     assert rows[0] == [0, 20.0, 0.1, 21.0] and rows[2] == [2, 24.0, 0.4, ""]
 
@@ -234,13 +234,13 @@ def colour(line: int) -> tuple[int, ...]:
 @pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], [2.0, 2.0, 2.0], [2.0]], ids=["spread", "equal", "one sample"])
 def test_methods_that_coincide_are_all_visible(values: list[float]) -> None:
     scores = of(list(range(len(values))), ours=values, twin=values, third=values)
-    seen = colours(comparison(scores.summary([ACCURACY]), "three of the same"))
+    seen = colours(comparison(Summary(scores, [ACCURACY]), "three of the same"))
     assert all(colour(line) in seen for line in range(3))
 
 
 def test_a_method_without_a_score_and_signs_of_mathematics_are_drawn() -> None:
     scores = Scores([0, 1], {"a $b": {"psnr": [1.0, NAN], "loss": [NAN, NAN]}, "c_$d$^": {"psnr": [1.0, 2.0]}})
-    figure = comparison(scores.summary([PSNR, Measure("loss", "$"), SECONDS]), "100 $ or more $^")
+    figure = comparison(Summary(scores, [PSNR, Measure("loss", "$"), SECONDS]), "100 $ or more $^")
     assert len(figure.axes) == 2 and colour(1) in colours(figure)
 
 
@@ -256,5 +256,5 @@ def test_methods_of_one_name_are_refused(names: list[str]) -> None:
 
 @pytest.mark.parametrize("values", [[1.0], [[1.0], [2.0]], 1.0], ids=["too few", "a column", "one number"])
 def test_scores_that_are_not_one_a_sample_are_refused(values: list[float]) -> None:
-    with pytest.raises(ProblemError, match=r"psnr of 'ours' must be one score a sample, \(2,\), and has shape"):
+    with pytest.raises(ProblemError, match=r"psnr of 'ours' must be one number a sample, \(2,\), and has shape"):
         Scores([0, 1], {"ours": {"psnr": values}})
