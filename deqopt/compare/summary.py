@@ -66,7 +66,7 @@ class Summary:
         >>> summary.logged()
         {'psnr_ours': 23.0, 'psnr_mean_image': 10.0}
         >>> print(summary.table())
-                     PSNR in dB     minus ours
+                     PSNR in dB    minus ours
         ours        23.00 ±8.96
         mean image  10.00 ±2.48  -13.00 ±6.57
     """

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deqopt.errors import ProblemError
+from deqopt.image_quality import psnr
 
 from .data import RestorationBatch
 from .inpainting import Inpainting
@@ -242,25 +243,6 @@ def choose(baseline: Baseline, operator: MeasurementOperator, batches: Sequence[
         found = [psnr(candidate.restore(operator, b.y, b.parameters), b.clean) for b in batches]
         choices.append(Choice(candidate, float(torch.cat(found).mean())))
     return max(choices, key=lambda choice: choice.psnr)
-
-
-ROUNDING = (2 / 255) ** 2 / 12
-"""The mean squared error of rounding an image in [-1, 1] to 8 bits."""
-
-
-def psnr(images: Tensor, clean: Tensor, where: Tensor | None = None) -> Tensor:
-    """``10 log10(4 / mse)`` of every image, (B,), in dB.
-
-    An error below that of rounding to 8 bits counts as it, 58.9 dB, so that no perfect image makes a mean infinite.
-
-    Args:
-        images, clean: (B, channels, H, W) in [-1, 1].
-        where: the pixels that count, bools (B, 1 or channels, H, W), by default all; NaN for an image without any.
-    """
-    squares = (images.float() - clean.float()).square()
-    weights = torch.ones_like(squares) if where is None else where.expand_as(squares).float()
-    mse = (weights * squares).flatten(1).sum(1) / weights.flatten(1).sum(1)
-    return 10 * torch.log10(4 / mse.clamp_min(ROUNDING))
 
 
 def squared_norm(operator: MeasurementOperator, like: Tensor, iterations: int = 30) -> float:
