@@ -182,9 +182,6 @@ class ComparisonReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory = figure_directory(trainer)
-        if not len(self.scores):
-            rank_zero_info(f"{self.name}: no test {self.noun} to compare")
-            return
         title = f"{self.title()}; means with 95 % intervals" + (", paired differences" * (len(self.scores.values) > 1))
         lines = [*textwrap.wrap(title, 80), self.summary().table()]
         lines += [line for note in self.notes() for line in textwrap.wrap(note, 80)]
