@@ -23,7 +23,7 @@ from deqopt.nn import Decoder
 from deqopt.ssim import StructuralSimilarity
 from deqopt.state import State, tensors_of
 
-from .baseline import MeanImageBaseline
+from .report import ReconstructionReport
 from .sampling import SampleGallery
 
 
@@ -140,7 +140,7 @@ class CelebA(Task):
 
     def callbacks(self) -> list[Callback]:
         return [
-            MeanImageBaseline(self.data),
+            ReconstructionReport(self.data, lambda equilibrium, batch: self.outcome(equilibrium, batch)[0]),
             SampleGallery(self.data, self.decode, components=self._components, features=self._fid_features),
         ]
 
