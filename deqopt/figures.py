@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deqopt.compare import Summary
+from deqopt.compare import Estimate, Measure, Summary
 from deqopt.iteration import Trace
 
 
@@ -102,6 +104,33 @@ def comparison(summary: Summary, title: str) -> Figure:
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
+
+
+def draw_curves(axes: Axes, curves: Mapping[str, Mapping[float, Estimate]], measure: Measure) -> None:
+    """A curve a method through its means with their intervals, each beside the others by as much as a dot is wide.
+
+    So curves that coincide are all visible.
+
+    Args:
+        axes: to draw into; the y axis is labelled by the measure.
+        curves: the estimates of a method by their place on the x axis.
+    """
+    for place, (name, points) in enumerate(curves.items()):
+        beside = ScaledTranslation((place - (len(curves) - 1) / 2) * 5 / 72, 0, axes.figure.dpi_scale_trans)
+        axes.errorbar(
+            list(points),
+            [measure.factor * one.mean for one in points.values()],
+            [measure.factor * np.nan_to_num(one.half_width) for one in points.values()],
+            fmt="o-",
+            markersize=4,
+            linewidth=1,
+            capsize=2,
+            color=f"C{place}",
+            label=name,
+            transform=axes.transData + beside,
+        )
+    axes.set_ylabel(measure.heading, parse_math=False)
+    axes.grid(alpha=0.3)
 
 
 def _quantiles(values: NDArray[Any]) -> NDArray[Any]:

@@ -106,7 +106,11 @@ class ComparisonReport(Callback):
     def title(self) -> str:
         """Above the table and the picture."""
         of = "" if self.seen == len(self.scores) else f"of {self.seen} "
-        return f"{self.name}: {len(self.scores)} {of}test {self.noun}"
+        return f"{self.name[:1].upper()}{self.name[1:]}: {len(self.scores)} {of}test {self.noun}"
+
+    def table(self) -> str:
+        """What is printed below the title."""
+        return self.summary().table()
 
     def notes(self) -> Sequence[str]:
         """Lines below the table."""
@@ -147,8 +151,8 @@ class ComparisonReport(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         batch, equilibrium = outputs["batch"], outputs["equilibrium"]  # without samples that are not finite
-        index, size = index_of(batch), size_of(batch)
-        self._seen.append(Scores(index, {}))
+        size = size_of(batch)
+        self._seen.append(Scores(index_of(batch), {}))
         answers: dict[str, Any] = {}
         seconds: dict[str, float] = {}
         count = size if self._room is None else min(size, self._room)
@@ -161,19 +165,25 @@ class ComparisonReport(Callback):
             seconds[OURS] = (now(pl_module.device) - self._began) / size
         if count < size:
             keep = torch.arange(size) < count
-            batch, equilibrium, index = pick(batch, keep), equilibrium.pick(keep), index[:count]
+            batch, equilibrium = pick(batch, keep), equilibrium.pick(keep)
             answers = {name: pick(answer, keep) for name, answer in answers.items()}
         for name, method in self._methods.items():
             began = now(pl_module.device)
             answers[name] = method(batch)
             seconds[name] = (now(pl_module.device) - began) / count
+        self._parts.append(self.scored(answers, seconds, equilibrium, batch))
+        self.answered(answers, batch)
+
+    def scored(
+        self, answers: Answers, seconds: Mapping[str, float], equilibrium: Equilibrium | None, batch: Any
+    ) -> Scores:
+        """The scores of a batch."""
         values = {
-            name: {**self._score(answer, batch), "seconds": torch.full((count,), seconds[name])}
+            name: {**self._score(answer, batch), "seconds": torch.full((size_of(batch),), seconds[name])}
             for name, answer in answers.items()
         }
         further, facts = self.more(values, equilibrium, batch)
-        self._parts.append(Scores(index, {**values, **further}, facts))
-        self.answered(answers, batch)
+        return Scores(index_of(batch), {**values, **further}, facts)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.scores, self.seen = Scores.joined(self._parts).gathered(), len(Scores.joined(self._seen).gathered())
@@ -183,7 +193,7 @@ class ComparisonReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory = figure_directory(trainer)
         title = f"{self.title()}; means with 95 % intervals" + (", paired differences" * (len(self.scores.values) > 1))
-        lines = [*textwrap.wrap(title, 80), self.summary().table()]
+        lines = [*textwrap.wrap(title, 80), self.table()]
         lines += [line for note in self.notes() for line in textwrap.wrap(note, 80)]
         rank_zero_info("\n".join(lines))
         if directory is not None:

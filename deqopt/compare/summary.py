@@ -117,7 +117,8 @@ class Summary:
         columns = []
         for position, one in enumerate(self.measures):
             means = [self.means[method].get(one.metric) for method in self.methods]
-            columns.append([one.heading, *_texts(one, means)])
+            if any(means):
+                columns.append([one.heading, *_texts(one, means)])
             if position == 0 and self.differences:
                 pairs = [self.differences.get(method, {}).get(one.metric) for method in self.methods]
                 columns.append([f"minus {self.first}", *_texts(one, pairs, "+")])

@@ -88,7 +88,7 @@ class RestorationReport(ComparisonReport):
         return Summary(self.scores, self.measures, self.noun, {"setting": settings})
 
     def title(self) -> str:
-        return f"{type(self._operator).__name__}, {super().title()}"
+        return f"{super().title()}, {type(self._operator).__name__}"
 
     def write(self, directory: Path) -> None:
         super().write(directory)

@@ -123,7 +123,7 @@ def test_every_method_is_scored_on_every_sample(tmp_path: Path, said: list[str])
     assert all(1 <= float(one["nfe"]) <= 6 for one in things)
     assert (tmp_path / "lightning_logs/version_0/figures/tiny things.png").stat().st_size > 5000
     lines = said[0].splitlines()
-    assert lines[0] == "tiny things: 10 test things; means with 95 % intervals, paired differences"
+    assert lines[0] == "Tiny things: 10 test things; means with 95 % intervals, paired differences"
     assert lines[-3:] == [
         "Note: error has no value for 1 of 10 things, which are left out of the mean",
         "Test 1, with a line that is longer than the screen is wide, so that it has to be",
@@ -169,7 +169,7 @@ def test_a_single_sample_has_no_interval(tmp_path: Path, said: list[str]) -> Non
 @pytest.mark.parametrize("most, count", [(None, 4), (3, 1)])
 def test_a_trial_run_writes_nothing(most: int | None, count: int, tmp_path: Path, said: list[str]) -> None:
     assert "error_ours" in Compared(most=most).tested(tmp_path, fast_dev_run=True)
-    assert f"tiny things: {count} " in said[0] and not list(tmp_path.rglob("tiny things*"))
+    assert f"Tiny things: {count} " in said[0] and not list(tmp_path.rglob("tiny things*"))
 
 
 def test_a_dictionary_of_methods_is_enough(tmp_path: Path, said: list[str]) -> None:
@@ -226,7 +226,7 @@ def test_two_processes_share_the_samples_and_find_what_one_does(tmp_path: Path, 
         torch.manual_seed(0)
         alone = Compared(**settings).tested(tmp_path / "alone")
         count = settings.get("most", settings["samples"])
-        assert done.stderr.count(f"tiny things: {count} ") == 1
+        assert done.stderr.count(f"Tiny things: {count} ") == 1
         assert [one["index"] for one in read(tmp_path / name, "things")] == [str(index) for index in range(count)]
         errors = {name: value for name, value in alone.items() if name.startswith("error")}
         assert len(errors) == 4

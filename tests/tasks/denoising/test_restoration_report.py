@@ -190,7 +190,7 @@ def test_every_figure_is_the_mean_over_the_images(key: str, images: int, tmp_pat
         assert ("psnr_hidden" in rows[method]) == (f"psnr_hidden_{name}" in figures) == (key == "holes")
         assert float(rows[method]["seconds"]) > 0
     of = "7" if count == 7 else "5 of 7"
-    assert said[1].startswith(f"{type(task.operator).__name__}, restorations: {of} test images; means with 95 %")
+    assert said[1].startswith(f"Restorations: {of} test images, {type(task.operator).__name__}; means")
     assert all(name in said[1] for name in names)
 
 
@@ -231,7 +231,7 @@ def test_a_trial_run_compares_one_image_and_writes_nothing(tmp_path: Path, said:
     task = Small(OPERATORS["fewer pixels"])
     figures = task.tested(tmp_path, fast_dev_run=True)
     assert figures["psnr_ours"] == pytest.approx(decibels(restorations(task, 1)["ours"] - compared(task, 1).clean))
-    assert said[0].endswith("on 1 validation images") and "restorations: 1 of 3 test images" in said[1]
+    assert said[0].endswith("on 1 validation images") and "Restorations: 1 of 3 test images" in said[1]
     assert not list(tmp_path.rglob("restorations.csv"))
 
 
