@@ -47,6 +47,11 @@ class ComparisonReport(Callback):
         noun: of the samples, such as images or episodes.
         most: the first test samples that are compared, in all; by default all. In a trial run it is 1.
 
+    Attributes:
+        others: ``methods``, to which more can be added before a test.
+        scores: of all samples, after a test.
+        seen: the number of samples of the test.
+
     Raises:
         ProblemError: ``most`` is below 1; when the test starts, two methods of one name; then, a batch without
             ``index``, or scores that are not (B,).
@@ -74,7 +79,8 @@ class ComparisonReport(Callback):
         if most is not None:
             at_least(1, name, most=most)
         self.name, self.measures, self.noun = name, tuple(measures), noun
-        self._score, self._ours, self._others, self._most = score, ours, dict(methods or {}), most
+        self.others = dict(methods or {})
+        self._score, self._ours, self._most = score, ours, most
         self._methods: dict[str, Callable[[Any], Any]] = {}
         self._start(most)
 
@@ -88,7 +94,7 @@ class ComparisonReport(Callback):
 
     def methods(self, trainer: Trainer) -> Mapping[str, Callable[[Any], Any]]:
         """The other methods; asked for when a test starts."""
-        return self._others
+        return self.others
 
     def more(
         self, values: Mapping[str, Mapping[str, Tensor]], equilibrium: Equilibrium, batch: Any
