@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from deqopt.batch import pick, size_of
 from deqopt.callbacks.figures import figure_directory
+from deqopt.clock import now
 from deqopt.compare import Measure, Scores, Summary, check_names
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
@@ -219,10 +219,3 @@ def index_of(batch: Any) -> Tensor:
             "give batches an entry index, (B,), so that every sample counts once"
         )
     return index
-
-
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

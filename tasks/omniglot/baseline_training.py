@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from deqopt.batch import size_of
+from deqopt.clock import now
 from deqopt.data.splits import Part
 from deqopt.errors import CheckpointError, ProblemError
 
@@ -22,7 +23,7 @@ from .episodes import EpisodeBatch
 from .learners import Baseline, Learner
 
 
-class Training:
+class LearnerTraining:
     """A learner, its optimiser, and how far they are.
 
     Attributes:
@@ -101,7 +102,7 @@ class Training:
         return EpisodeBatch(*parts)
 
 
-class Beside(Callback):
+class BaselineTraining(Callback):
     """Trains learners beside the joint method, each for as long as the joint method's training steps take.
 
     The clock of the joint method runs from the start of a training batch to its end, that of a learner in its training
@@ -130,12 +131,17 @@ class Beside(Callback):
         self, learners: Mapping[Baseline, Callable[[], Learner]], clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._learners, self._clock = dict(learners), clock
-        self._trainings: dict[Baseline, Training] = {}
+        self._trainings: dict[Baseline, LearnerTraining] = {}
         self._restored: set[Baseline] = set()
         self._seconds, self._began = 0.0, 0.0
 
     @property
-    def trainings(self) -> Mapping[Baseline, Training]:
+    def state_key(self) -> str:
+        """The name of the state in checkpoints."""
+        return "Beside"
+
+    @property
+    def trainings(self) -> Mapping[Baseline, LearnerTraining]:
         """What there is to know of each learner once a run has started."""
         return self._trainings
 
@@ -163,7 +169,7 @@ class Beside(Callback):
             if baseline not in self._trainings:
                 with isolate_rng():
                     torch.manual_seed(torch.initial_seed())
-                    self._trainings[baseline] = Training(learner().to(trainer.strategy.root_device))
+                    self._trainings[baseline] = LearnerTraining(learner().to(trainer.strategy.root_device))
             self._trainings[baseline].learner.to(trainer.strategy.root_device)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,12 +179,12 @@ class Beside(Callback):
         # Before the module's own hook of this name, and not in on_train_batch_end, which comes before the module's:
         # so that it does not measure us.
         self._catch_up(trainer, pl_module)
-        self._began = self._now(pl_module)
+        self._began = now(pl_module.device, self._clock)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._seconds += self._now(pl_module) - self._began
+        self._seconds += now(pl_module.device, self._clock) - self._began
         for baseline, training in self._trainings.items():
             if training.loss is not None:
                 pl_module.log(f"train/{_key(baseline)}_loss", training.loss, batch_size=size_of(batch))
@@ -245,15 +251,9 @@ class Beside(Callback):
             for training in behind:
                 while training.seconds < self._seconds:
                     batch = training.next_batch(episodes)
-                    began = self._now(pl_module)
+                    began = now(pl_module.device, self._clock)
                     training.step(batch, share)
-                    training.seconds += self._now(pl_module) - began
-
-    def _now(self, pl_module: LightningModule) -> float:
-        """Seconds, once the device has done its work."""
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        return self._clock()
+                    training.seconds += now(pl_module.device, self._clock) - began
 
 
 def _of_classes(episode: EpisodeBatch, ways: int | None) -> EpisodeBatch:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from deqopt_tasks.omniglot.beside import Beside, Training
+from deqopt_tasks.omniglot.baseline_training import BaselineTraining, LearnerTraining
 from deqopt_tasks.omniglot.data import EpisodeData
 from deqopt_tasks.omniglot.episodes import EpisodeBatch
 from deqopt_tasks.omniglot.glyphs import Glyphs
@@ -72,7 +72,7 @@ class Timed(Prototypes):
 class Joint(TinyEpisodes):
     """Takes a second for a training step, and starts its solve anywhere."""
 
-    def __init__(self, clock: Clock, beside: Beside | None) -> None:
+    def __init__(self, clock: Clock, beside: BaselineTraining | None) -> None:
         super().__init__(Rows([]))
         self.clock, self.beside = clock, beside
 
@@ -115,7 +115,7 @@ class Run:
         torch.manual_seed(0)
         self.clock, self.cost = Clock(), cost
         self.also: Callable[[EpisodeBatch], object] = lambda batch: None
-        self.beside = Beside({one: lambda: Timed(self.taken, width, ways) for one in learners}, self.clock)
+        self.beside = BaselineTraining({one: lambda: Timed(self.taken, width, ways) for one in learners}, self.clock)
         task = Joint(self.clock, self.beside if learners else None)
         self.module = JointModule(
             task,
@@ -133,7 +133,7 @@ class Run:
         return trainer
 
     @property
-    def training(self) -> Training:
+    def training(self) -> LearnerTraining:
         return self.beside.trainings[Baseline.PROTOTYPES]
 
     def saved(self, directory: Path) -> Path:
@@ -246,7 +246,7 @@ def test_initial_weights_come_from_the_global_seed_alone() -> None:
     def weights(*order: Baseline, seed: int = 0, drawn: int = 0) -> Tensor:
         torch.manual_seed(seed)
         torch.rand(drawn)
-        beside = Beside({one: lambda: Prototypes(PixelFeatures(), 4) for one in order})
+        beside = BaselineTraining({one: lambda: Prototypes(PixelFeatures(), 4) for one in order})
         alone = SimpleNamespace(world_size=1, strategy=SimpleNamespace(root_device=torch.device("cpu")))
         before = torch.get_rng_state()
         beside.setup(alone, None, "fit")  # type: ignore[arg-type]
@@ -331,7 +331,7 @@ def test_predict_needs_none(tmp_path: Path) -> None:
 def test_what_is_not_installed_is_missed_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "learn2learn", None)
     run = Run(Baseline.PROTOTYPES)
-    run.beside = run.module.task.beside = Beside(
+    run.beside = run.module.task.beside = BaselineTraining(
         {Baseline.MAML: partial(make_learner, Baseline.MAML, 1, 28, 3, PixelFeatures, 4)}
     )
     with pytest.raises(ProblemError, match="needs learn2learn"):
@@ -343,7 +343,7 @@ def test_several_processes_are_refused_in_training() -> None:
     two: Any = SimpleNamespace(world_size=2)
     with pytest.raises(ProblemError, match="trained by one process, and there are 2: give --trainer"):
         Run(Baseline.PROTOTYPES).beside.setup(two, two, "fit")
-    Beside({}).setup(two, two, "fit")
+    BaselineTraining({}).setup(two, two, "fit")
 
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
