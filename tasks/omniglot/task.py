@@ -24,11 +24,11 @@ from deqopt.solvers import JointAnderson, JointSolver, StepRule
 from deqopt.solvers.exact import solve_state
 from deqopt.state import State, tensors_of
 
-from .baseline_training import BaselineTraining
 from .data import EpisodeData, Sampler
 from .distortion import Distortion
 from .drawing import episode_figure
 from .episodes import EpisodeBatch
+from .equal_time import EqualTimeBaselines
 from .learners import Baseline, make_learner
 from .network import EpisodeNetwork
 from .opening import open_classes
@@ -133,7 +133,7 @@ class Omniglot(Task):
         resolution = resolution or size // (2 if size % 4 else 4)
         network = partial(EpisodeNetwork, image_channels, size, widths, resolution, context=context, features=features)
         self.network = network()
-        self._baselines = BaselineTraining(
+        self._baselines = EqualTimeBaselines(
             {one: partial(make_learner, one, image_channels, size, ways, network, batch_size) for one in baselines}
         )
         self._query = query

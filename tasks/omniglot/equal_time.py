@@ -52,14 +52,15 @@ class LearnerTraining:
         rows = [_of_classes(episodes[item], self.learner.ways) for item in items]
         return self._placed(EpisodeBatch(*default_collate(rows)))
 
-    def step(self, batch: EpisodeBatch, share: float) -> None:
-        """One training step at this share of the learning rate."""
+    def step(self, batch: EpisodeBatch, share: float) -> Tensor:
+        """One training step at this share of the learning rate; returns its loss."""
         self.learner.train()
         for group in self._optimizer.param_groups:
             group["lr"] = share * self.learner.learning_rate
         self._optimizer.zero_grad()
         self.loss = self.learner.backward(batch)
         self._optimizer.step()
+        return self.loss
 
     def probabilities(self, batch: EpisodeBatch) -> Tensor:
         """(B, Q, ways) of the queries, detached."""
@@ -102,7 +103,7 @@ class LearnerTraining:
         return EpisodeBatch(*parts)
 
 
-class BaselineTraining(Callback):
+class EqualTimeBaselines(Callback):
     """Trains learners beside the joint method, each for as long as the joint method's training steps take.
 
     The clock of the joint method runs from the start of a training batch to its end, that of a learner in its training
@@ -134,11 +135,6 @@ class BaselineTraining(Callback):
         self._trainings: dict[Baseline, LearnerTraining] = {}
         self._restored: set[Baseline] = set()
         self._seconds, self._began = 0.0, 0.0
-
-    @property
-    def state_key(self) -> str:
-        """The name of the state in checkpoints."""
-        return "Beside"
 
     @property
     def trainings(self) -> Mapping[Baseline, LearnerTraining]:
@@ -219,6 +215,11 @@ class BaselineTraining(Callback):
         self._check_restored(trainer)
 
     # -- the checkpoint -------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """In checkpoints."""
+        return "Beside"
 
     def state_dict(self) -> dict[str, Any]:
         states = {baseline.name: training.state_dict() for baseline, training in self._trainings.items()}
