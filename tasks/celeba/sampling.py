@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from deqopt.callbacks.figures import figure_directory
-from deqopt.data import ImageBatch, ImageDataModule
+from deqopt.data import ImageDataModule
 from deqopt.errors import ProblemError, TrustError
 from deqopt.figures import image_mosaic, write_figure
 from deqopt.module import JointModule
@@ -124,7 +125,7 @@ class SampleGallery(Callback):
             metric.update(_as_bytes(self._decode(x.to(weight))), real=False)
         return float(metric.compute())
 
-    def _batches(self, split: list[int]) -> DataLoader[ImageBatch]:
+    def _batches(self, split: list[int]) -> DataLoader[Any]:
         images = Subset(self._data.source, split[: self._images])
         return DataLoader(images, self._batch_size, collate_fn=self._data.collate(training=False))
 

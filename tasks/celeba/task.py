@@ -83,8 +83,14 @@ class CelebA(Task):
         self.decoder = Decoder(latent, widths, size // 2 if resolution is None else resolution, image_channels, size)
         self._components, self._fid_features = components, fid_features
         opened = partial(open_images, root, size=size, channels=image_channels, download=download)
-        self._open, self._open_to_predict = partial(opened, groups=groups), opened
-        self._loading = {"batch_size": batch_size, "workers": workers, "seed": split_seed}
+        self._loaded = partial(
+            ImageDataModule,
+            partial(opened, groups=groups),
+            predict_source=opened,
+            batch_size=batch_size,
+            workers=workers,
+            seed=split_seed,
+        )
 
     @property
     def cell(self) -> nn.Module:
@@ -94,7 +100,7 @@ class CelebA(Task):
     @cached_property
     def data(self) -> ImageDataModule:
         """The images; made once, so that predictions can be named after their files."""
-        return ImageDataModule(self._open, predict_source=self._open_to_predict, **self._loading)
+        return self._loaded()
 
     def datamodule(self) -> ImageDataModule:
         return self.data
