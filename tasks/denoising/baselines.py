@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from deqopt.data import unsigned
 from deqopt.errors import ProblemError
 from deqopt.image_quality import psnr
 
@@ -40,11 +41,11 @@ class Baseline(ABC):
 
     @abstractmethod
     def image(self, operator: MeasurementOperator, y: Tensor) -> Tensor:
-        """The restored image, (1, channels, H, W), of the measurement y, (1, ...), of the operator bound to it."""
+        """The restored image, (1, channels, H, W) in [-1, 1], of y, (1, ...), which the bound operator measured."""
 
     @torch.no_grad()
     def restore(self, operator: MeasurementOperator, y: Tensor, parameters: Tensor) -> Tensor:
-        """The restored images, (B, channels, H, W), float32 in [-1, 1], of measurements; each is restored alone.
+        """The restored images, (B, channels, H, W), float32 in [0, 1], of measurements; each is restored alone.
 
         Args:
             operator: measured them; not bound.
@@ -53,7 +54,7 @@ class Baseline(ABC):
         """
         y = y.float()
         images = [self.image(operator.bind(parameters[i : i + 1]), y[i : i + 1]) for i in range(len(y))]
-        return torch.cat(images).float().clamp(-1, 1)
+        return unsigned(torch.cat(images).float()).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from deqopt.batch import size_of
 from deqopt.callbacks.comparison import OURS, Answers, ComparisonReport
 from deqopt.compare import Measure, Summary, check_names
+from deqopt.data import unsigned
 from deqopt.equilibrium import Equilibrium
 from deqopt.figures import image_rows, write_figure
 from deqopt.image_quality import IMAGE_MEASURES, image_scores, psnr
@@ -33,7 +34,7 @@ class RestorationReport(ComparisonReport):
 
     The metrics are ``psnr`` and ``ssim``, for inpainting also ``psnr_hidden``, that of the hidden pixels alone. The
     methods are ours, ``measurement`` (``operator.estimate``), the classical ones that fit the operator, and the
-    others; what they yield is cut to [-1, 1]. The files are ``figures/restorations.*``, ``figures/images.csv``, and
+    others; what they yield is cut to [0, 1]. The files are ``figures/restorations.*``, ``figures/images.csv``, and
     ``figures/test_restorations.png`` with the first images.
 
     Args:
@@ -73,7 +74,7 @@ class RestorationReport(ComparisonReport):
         rank_zero_info(f"Choosing the settings of {names} on {sum(map(size_of, batches))} validation images")
         self._baselines = [choose(one, self._operator, batches).baseline for one in self._baselines]
         return {
-            MEASUREMENT: lambda batch: self._operator.bind(batch.parameters).estimate(batch.y),
+            MEASUREMENT: lambda batch: unsigned(self._operator.bind(batch.parameters).estimate(batch.y)),
             **{one.name: partial(self._restored, one) for one in self._baselines},
             **super().methods(trainer),
         }
@@ -81,7 +82,7 @@ class RestorationReport(ComparisonReport):
     def answered(self, answers: Answers, batch: RestorationBatch) -> None:
         for name, images in {"clean": batch.clean, **answers}.items():
             shown = [self._pictures[name]] if name in self._pictures else []
-            self._pictures[name] = torch.cat([*shown, images.detach().float().cpu().clamp(-1, 1)])[:COLUMNS]
+            self._pictures[name] = torch.cat([*shown, images.detach().float().cpu().clamp(0, 1)])[:COLUMNS]
 
     def summary(self) -> Summary:
         settings = {one.name: one.setting for one in self._baselines}
@@ -100,7 +101,7 @@ class RestorationReport(ComparisonReport):
         return baseline.restore(self._operator, batch.y, batch.parameters)
 
     def _scores(self, images: Tensor, batch: RestorationBatch) -> dict[str, Tensor]:
-        images, clean = images.detach().float().cpu().clamp(-1, 1), batch.clean.float().cpu()
+        images, clean = images.detach().float().cpu().clamp(0, 1), batch.clean.float().cpu()
         scores = image_scores(images, clean)
         if isinstance(self._operator, Inpainting):
             scores["psnr_hidden"] = psnr(images, clean, hidden_pixels(self._operator, batch).cpu())
