@@ -120,7 +120,7 @@ def draw_curves(axes: Axes, curves: Mapping[str, Mapping[float, Estimate]], meas
     """
     for place, (name, points) in enumerate(curves.items()):
         beside = ScaledTranslation((place - (len(curves) - 1) / 2) * 5 / 72, 0, axes.figure.dpi_scale_trans)
-        axes.errorbar(
+        drawn = axes.errorbar(
             list(points),
             [measure.factor * one.mean for one in points.values()],
             [measure.factor * np.nan_to_num(one.half_width) for one in points.values()],
@@ -130,8 +130,9 @@ def draw_curves(axes: Axes, curves: Mapping[str, Mapping[float, Estimate]], meas
             capsize=2,
             color=f"C{place}",
             label=name,
-            transform=axes.transData + beside,
         )
+        for artist in drawn.get_children():
+            artist.set_transform(axes.transData + beside)  # afterwards, so that the limits are those of the data
     axes.set_ylabel(measure.heading, parse_math=False)
     axes.grid(alpha=0.3)
 
