@@ -181,7 +181,7 @@ class ComparisonReport(Callback):
         self.answered(answers, batch)
 
     def scored(
-        self, answers: Answers, seconds: Mapping[str, float], equilibrium: Equilibrium | None, batch: Any
+        self, answers: Answers, seconds: Mapping[str, float], equilibrium: Equilibrium, batch: Any
     ) -> Scores:
         """The scores of a batch."""
         values = {
