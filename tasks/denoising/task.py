@@ -19,6 +19,7 @@ from deqopt.callbacks import ReportUnreadable
 from deqopt.data import EmbeddedPhotographs, open_images, save_image, signed, unsigned
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
+from deqopt.ranges import at_least
 from deqopt.solvers import JointAnderson, JointSolver, StepRule
 from deqopt.ssim import StructuralSimilarity
 from deqopt.state import State, tensors_of
@@ -83,8 +84,7 @@ class Denoising(Task):
         test_images: int = 64,
     ) -> None:
         super().__init__()
-        if test_images < 1:
-            raise ProblemError(f"denoising: test_images must be at least 1, got {test_images}")
+        at_least(1, "denoising", test_images=test_images)
         self.operator = operators.Denoising() if operator is None else as_operator(operator)
         self.image_shape = (image_channels, size, size)
         self.operator.check(self.image_shape)

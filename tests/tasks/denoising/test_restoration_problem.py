@@ -284,10 +284,10 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], text: str) -> None:
     [
         (Restorer, {"widths": []}, "widths must be positive numbers"),
         (Restorer, {"widths": [0]}, "widths must be positive numbers"),
-        (Restorer, {"factor": 0}, "factor at least 1"),
-        (Restorer, {"first_scale": 0.0}, "first_scale larger than 0"),
+        (Restorer, {"factor": 0}, "factor must be at least 1"),
+        (Restorer, {"first_scale": 0.0}, "first_scale must be larger than 0"),
         (LatentFit, {"latent": 0}, "latent must be at least 1"),
-        (LatentFit, {"weight": -1.0}, "weight 0 or larger"),
+        (LatentFit, {"weight": -1.0}, "weight must be 0 or larger"),
     ],
 )
 def test_families_refuse_what_cannot_be_meant(kind: type[PriorFamily], settings: dict[str, Any], text: str) -> None:
