@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
@@ -17,13 +16,14 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from deqopt import Equilibrium, JointModule
+from deqopt import Equilibrium
 from deqopt.callbacks.comparison import ComparisonReport, index_of
 from deqopt.compare import Measure
 from deqopt.errors import ProblemError
 from deqopt.solvers import Tracking
 from paths import SUPPORT
-from tiny_task import Batch, Tiny, quiet_trainer
+from reported import figures_of_test, lines_said, rows_of
+from tiny_task import Batch, Tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 ERROR, SECONDS = Measure("error", digits=4), Measure("seconds", "ms", 1000, 1, median=True)
@@ -57,9 +57,7 @@ class Compared(Tiny):
 
     def tested(self, directory: Path, **settings: Any) -> dict[str, float]:
         """The figures of a test."""
-        trainer = quiet_trainer(directory, **settings)
-        (figures,) = trainer.test(JointModule(self, Tracking(max_nfe=6)), self.datamodule(), verbose=False)
-        return {name.removeprefix("test/"): value for name, value in figures.items()}
+        return figures_of_test(self, Tracking(max_nfe=6), directory, **settings)
 
     def errors(self, *rows: int) -> dict[str, float]:
         """What the others should reach on these samples."""
@@ -93,15 +91,7 @@ class Noted(ComparisonReport):
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is printed."""
-    lines: list[str] = []
-    monkeypatch.setattr("deqopt.callbacks.comparison.rank_zero_info", lines.append)
-    return lines
-
-
-def read(directory: Path, name: str) -> list[dict[str, str]]:
-    (path,) = directory.rglob(f"figures/{name}.csv")
-    with path.open() as file:
-        return list(csv.DictReader(file))
+    return lines_said(monkeypatch)
 
 
 def test_every_method_is_scored_on_every_sample(tmp_path: Path, said: list[str]) -> None:
@@ -110,12 +100,12 @@ def test_every_method_is_scored_on_every_sample(tmp_path: Path, said: list[str])
     expected = task.errors(*(set(range(10)) - {2}))
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
     assert figures["error_worst"] == pytest.approx(expected["error_zero"])
-    rows = {row["method"]: row for row in read(tmp_path, "tiny things")}
+    rows = {row["method"]: row for row in rows_of(tmp_path, "tiny things")}
     assert list(rows) == ["ours", "zero", "Slow-half", "worst"]
     assert all(row["things"] == "10" and row["error_missing"] == "1" for row in rows.values())
     assert float(rows["ours"]["error"]) == pytest.approx(figures["error_ours"])
     assert 0.02 <= float(rows["Slow-half"]["seconds"]) < 0.5 and rows["worst"]["seconds"] == ""
-    things = read(tmp_path, "things")
+    things = rows_of(tmp_path, "things")
     assert [one["index"] for one in things] == [str(index) for index in range(10)]
     assert things[2]["error_ours"] == "" and float(things[3]["error_zero"]) == pytest.approx(
         task.errors(3)["error_zero"]
@@ -163,7 +153,7 @@ def test_spoiled_samples_are_left_out_and_a_second_test_counts_anew(tmp_path: Pa
 def test_a_single_sample_has_no_interval(tmp_path: Path, said: list[str]) -> None:
     Compared(samples=1).tested(tmp_path, logger=True)
     assert "±" not in said[0] and "nan" not in said[0]
-    assert [row["error_half_width"] for row in read(tmp_path, "tiny things")] == [""] * 4
+    assert [row["error_half_width"] for row in rows_of(tmp_path, "tiny things")] == [""] * 4
 
 
 @pytest.mark.parametrize("most, count", [(None, 4), (3, 1)])
@@ -227,7 +217,7 @@ def test_two_processes_share_the_samples_and_find_what_one_does(tmp_path: Path, 
         alone = Compared(**settings).tested(tmp_path / "alone")
         count = settings.get("most", settings["samples"])
         assert done.stderr.count(f"Tiny things: {count} ") == 1
-        assert [one["index"] for one in read(tmp_path / name, "things")] == [str(index) for index in range(count)]
+        assert [one["index"] for one in rows_of(tmp_path / name, "things")] == [str(index) for index in range(count)]
         errors = {name: value for name, value in alone.items() if name.startswith("error")}
         assert len(errors) == 4
         for rank in range(2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from deqopt.fixed_point import Damped, FixedPointSolver
 from deqopt.iteration import Norm
 from deqopt.solvers import Tracking
 from deqopt.state import State
+from reported import figures_of_test, lines_said, rows_of
 from tiny_task import quiet_trainer
 
 L2 = Threat(Norm.L2, 0.2)
@@ -352,22 +352,13 @@ class Attacked(Task):
         return [self.report]
 
 
-def figures_of_test(task: Attacked, directory: Path, **settings: Any) -> dict[str, float]:
-    """The figures of a test."""
-    module = JointModule(task, solver=Tracking(max_nfe=8, inner=1))
-    trainer = quiet_trainer(directory, logger=True, **settings)
-    (figures,) = trainer.test(module, datamodule=task.datamodule(), verbose=False)
-    return dict(figures)
-
-
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_the_callback_logs_prints_and_writes_what_the_evaluation_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("deqopt.callbacks.comparison.rank_zero_info", said.append)
+    said = lines_said(monkeypatch)
     task = Attacked()
-    figures = figures_of_test(task, tmp_path)
+    figures = figures_of_test(task, Tracking(max_nfe=8, inner=1), tmp_path, logger=True)
     attacks, (images, labels) = task.attacks, task.samples
     plan = AttackPlan(L2, attacks, attacks[:1], (0.0, 0.1, 0.2))
     wanted = shares(evaluated(plan, task.classifier, images[:16], labels[:16]))
@@ -381,11 +372,10 @@ def test_the_callback_logs_prints_and_writes_what_the_evaluation_finds(
         "sweep_secant_tracking_0.1": wanted["secant tracking at 0.1"],
         "sweep_secant_tracking_0.2": wanted["secant tracking"],
     }
-    assert {name: figures[f"test/{name}"] for name in logged} == pytest.approx(logged)
+    assert {name: figures[name] for name in logged} == pytest.approx(logged)
     assert len(said) == 1 and said[0].startswith("Attacks: 16 of 22 test images, L2 radius 0.2;")
-    (picture,) = tmp_path.rglob("figures/robustness.png")
-    with picture.with_suffix(".csv").open() as file:
-        rows = {(row["attack"], float(row["radius"])): row for row in csv.DictReader(file)}
+    assert list(tmp_path.rglob("figures/robustness.png")) and list(tmp_path.rglob("figures/attacks.png"))
+    rows = {(row["attack"], float(row["radius"])): row for row in rows_of(tmp_path, "robustness")}
     assert set(rows) == {
         *(("secant tracking", radius) for radius in (0.0, 0.1, 0.2)),
         ("joint Anderson", 0.2),

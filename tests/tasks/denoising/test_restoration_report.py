@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from deqopt import Equilibrium, JointModule, JointProblem, Task
+from deqopt import Equilibrium, JointProblem, Task
 from deqopt.data import unsigned
 from deqopt.errors import ProblemError
 from deqopt.solvers import Tracking
 from deqopt.ssim import ssim
-from tiny_task import quiet_trainer
+from reported import figures_of_test, lines_said, rows_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 SIDE = 12
@@ -126,18 +125,13 @@ class Small(Task):
 
     def tested(self, directory: Path, **settings: Any) -> dict[str, float]:
         """The figures of a test."""
-        module, trainer = JointModule(self, solver=Tracking(max_nfe=6)), quiet_trainer(directory, **settings)
-        (figures,) = trainer.test(module, datamodule=self.datamodule(), verbose=False)
-        return {name.removeprefix("test/"): value for name, value in figures.items()}
+        return figures_of_test(self, Tracking(max_nfe=6), directory, **settings)
 
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is printed."""
-    lines: list[str] = []
-    for module in ("deqopt_tasks.denoising.report", "deqopt.callbacks.comparison"):
-        monkeypatch.setattr(f"{module}.rank_zero_info", lines.append)
-    return lines
+    return lines_said(monkeypatch, "deqopt_tasks.denoising.report")
 
 
 def compared(task: Small, images: int) -> RestorationBatch:
@@ -160,12 +154,6 @@ def decibels(error: Tensor) -> float:
     return float(10 * torch.log10(1 / error.square().mean()))
 
 
-def rows_of(directory: Path) -> list[dict[str, str]]:
-    (path,) = directory.rglob("figures/restorations.csv")
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.parametrize("images", [5, 64], ids=["cut in a batch", "all, the last batch uneven"])
 @pytest.mark.parametrize("key", list(OPERATORS))
 def test_every_figure_is_the_mean_over_the_images(key: str, images: int, tmp_path: Path, said: list[str]) -> None:
@@ -174,7 +162,7 @@ def test_every_figure_is_the_mean_over_the_images(key: str, images: int, tmp_pat
     batch = compared(task, images)
     count = min(images, 7)
     expected = restorations(task, images)
-    rows = {row["method"]: row for row in rows_of(tmp_path)}
+    rows = {row["method"]: row for row in rows_of(tmp_path, "restorations")}
     names = ["ours", "measurement", *(one.name for one in baselines_for(task.operator)), "Far-off model"]
     assert list(rows) == names
     for method, name in zip(names, [name.lower().replace(" ", "_").replace("-", "_") for name in names], strict=True):
@@ -199,7 +187,7 @@ def test_settings_are_chosen_on_validation_images_whatever_the_test_images_are(t
     operator = Denoising(0.3)
     for seed in (1, 2):
         Small(operator, test=3, seed=seed).tested(tmp_path / str(seed), logger=True)
-    first, second = (rows_of(tmp_path / str(seed)) for seed in (1, 2))
+    first, second = (rows_of(tmp_path / str(seed), "restorations") for seed in (1, 2))
     assert [row["psnr"] for row in first] != [row["psnr"] for row in second]
     assert [row["setting"] for row in first] == [row["setting"] for row in second]
     validated = joined(Small(operator).val)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,11 +16,11 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn import functional as F
 
-from deqopt import Equilibrium, JointModule
+from deqopt import Equilibrium
 from deqopt.compare import Scores
 from deqopt.solvers import JointAnderson, StepRule
+from reported import figures_of_test, lines_said, rows_of
 from tiny_episodes import END, START, Rows, TinyEpisodes
-from tiny_task import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 WAYS, QUERIES = 3, 4
@@ -79,24 +78,14 @@ class Guesses(TinyEpisodes):
 
     def tested(self, directory: Path, **settings: Any) -> dict[str, float]:
         """The figures of a test."""
-        module = JointModule(self, solver=JointAnderson(max_nfe=60, step_size=0.1, step_rule=StepRule.PLAIN))
-        trainer = quiet_trainer(directory, **settings)
-        (figures,) = trainer.test(module, datamodule=self.datamodule(), verbose=False)
-        return {name.removeprefix("test/"): value for name, value in figures.items()}
+        solver = JointAnderson(max_nfe=60, step_size=0.1, step_rule=StepRule.PLAIN)
+        return figures_of_test(self, solver, directory, **settings)
 
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is printed."""
-    lines: list[str] = []
-    monkeypatch.setattr("deqopt.callbacks.comparison.rank_zero_info", lines.append)
-    return lines
-
-
-def read(directory: Path, name: str) -> list[dict[str, str]]:
-    (path,) = directory.rglob(f"figures/{name}.csv")
-    with path.open() as file:
-        return list(csv.DictReader(file))
+    return lines_said(monkeypatch)
 
 
 RIGHT = (4, 2), (3, 3), (4, 4), (2, 0), (4, 3)
@@ -110,7 +99,7 @@ def test_accuracies_and_differences_are_means_over_episodes(tmp_path: Path, said
     assert figures["accuracy_ours"] == pytest.approx(17 / 20) and figures["accuracy_slow_maml"] == pytest.approx(
         12 / 20
     )
-    ours, theirs = read(tmp_path, "accuracy")
+    ours, theirs = rows_of(tmp_path, "accuracy")
     student = 2.7764451051977987 / math.sqrt(5)  # of 4 degrees of freedom
     assert float(ours["accuracy_half_width"]) == pytest.approx(student * math.sqrt(0.8) / 4)
     assert float(theirs["accuracy_half_width"]) == pytest.approx(student * math.sqrt(2.3) / 4)
@@ -122,7 +111,7 @@ def test_accuracies_and_differences_are_means_over_episodes(tmp_path: Path, said
     assert lines[0] == "5 test episodes, 3-way 2-shot; means with 95 % intervals, paired differences"
     assert lines[2].split()[:3] == ["ours", "85.00", "±27.76"]
     assert lines[3].split()[:5] == ["Slow-MAML", "60.00", "±47.08", "-25.00", "±31.04"]
-    episodes = read(tmp_path, "episodes")
+    episodes = rows_of(tmp_path, "episodes")
     assert [(one["index"], one["accuracy_ours"], one["accuracy_slow_maml"]) for one in episodes] == [
         (str(index), str(a / 4), str(b / 4)) for index, (a, b) in enumerate(RIGHT)
     ]
@@ -132,11 +121,8 @@ def test_accuracies_and_differences_are_means_over_episodes(tmp_path: Path, said
 def test_the_inner_objective_is_that_of_the_start_and_of_the_exact_end(tmp_path: Path, said: list[str]) -> None:
     figures = Guesses(*RIGHT).tested(tmp_path, logger=True)
     assert figures["objective_before"] == START and figures["below_start"] == 1
-    assert (
-        f"Inner objective {START:.4f} -> {END:.4f} in the mean; it ends below its start in all 5 episodes"
-        in said[0]
-    )
-    rows = read(tmp_path, "episodes")
+    assert f"Inner objective {START:.4f} -> {END:.4f} in the mean; it ends below its start in all 5 episodes" in said[0]
+    rows = rows_of(tmp_path, "episodes")
     assert {float(one["objective_before"]) for one in rows} == {START}
     assert [float(one["objective_after"]) for one in rows] == pytest.approx([END] * 5, abs=1e-5)
     evaluations = [int(one["evaluations"]) for one in rows]
