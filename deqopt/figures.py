@@ -96,8 +96,8 @@ def comparison(summary: Summary, title: str) -> Figure:
         means = [means.get(one.metric) for means in summary.means.values()]
         for line, estimate in enumerate(means):
             if estimate is not None:
-                half_width = one.factor * np.nan_to_num(estimate.half_width)
-                axes.errorbar(one.factor * estimate.mean, line, xerr=half_width, fmt="o", capsize=3, color=f"C{line}")
+                mean, reach = one.drawn(estimate)
+                axes.errorbar(mean, line, xerr=np.array([reach]).T, fmt="o", capsize=3, color=f"C{line}")
         if means[0] is not None:
             axes.axvline(one.factor * means[0].mean, color="black", linestyle=":", linewidth=1, zorder=0)
         axes.set_xlabel(one.heading, parse_math=False)
@@ -119,11 +119,12 @@ def draw_curves(axes: Axes, curves: Mapping[str, Mapping[float, Estimate]], meas
         curves: the estimates of a method by their place on the x axis.
     """
     for place, (name, points) in enumerate(curves.items()):
-        beside = ScaledTranslation((place - (len(curves) - 1) / 2) * 5 / 72, 0, axes.figure.dpi_scale_trans)
+        beside = ScaledTranslation((place - (len(curves) - 1) / 2) * 4 / 72, 0, axes.figure.dpi_scale_trans)
+        means, reaches = zip(*(measure.drawn(one) for one in points.values()), strict=True)
         drawn = axes.errorbar(
             list(points),
-            [measure.factor * one.mean for one in points.values()],
-            [measure.factor * np.nan_to_num(one.half_width) for one in points.values()],
+            means,
+            np.array(reaches).T,
             fmt="o-",
             markersize=4,
             linewidth=1,

@@ -10,7 +10,7 @@ from deqopt.ssim import ssim
 
 IMAGE_MEASURES = (
     Measure("psnr", "PSNR in dB"),
-    Measure("ssim", "SSIM", digits=3),
+    Measure("ssim", "SSIM", digits=3, bounds=(-1, 1)),
     Measure("seconds", "ms/image", factor=1000, digits=1, median=True),
 )
 ROUNDING = (1 / 255) ** 2 / 12

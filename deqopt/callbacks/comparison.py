@@ -186,8 +186,8 @@ class ComparisonReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory = figure_directory(trainer)
-        title = f"{self.title()}; means with 95 % intervals" + (", paired differences" * (len(self.scores.values) > 1))
-        lines = [*textwrap.wrap(title, 80), self.table()]
+        paired = "; differences are paired" if len(self.scores.values) > 1 else ""
+        lines = [*textwrap.wrap(self.title(), 80), f"Means with 95 % intervals{paired}", self.table()]
         lines += [line for note in self.notes() for line in textwrap.wrap(note, 80)]
         rank_zero_info("\n".join(lines))
         if directory is not None:

@@ -23,6 +23,7 @@ class Measure:
         label: the heading of its column; by default ``metric``.
         factor: scores are shown times this, such as 100 for %. Log and CSV have them as they are.
         digits: after the point.
+        bounds: of the scores; intervals are drawn within them.
         median: the median alone sums it up, as for seconds: no interval, no difference, no log.
 
     Example:
@@ -34,6 +35,7 @@ class Measure:
     label: str = ""
     factor: float = 1.0
     digits: int = 2
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     median: bool = False
 
     @property
@@ -43,6 +45,12 @@ class Measure:
     def shown(self, value: float, sign: str = "") -> str:
         """The value as text, empty where it is NaN; ``sign="+"`` marks positive values too."""
         return "" if math.isnan(value) else format(self.factor * value, f"{sign}.{self.digits}f")
+
+    def drawn(self, estimate: Estimate) -> tuple[float, list[float]]:
+        """The mean as it is shown, and how far the interval reaches below and above it, within the bounds."""
+        half_width = 0.0 if math.isnan(estimate.half_width) else estimate.half_width
+        low, high = (abs(bound - estimate.mean) for bound in self.bounds)
+        return self.factor * estimate.mean, [self.factor * min(half_width, low), self.factor * min(half_width, high)]
 
 
 @dataclass(frozen=True)

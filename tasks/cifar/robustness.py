@@ -25,7 +25,7 @@ from .threat import Threat
 
 RADII = (0.0, 0.5, 1.0, 1.5, 2.0)
 """Of the sweep, in units of the threat's radius."""
-ACCURACY = Measure("robust_accuracy", "accuracy in %", factor=100, digits=1)
+ACCURACY = Measure("robust_accuracy", "accuracy in %", factor=100, digits=1, bounds=(0, 1))
 SECONDS = Measure("seconds", "s/image", digits=3, median=True)
 
 

@@ -15,7 +15,7 @@ from deqopt.equilibrium import Equilibrium
 
 from .episodes import EpisodeBatch
 
-ACCURACY = Measure("accuracy", "accuracy in %", factor=100)
+ACCURACY = Measure("accuracy", "accuracy in %", factor=100, bounds=(0, 1))
 MILLISECONDS = Measure("seconds", "ms/episode", factor=1000, digits=1, median=True)
 ENOUGH = 600
 """Episodes that the literature reports at least."""

@@ -113,7 +113,7 @@ def test_every_method_is_scored_on_every_sample(tmp_path: Path, said: list[str])
     assert all(1 <= float(one["nfe"]) <= 6 for one in things)
     assert (tmp_path / "lightning_logs/version_0/figures/tiny things.png").stat().st_size > 5000
     lines = said[0].splitlines()
-    assert lines[0] == "Tiny things: 10 test things; means with 95 % intervals, paired differences"
+    assert lines[:2] == ["Tiny things: 10 test things", "Means with 95 % intervals; differences are paired"]
     assert lines[-3:] == [
         "Note: error has no value for 1 of 10 things, which are left out of the mean",
         "Test 1, with a line that is longer than the screen is wide, so that it has to be",
@@ -136,7 +136,7 @@ def test_only_the_first_samples_are_compared(most: int, tmp_path: Path, said: li
     figures = task.tested(tmp_path)
     expected = task.errors(*(set(range(min(most, 10))) - {2}))
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
-    assert f"{min(most, 10)} {'of 10 ' if most < 10 else ''}test things;" in said[0]
+    assert f"{min(most, 10)} {'of 10 ' if most < 10 else ''}test things\n" in said[0]
 
 
 @pytest.mark.filterwarnings("ignore:1 of 4 samples of a batch hold NaN")

@@ -246,6 +246,14 @@ def test_curves_that_coincide_are_all_visible(spread: float) -> None:
     assert {colour(place) for place in range(3)} <= colours(figure)
 
 
+def test_intervals_are_drawn_within_the_bounds_of_the_score() -> None:
+    share = Measure("accuracy", factor=100, bounds=(0, 1))
+    assert share.drawn(Estimate(0.1, 0.3, 5)) == (10.0, pytest.approx([10.0, 30.0]))
+    assert share.drawn(Estimate(0.9, 0.3, 5)) == (90.0, pytest.approx([30.0, 10.0]))
+    assert ACCURACY.drawn(Estimate(0.9, 0.3, 5)) == (90.0, pytest.approx([30.0, 30.0]))
+    assert share.drawn(Estimate(1.0, NAN, 1)) == (100.0, [0.0, 0.0])
+
+
 def test_a_method_without_a_score_and_signs_of_mathematics_are_drawn() -> None:
     scores = Scores([0, 1], {"a $b": {"psnr": [1.0, NAN], "loss": [NAN, NAN]}, "c_$d$^": {"psnr": [1.0, 2.0]}})
     figure = comparison(Summary(scores, [PSNR, Measure("loss", "$"), SECONDS]), "100 $ or more $^")

@@ -373,7 +373,7 @@ def test_the_callback_logs_prints_and_writes_what_the_evaluation_finds(
         "sweep_secant_tracking_0.2": wanted["secant tracking"],
     }
     assert {name: figures[name] for name in logged} == pytest.approx(logged)
-    assert len(said) == 1 and said[0].startswith("Attacks: 16 of 22 test images, L2 radius 0.2;")
+    assert len(said) == 1 and said[0].startswith("Attacks: 16 of 22 test images, L2 radius 0.2\n")
     assert list(tmp_path.rglob("figures/robustness.png")) and list(tmp_path.rglob("figures/attacks.png"))
     rows = {(row["attack"], float(row["radius"])): row for row in rows_of(tmp_path, "robustness")}
     assert set(rows) == {

@@ -179,7 +179,7 @@ def test_every_figure_is_the_mean_over_the_images(key: str, images: int, tmp_pat
         assert ("psnr_hidden" in rows[method]) == (f"psnr_hidden_{name}" in figures) == (key == "holes")
         assert float(rows[method]["seconds"]) > 0
     of = "7" if count == 7 else "5 of 7"
-    assert said[1].startswith(f"Restorations: {of} test images, {type(task.operator).__name__}; means")
+    assert said[1].startswith(f"Restorations: {of} test images, {type(task.operator).__name__}\n")
     assert all(name in said[1] for name in names)
 
 
