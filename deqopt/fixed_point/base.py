@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from deqopt.batch import check_samples, pick
-from deqopt.iteration import LoopSettings, iterate
-from deqopt.memory import Memory
+from deqopt.iteration import LoopSettings, Measured, iterate
+from deqopt.memory import Memory, MemoryT
 from deqopt.state import Layout, State, check_same_layout, state_of, tensors_of, work_dtype
 
 
@@ -37,22 +37,9 @@ class FixedPoint:
 ZERO = 1e-6
 
 
-@dataclass(frozen=True)
-class Image:
-    """``f(z)`` in rows, and the measures that the loop asks for: points are ranked by ``|f(z) - z|``."""
-
-    target: Tensor
-    residual: Tensor
-    objective: Tensor
-    distance: Tensor
-    slope: Tensor
-    scope: Tensor
-    figures: Tensor
-
-
 @dataclass
 class FixedPointSystem:
-    """``z = f(z, data)`` in rows.
+    """``z = f(z, data)`` in rows. Points are ranked by ``|f(z) - z|``.
 
     Attributes:
         size: (B,) the length of the first image.
@@ -64,18 +51,18 @@ class FixedPointSystem:
     data: Any
     size: Tensor | None = None
 
-    def evaluate(self, w: Tensor) -> Image:
+    def evaluate(self, w: Tensor) -> Measured:
         target, norm = self._image(w), self.settings.norm
         distance, length = norm.of(target - w), norm.of(target)
         if self.size is None:
             self.size = length
         residual = self.settings.relative(distance, torch.maximum(length, ZERO * self.size))
         zero = torch.zeros_like(residual)
-        return Image(target, residual, zero, distance, torch.ones_like(zero), length, w[:, :0])
+        return Measured(w, target, residual, zero, distance, torch.ones_like(zero), length, w[:, :0])
 
-    def confirm(self, w: Tensor, evaluation: Image, claimed: Tensor) -> Image:
+    def confirm(self, at: Measured, claimed: Tensor) -> Measured:
         """The evaluation as it is: its residual says all."""
-        return evaluation
+        return at
 
     def pick(self, keep: Tensor) -> FixedPointSystem | None:
         if self.data is None:
@@ -93,19 +80,19 @@ class FixedPointSystem:
 
 
 @dataclass(frozen=True)
-class FixedPointSolver(LoopSettings, ABC):
+class FixedPointSolver(LoopSettings, ABC, Generic[MemoryT]):
     """Settings that all fixed-point solvers have: those of :class:`deqopt.iteration.LoopSettings`."""
 
     max_nfe: int = 50
     tol: float = 1e-5
 
-    def begin(self, w: Tensor) -> Memory:
+    def begin(self, w: Tensor) -> MemoryT:
         """The empty memory of a solve from the rows ``w``."""
-        return Memory(w)
+        return Memory(w)  # type: ignore[return-value]
 
     @abstractmethod
-    def step(self, w: Tensor, target: Tensor, memory: Memory) -> Tensor:
-        """The next point from ``w`` and ``f(w) = target``. Must not couple rows."""
+    def step(self, at: Measured, memory: MemoryT) -> Tensor:
+        """The next point from an evaluation, ``at.image = f(at.point)`` in rows. Must not couple rows."""
 
     def solve(self, f: Callable[..., State], z0: State, data: Any = None) -> FixedPoint:
         """Solve ``z = f(z)`` from ``z0`` for every sample alone. No gradient flows: see :mod:`deqopt.adjoints`.
@@ -123,7 +110,7 @@ class FixedPointSolver(LoopSettings, ABC):
         with torch.no_grad():
             outcome = iterate(
                 FixedPointSystem(f, layout, self, data),
-                lambda _, w, image, memory: self.step(w, image.target, memory),
+                lambda _, at, memory: self.step(at, memory),
                 self.begin(w0),
                 w0,
                 self,

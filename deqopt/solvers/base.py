@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from deqopt.adjoints.base import Adjoint
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError, require
 from deqopt.iteration import LoopSettings, Outcome, iterate
-from deqopt.memory import Memory
+from deqopt.memory import Memory, MemoryT
 from deqopt.problem import JointProblem
 from deqopt.scale import Scale
 from deqopt.solvers.system import JointEvaluation, JointSystem
@@ -21,21 +22,22 @@ from deqopt.state import State, check_same_layout, detach, state_of, tensors_of
 
 
 @dataclass(frozen=True)
-class JointSolver(LoopSettings, ABC):
+class JointSolver(LoopSettings, ABC, Generic[MemoryT]):
     """Settings that all joint solvers have: those of :class:`deqopt.iteration.LoopSettings`.
 
-    One evaluation is one forward of f and J and one vector-Jacobian product.
+    One evaluation is one forward of f and J and one vector-Jacobian product. A solver is written as
+    ``JointSolver[MyMemory]``, or as ``JointSolver`` where a step remembers nothing.
     """
 
-    def begin(self, system: JointSystem, w: Tensor) -> Memory:
-        """The empty memory of a solve from the rows ``w``."""
-        return Memory(w)
+    def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> MemoryT:
+        """The empty memory of a solve from the rows ``states = [z | mu]`` and ``x``, (B, width) each."""
+        return Memory(x)  # type: ignore[return-value]
 
     @abstractmethod
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        """The next point from ``w = [z | mu | x]`` and its evaluation.
+    def step(self, system: JointSystem, at: JointEvaluation, memory: MemoryT) -> tuple[Tensor, Tensor]:
+        """The next rows of states ``[z | mu]`` and of inputs from an evaluation.
 
-        Its input must be feasible (``system.project``), rows must not be coupled, and no tensor that was handed in may
+        The inputs must be feasible (``system.project``), rows must not be coupled, and no tensor that was handed in may
         be changed in place.
         """
 
@@ -88,11 +90,14 @@ class JointSolver(LoopSettings, ABC):
         if adjoint is not None:
             system.evaluation = adjoint.evaluate
         with torch.set_grad_enabled(through):
-            w0 = system.pack(z0, mu0, x0)
-            w0 = torch.cat([w0[:, : 2 * system.z.width], _feasible_start(system, w0)], dim=1)
-            outcome = iterate(system, self.step, self.begin(system, w0), w0, self, record=record, visits=visits)
+            states, x = system.states(z0, mu0), _feasible_start(system, x0)
+            memory, start = self.begin(system, states, x), system.join(states, x)
+            outcome = iterate(system, self._next, memory, start, self, record=record, visits=visits)
         equilibrium = _equilibrium(system, outcome)
         return equilibrium if adjoint is None else adjoint.attach(problem, equilibrium)
+
+    def _next(self, system: JointSystem, at: JointEvaluation, memory: MemoryT) -> Tensor:
+        return system.join(*self.step(system, at, memory))
 
 
 def _equilibrium(system: JointSystem, outcome: Outcome) -> Equilibrium:
@@ -124,8 +129,8 @@ def _own(state: State) -> State:
     return state_of((part.clone(memory_format=torch.contiguous_format) for part in tensors_of(state)), state)
 
 
-def _feasible_start(system: JointSystem, w0: Tensor) -> Tensor:
-    given = system.inputs(w0)
+def _feasible_start(system: JointSystem, x0: Tensor) -> Tensor:
+    given = system.x.pack(x0, system.dtype)
     start = system.project(given)
     if bool(((start - given).norm(dim=1) > 1e-5 * (1 + given.norm(dim=1))).any()):
         warnings.warn("x0 is not in the feasible set: it was projected onto it", stacklevel=3)

@@ -134,7 +134,7 @@ def test_memory_that_is_too_small_for_one_go_still_gets_there() -> None:
     found = EXACT.solve(case.problem, case.z0, case.x0)
     gradients = [
         torch.autograd.grad(loss_of(adjoint.attach(case.problem, found)).sum(), case.theta)
-        for adjoint in (PRECISE, Implicit(tol=1e-11, memory=12, max_nfe=2000))
+        for adjoint in (PRECISE, Implicit(tol=1e-11, restart=12, max_nfe=2000))
     ]
     assert close(gradients[0], gradients[1], 1e-8)
 
@@ -196,7 +196,7 @@ def test_a_projection_that_autograd_cannot_follow_is_refused() -> None:
     [
         ({"tol": 0.0}, "tol must be larger than 0"),
         ({"max_nfe": 4}, "max_nfe must be at least 5"),
-        ({"memory": 0}, "memory"),
+        ({"restart": 0}, "restart"),
     ],
 )
 def test_settings_that_cannot_be_meant(arguments: dict[str, Any], text: str) -> None:

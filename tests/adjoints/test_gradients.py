@@ -28,7 +28,7 @@ from deqopt.solvers import JointAnderson, solve_exactly
 from deqopt.state import tensors_of
 
 ALL_ADJOINTS = [Envelope(), Implicit(), JacobianFree(), Phantom(), Unrolled(), Unrolled(checkpoint=True)]
-EXACT = JointAnderson(max_nfe=500, tol=1e-10, memory=12)
+EXACT = JointAnderson(max_nfe=500, tol=1e-10, history_size=12)
 
 
 @pytest.mark.parametrize("name", WITH_TRUTH)

@@ -11,7 +11,7 @@ from deqopt.adjoints import Adjoint, Envelope, Implicit, InputHeld
 from deqopt.errors import ProblemError
 from deqopt.solvers import JointAnderson
 
-EXACT = JointAnderson(max_nfe=500, tol=1e-10, memory=12)
+EXACT = JointAnderson(max_nfe=500, tol=1e-10, history_size=12)
 HELD = InputHeld(tol=1e-10, max_nfe=200)
 
 

@@ -15,7 +15,7 @@ from deqopt.errors import ProblemError
 from deqopt.feasible import L2Ball
 from deqopt.solvers import JointAnderson
 
-EXACT = JointAnderson(max_nfe=800, tol=1e-13, memory=12)
+EXACT = JointAnderson(max_nfe=800, tol=1e-13, history_size=12)
 STEP = 0.05
 
 

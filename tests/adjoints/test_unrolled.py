@@ -19,9 +19,9 @@ from deqopt.fixed_point import MixingType
 from deqopt.solvers import JointAnderson, JointSolver, StepRule, Tracking
 
 RUNS: dict[str, JointSolver] = {
-    "anderson_I": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.I, step_rule=StepRule.PLAIN),
-    "anderson_II": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.II, step_rule=StepRule.PLAIN),
-    "anderson_normalised": JointAnderson(max_nfe=6, tol=0.0, memory=4),
+    "anderson_I": JointAnderson(max_nfe=10, tol=0.0, history_size=4, kind=MixingType.I, step_rule=StepRule.PLAIN),
+    "anderson_II": JointAnderson(max_nfe=10, tol=0.0, history_size=4, kind=MixingType.II, step_rule=StepRule.PLAIN),
+    "anderson_normalised": JointAnderson(max_nfe=6, tol=0.0, history_size=4),
     "tracking": Tracking(max_nfe=14, tol=0.0, step_size=0.4),
 }
 BOTH = pytest.mark.parametrize("adjoint", [Unrolled(), Unrolled(checkpoint=True)], ids=["plain", "checkpoint"])
@@ -59,7 +59,8 @@ def test_finite_differences_of_a_run_that_has_not_converged(run: str, feasible: 
 def test_run_to_convergence_it_is_the_total_derivative(adjoint: Unrolled) -> None:
     """Of the objective too, which carries no envelope gradient here."""
     case = linear()
-    found = JointAnderson(max_nfe=500, tol=1e-13, memory=12).solve(case.problem, case.z0, case.x0, adjoint=adjoint)
+    solver = JointAnderson(max_nfe=500, tol=1e-13, history_size=12)
+    found = solver.solve(case.problem, case.z0, case.x0, adjoint=adjoint)
     assert case.truth is not None
     for got, want in zip(torch.autograd.grad(found.objective.sum(), case.theta), case.truth.gradients, strict=True):
         assert torch.allclose(got, want, rtol=1e-7, atol=1e-8)

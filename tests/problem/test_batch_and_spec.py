@@ -156,7 +156,7 @@ def make(described: Any) -> Any:
     "value",
     [
         JointAnderson(max_nfe=7, kind=MixingType.II, norm=Norm.LINF),
-        SecantTracking(memory=6),
+        SecantTracking(history_size=6),
         Tracking(inner=4),
         Implicit(max_nfe=9, on_failure=OnFailure.RAISE),
         Phantom(steps=3, step_size=0.1),

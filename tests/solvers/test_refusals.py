@@ -128,11 +128,11 @@ def test_multipliers_that_do_not_fit(mu0: Any) -> None:
         ]
     ]
     + [
-        (JointAnderson, {"memory": 0}, "memory must be at least 1, got 0"),
+        (JointAnderson, {"history_size": 0}, "history_size must be at least 1, got 0"),
         (JointAnderson, {"damping": 0.0}, r"damping must be in \(0, 1\], got 0.0"),
         (JointAnderson, {"damping": 1.1}, r"damping must be in \(0, 1\], got 1.1"),
         (JointAnderson, {"ridge": -1e-8}, "ridge must be 0 or larger"),
-        (JointBroyden, {"memory": 0}, "memory must be at least 1, got 0"),
+        (JointBroyden, {"history_size": 0}, "history_size must be at least 1, got 0"),
         (JointBroyden, {"damping": (1.0, 0.5)}, "one number or three, for z, mu and x; got 2"),
         (JointBroyden, {"damping": (1.0, 0.5, 0.0)}, r"damping must be in \(0, 1\], got 0.0"),
         (Bilevel, {"max_nfe": 0}, "max_nfe must be at least 1, got 0"),
@@ -144,7 +144,7 @@ def test_multipliers_that_do_not_fit(mu0: Any) -> None:
         (Adam, {"betas": (0.9,)}, "betas must be two numbers"),
         (Adam, {"eps": 0.0}, "eps must be larger than 0, got 0.0"),
         (LBFGS, {"lr": float("nan")}, "lr must be larger than 0, got nan"),
-        (LBFGS, {"memory": 0}, "memory must be at least 1, got 0"),
+        (LBFGS, {"history_size": 0}, "history_size must be at least 1, got 0"),
         (LBFGS, {"longest": 0.0}, "longest must be larger than 0, got 0.0"),
         (Tracking, {"inner": 0}, "inner must be at least 1"),
         (Tracking, {"settle": -1}, "settle at least 0"),

@@ -243,7 +243,7 @@ def test_what_a_report_says() -> None:
         "    - and 3 more",
         "  raises: It divides.",
         "    - before 0.1",
-        f"    - raised KeyError: 'lost\\n line' (test_testing.py:{raises.__code__.co_firstlineno + 3}, in raises)",
+        f"    - raised KeyError: 'lost\\n line' (test_contract_suites.py:{raises.__code__.co_firstlineno + 3}, in raises)",
         "  1 more clauses rest on these and were not examined",
     ]
     assert isinstance(caught.value, AssertionError)
