@@ -8,9 +8,10 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from deqopt.adjoints.base import describe_backward, warn_of_backward, worst_of
 from deqopt.adjoints.gmres import gmres
-from deqopt.adjoints.stationary import StationaryAdjoint, StationarySystem
+from deqopt.adjoints.linearised import Linearised
+from deqopt.adjoints.reporting import describe_backward, warn_of_backward, worst_of
+from deqopt.adjoints.stationary import StationaryAdjoint
 from deqopt.equilibrium import BackwardReport
 from deqopt.errors import BackwardError, check_finite
 from deqopt.iteration import Status
@@ -54,7 +55,7 @@ class Implicit(StationaryAdjoint):
         at_least(5, max_nfe=self.max_nfe)
         at_least(1, restart=self.restart)
 
-    def multiplier(self, system: StationarySystem, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
+    def multiplier(self, system: Linearised, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
         found = gmres(
             lambda rows: system.scale * system.transposed(rows / system.scale),
             -system.scale * cotangent,

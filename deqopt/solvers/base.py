@@ -10,7 +10,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from deqopt.adjoints.base import Adjoint
+from deqopt.adjoint import Adjoint
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError, require
 from deqopt.iteration import LoopSettings, Outcome, iterate
@@ -18,7 +18,7 @@ from deqopt.memory import Memory, MemoryT
 from deqopt.problem import JointProblem
 from deqopt.scale import Scale
 from deqopt.solvers.system import JointEvaluation, JointSystem
-from deqopt.state import State, check_same_layout, detach, state_of, tensors_of
+from deqopt.state import State, check_same_layout, state_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -74,27 +74,24 @@ class JointSolver(LoopSettings, ABC, Generic[MemoryT]):
             )
         require(problem, JointProblem, "problem")
         problem.check(z0, x0)
-        if adjoint is not None:
-            require(adjoint, Adjoint, "adjoint")
-        if not torch.is_grad_enabled():
-            adjoint = None
         if mu0 is None:
             mu0 = state_of((torch.zeros_like(part) for part in tensors_of(z0)), z0)
         check_same_layout(mu0, z0, "mu0")
-        through = adjoint is not None and adjoint.through_the_solve
-        if not through:
-            z0, x0, mu0 = detach(z0), x0.detach(), detach(mu0)
         if adjoint is not None:
-            problem = adjoint.begin(problem)
+            require(adjoint, Adjoint, "adjoint")
+
+        def run(problem: JointProblem) -> Equilibrium:
+            return self._run(problem, z0, x0, mu0, record, visits)
+
+        return run(problem) if adjoint is None or not torch.is_grad_enabled() else adjoint.solve(run, problem)
+
+    def _run(self, problem: JointProblem, z0: State, x0: Tensor, mu0: State, record: bool, visits: int) -> Equilibrium:
         system = JointSystem.of(problem, z0, x0, self)
-        if adjoint is not None:
-            system.evaluation = adjoint.evaluate
-        with torch.set_grad_enabled(through):
+        with torch.set_grad_enabled(problem.recorded):
             states, x = system.states(z0, mu0), _feasible_start(system, x0)
             memory, start = self.begin(system, states, x), system.join(states, x)
             outcome = iterate(system, self._next, memory, start, self, record=record, visits=visits)
-        equilibrium = _equilibrium(system, outcome)
-        return equilibrium if adjoint is None else adjoint.attach(problem, equilibrium)
+            return _equilibrium(system, outcome)
 
     def _next(self, system: JointSystem, at: JointEvaluation, memory: MemoryT) -> Tensor:
         return system.join(*self.step(system, at, memory))
@@ -133,5 +130,5 @@ def _feasible_start(system: JointSystem, x0: Tensor) -> Tensor:
     given = system.x.pack(x0, system.dtype)
     start = system.project(given)
     if bool(((start - given).norm(dim=1) > 1e-5 * (1 + given.norm(dim=1))).any()):
-        warnings.warn("x0 is not in the feasible set: it was projected onto it", stacklevel=3)
+        warnings.warn("x0 is not in the feasible set: it was projected onto it", stacklevel=5)
     return start

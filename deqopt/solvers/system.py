@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,8 +14,6 @@ from deqopt.scale import Scale
 from deqopt.solvers.last_move import LastMove
 from deqopt.state import Layout, State, state_of, tensors_of
 from deqopt.stationary import StationarySystem, rows_dtype
-
-Evaluate = Callable[[JointProblem, State, Tensor, State], Evaluation]
 
 # A state or multiplier counts as zero at this share of its length at the start: relative to zero nothing is small.
 ZERO = 1e-6
@@ -72,7 +69,6 @@ class JointSystem(StationarySystem):
 
     Attributes:
         settings: norm and tolerances by which residuals are measured.
-        evaluation: how the problem is evaluated.
         scale: by what residuals are measured; from the first evaluation, unless it is given. It may get smaller, see
             :meth:`confirm`.
         first: the scale of the first evaluation, by which normalised steps are taken.
@@ -81,7 +77,6 @@ class JointSystem(StationarySystem):
     """
 
     settings: LoopSettings
-    evaluation: Evaluate = JointProblem.evaluate
     scale: Scale | None = None
     first: Scale | None = None
     origin: Tensor | None = None
@@ -94,14 +89,13 @@ class JointSystem(StationarySystem):
         z: State,
         x: Tensor,
         settings: LoopSettings,
-        evaluation: Evaluate = JointProblem.evaluate,
         scale: Scale | None = None,
     ) -> JointSystem:
-        return cls(problem, Layout.of(z), Layout.of(x), rows_dtype(z, x), settings, evaluation, scale, scale)
+        return cls(problem, Layout.of(z), Layout.of(x), rows_dtype(z, x), settings, scale, scale)
 
     def evaluate(self, w: Tensor) -> JointEvaluation:
         z, mu, x = self.unpack(w)
-        evaluation = self.evaluation(self.problem, z, x, mu)
+        evaluation = self.problem.evaluate(z, x, mu)
         if self.scale is None:  # taken at f, because at a z0 of zeros x may not act yet (multiplicative injections)
             self.scale = self.first = self._scale_at(evaluation.f, x, recorded=evaluation.g_x.requires_grad)
         return self.measure(w, evaluation)

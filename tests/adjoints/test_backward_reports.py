@@ -10,7 +10,7 @@ from torch import Tensor
 from catalogue import CASES, INPUT, STATE, flat, linear, targets, theta_of, zeros
 from deqopt import JointProblem, Status
 from deqopt.adjoints import Adjoint, Envelope, Implicit, InputHeld, JacobianFree, OnFailure, Phantom, Unrolled
-from deqopt.adjoints.stationary import StationarySystem
+from deqopt.adjoints.linearised import Linearised
 from deqopt.errors import BackwardError, ProblemError
 from deqopt.feasible import FeasibleSet
 from deqopt.regularizers import JacobianPenalty
@@ -106,7 +106,7 @@ def test_the_backward_pass_is_reported() -> None:
 def test_the_reported_residual_is_the_true_one() -> None:
     case = CASES["conv"]()
     found = JointAnderson(max_nfe=60).solve(case.problem, case.z0, case.x0)
-    system = StationarySystem.at(case.problem, found.z, found.mu, found.x)
+    system = Linearised.of_problem(case.problem, found.z, found.mu, found.x)
     v = torch.randn_like(system.residual)
     lam, report = Implicit(tol=1e-3).multiplier(system, v, torch.zeros(5, dtype=torch.bool))
     left = system.scale * (system.transposed(lam) + v)

@@ -26,7 +26,7 @@ from catalogue import (
 )
 from deqopt import Equilibrium, JointProblem
 from deqopt.adjoints import Adjoint, Implicit, Phantom, Unrolled
-from deqopt.adjoints.stationary import StationarySystem
+from deqopt.adjoints.linearised import Linearised
 from deqopt.feasible import Box, Everywhere, FeasibleSet, Intersection, L2Ball
 from deqopt.fixed_point import Anderson
 from deqopt.solvers import Tracking, solve_exactly
@@ -287,7 +287,7 @@ def test_a_step_that_fits_the_curvature_saves_products() -> None:
     v = torch.cat([torch.randn(3, 100), torch.zeros(3, 120)], dim=1)
     products = []
     for step_size in (None, 1e-4, 100.0):
-        system = StationarySystem.at(problem, torch.randn(3, 100), torch.randn(3, 100), torch.randn(3, 20), step_size)
+        system = Linearised.of_problem(problem, torch.randn(3, 100), torch.randn(3, 100), torch.randn(3, 20), step_size)
         _, report = Implicit(tol=1e-4).multiplier(system, v, torch.zeros(3, dtype=torch.bool))
         assert report.nfe is not None
         products.append(int(report.nfe.max()))

@@ -94,7 +94,10 @@ def test_the_report_says_how_far_it_came(budget: int) -> None:
     assert bool((residual <= 1e-6).all()) == (budget == 200) and bool((nfe <= budget).all())
 
 
-@pytest.mark.parametrize(("settings", "text"), [({"tol": 0.0}, "got 0.0 and 50"), ({"max_nfe": 0}, "got 0.001 and 0")])
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [({"tol": 0.0}, "tol must be larger than 0, got 0.0"), ({"max_nfe": 0}, "max_nfe must be at least 1, got 0")],
+)
 def test_settings_that_cannot_be_meant(settings: dict[str, float], text: str) -> None:
-    with pytest.raises(ProblemError, match=f"tol must be larger than 0 and max_nfe at least 1, {text}"):
+    with pytest.raises(ProblemError, match=text):
         InputHeld(**settings)  # type: ignore[arg-type]

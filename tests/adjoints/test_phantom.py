@@ -10,7 +10,7 @@ from torch import Tensor
 from catalogue import CASES, STATE, Case, flat, linear, tanh, theta_of
 from deqopt import Equilibrium, Status
 from deqopt.adjoints import Adjoint, Implicit, JacobianFree, Phantom
-from deqopt.adjoints.stationary import StationarySystem
+from deqopt.adjoints.linearised import Linearised
 from deqopt.errors import ProblemError
 from deqopt.feasible import L2Ball
 from deqopt.solvers import JointAnderson
@@ -33,7 +33,7 @@ def gradient(case: Case, found: Equilibrium, adjoint: Adjoint) -> Tensor:
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss_of(attached), case.theta)])
 
 
-def jacobians(system: StationarySystem) -> Tensor:
+def jacobians(system: Linearised) -> Tensor:
     """d_w F of every sample, (B, width, width), column by column of its transpose."""
     batch, width = system.residual.shape
     rows = [system.transposed(torch.eye(width, dtype=torch.float64)[i].expand(batch, width)) for i in range(width)]
@@ -42,7 +42,7 @@ def jacobians(system: StationarySystem) -> Tensor:
 
 def by_matrices(case: Case, found: Equilibrium, steps: int, damping: float) -> Tensor:
     """``damping sum_i ((I + damping d_w F)^T)^i v`` by explicit powers, then ``lam^T d_theta F``."""
-    system = StationarySystem.at(case.problem, found.z, found.mu, found.x, STEP)
+    system = Linearised.of_problem(case.problem, found.z, found.mu, found.x, STEP)
     matrix = jacobians(system).mT
     leaves = [part.detach().requires_grad_() for part in (found.z, found.mu, found.x)]  # type: ignore[union-attr]
     loss = loss_of(replace(found, z=leaves[0], mu=leaves[1], x=leaves[2]))
@@ -91,7 +91,7 @@ def test_jacobian_free_is_one_undamped_step(step_size: float | None) -> None:
 def test_the_error_falls_at_the_rate_of_the_spectral_radius(damping: float) -> None:
     case = linear()
     found = solved(case)
-    system = StationarySystem.at(case.problem, found.z, found.mu, found.x, STEP)
+    system = Linearised.of_problem(case.problem, found.z, found.mu, found.x, STEP)
     once = torch.eye(system.residual.shape[1], dtype=torch.float64) + damping * jacobians(system)
     radius = float(torch.linalg.eigvals(once).abs().max())
     exact = gradient(case, found, Implicit(tol=1e-12))

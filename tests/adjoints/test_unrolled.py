@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 
 from catalogue import CASES, Case, Theta, flat, linear, linear_with_data, tanh, targets, theta_of
 from deqopt import Equilibrium, JointProblem
-from deqopt.adjoints import Envelope, Unrolled
+from deqopt.adjoints import Unrolled
+from deqopt.adjoints.recorded import RecordedProblem
 from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere, FeasibleSet, L2Ball
 from deqopt.fixed_point import MixingType
@@ -235,8 +236,8 @@ def test_the_evaluation_is_that_of_the_problem() -> None:
     case = CASES["tanh_ball"]()
     z, x, mu = torch.randn(5, 6).double(), torch.randn(5, 4).double(), torch.randn(5, 6).double()
     want = case.problem.evaluate(z, x, mu)
-    for adjoint in (Envelope(), Unrolled(), Unrolled(checkpoint=True)):
-        got = adjoint.evaluate(case.problem, z, x, mu)
+    for checkpoint in (False, True):
+        got = RecordedProblem.of(case.problem, "Unrolled", checkpoint).evaluate(z, x, mu)
         for name in ("f", "objective", "g_z", "g_x"):
             assert torch.equal(getattr(got, name), getattr(want, name))
 
@@ -251,7 +252,7 @@ def test_gradcheck_of_an_evaluation(adjoint: Unrolled) -> None:
             lambda z, x: torch.tanh(z @ a.T + x @ u.T + b),
             lambda z, x: ((z - y) ** 4).sum(1) + (z[:, :4] * x).square().sum(1),
         )
-        found = adjoint.evaluate(problem, z, x, mu)
+        found = RecordedProblem.of(problem, "Unrolled", adjoint.checkpoint).evaluate(z, x, mu)
         return found.f, found.objective, found.g_z, found.g_x
 
     inputs = [torch.randn(5, width, dtype=torch.float64, requires_grad=True) for width in (6, 4, 6)]

@@ -236,6 +236,7 @@ def test_what_a_report_says() -> None:
     assert str(report) == "One keeps all 1 clauses of its contract: promises\n  skipped applies_not: never"
     with pytest.raises(ContractError) as caught:
         examine("Ten", 10, [promises, raises], [promises])
+    here, line = Path(__file__).name, raises.__code__.co_firstlineno + 3
     assert str(caught.value).splitlines() == [
         "Ten breaks 2 of 2 clauses of its contract:",
         "  promises: It is below three.",
@@ -243,7 +244,7 @@ def test_what_a_report_says() -> None:
         "    - and 3 more",
         "  raises: It divides.",
         "    - before 0.1",
-        f"    - raised KeyError: 'lost\\n line' (test_contract_suites.py:{raises.__code__.co_firstlineno + 3}, in raises)",
+        f"    - raised KeyError: 'lost\\n line' ({here}:{line}, in raises)",
         "  1 more clauses rest on these and were not examined",
     ]
     assert isinstance(caught.value, AssertionError)
