@@ -45,7 +45,7 @@ def test_what_theta_does_to_the_input_is_left_out() -> None:
     assert max(float((one - other).norm() / other.norm()) for one, other in zip(held, whole, strict=True)) > 0.1
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["linear_box", "linear_tuple", "tanh_ball"])
 def test_the_objective_has_the_gradient_of_the_envelope_and_x_has_none(name: str) -> None:
     case = CASES[name]()
     found, plain = (EXACT.solve(case.problem, case.z0, case.x0, adjoint=one) for one in (HELD, Envelope()))
