@@ -19,7 +19,7 @@ from benchmarks.peers import (
 )
 from deqopt import solvers
 from deqopt.fixed_point import Anderson
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.solvers import (
     LBFGS,
     PGD,

@@ -14,7 +14,8 @@ from deqopt.adjoint import Adjoint
 from deqopt.batch import check_samples, pick
 from deqopt.equilibrium import FixedPoint
 from deqopt.errors import require
-from deqopt.iteration import LoopSettings, Measured, iterate
+from deqopt.iteration import Measured, iterate
+from deqopt.loop_settings import LoopSettings
 from deqopt.memory import Memory, MemoryT
 from deqopt.state import Layout, State, check_same_layout, state_of, tensors_of, work_dtype
 
@@ -66,7 +67,7 @@ class FixedPointSystem:
 
 @dataclass(frozen=True)
 class FixedPointSolver(LoopSettings, ABC, Generic[MemoryT]):
-    """Settings that all fixed-point solvers have: those of :class:`deqopt.iteration.LoopSettings`."""
+    """Settings that all fixed-point solvers have: those of :class:`deqopt.loop_settings.LoopSettings`."""
 
     max_nfe: int = 50
     tol: float = 1e-5

@@ -13,7 +13,8 @@ from torch import Tensor
 from deqopt.adjoint import Adjoint
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError, require
-from deqopt.iteration import LoopSettings, Outcome, iterate
+from deqopt.iteration import Outcome, iterate
+from deqopt.loop_settings import LoopSettings
 from deqopt.memory import Memory, MemoryT
 from deqopt.problem import JointProblem
 from deqopt.scale import Scale
@@ -23,7 +24,7 @@ from deqopt.state import State, check_same_layout, state_of, tensors_of
 
 @dataclass(frozen=True)
 class JointSolver(LoopSettings, ABC, Generic[MemoryT]):
-    """Settings that all joint solvers have: those of :class:`deqopt.iteration.LoopSettings`.
+    """Settings that all joint solvers have: those of :class:`deqopt.loop_settings.LoopSettings`.
 
     One evaluation is one forward of f and J and one vector-Jacobian product. A solver is written as
     ``JointSolver[MyMemory]``, or as ``JointSolver`` where a step remembers nothing.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deqopt.errors import ProblemError, check_finite
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.memory import Memory, MemoryT, write
 from deqopt.ranges import at_least, positive
 from deqopt.solvers.system import JointEvaluation, JointSystem

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from deqopt.feasible import Everywhere
-from deqopt.iteration import LoopSettings, Measured, Norm
+from deqopt.iteration import Measured
+from deqopt.loop_settings import LoopSettings, Norm
 from deqopt.problem import Evaluation, JointProblem
 from deqopt.scale import Scale
 from deqopt.solvers.last_move import LastMove

@@ -12,7 +12,8 @@ from torch import Tensor
 from catalogue import picked, same_bits
 from deqopt.errors import ProblemError
 from deqopt.fixed_point import Anderson, AndersonMixing, Broyden, Damped, FixedPointSolver, MixingType
-from deqopt.iteration import Norm, Status
+from deqopt.iteration import Status
+from deqopt.loop_settings import Norm
 from deqopt.state import State
 
 SOLVERS: dict[str, FixedPointSolver] = {

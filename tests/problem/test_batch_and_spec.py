@@ -16,7 +16,7 @@ from torch import Tensor
 from deqopt.adjoints import Implicit, OnFailure, Phantom
 from deqopt.batch import finite_samples, leaves, pick, size_of
 from deqopt.fixed_point import MixingType
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.regularizers import JacobianPenalty
 from deqopt.solvers import JointAnderson, SecantTracking, Tracking
 from deqopt.spec import NotPlainError, spec

@@ -14,7 +14,7 @@ from catalogue import ALL, CASES, INPUT, STATE, WEIGHT_OF_X, flat, quadratic, ta
 from deqopt import Equilibrium, JointProblem, Status, iteration
 from deqopt.feasible import Box, Everywhere, FeasibleSet, Intersection, L2Ball, LinfBall
 from deqopt.fixed_point import Anderson
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.solvers import LBFGS, Bilevel, JointAnderson, JointBroyden, JointSolver, StepRule, Tracking
 
 SOLVERS: dict[str, JointSolver] = {

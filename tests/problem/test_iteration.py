@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from deqopt.errors import ProblemError
-from deqopt.iteration import LoopSettings, Measured, Norm, Outcome, Status, iterate
+from deqopt.iteration import Measured, Outcome, Status, iterate
+from deqopt.loop_settings import LoopSettings, Norm
 from deqopt.memory import Memory
 
 

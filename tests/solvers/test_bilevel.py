@@ -17,7 +17,7 @@ from deqopt.adjoints import Envelope, Unrolled
 from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere, FeasibleSet, L2Ball
 from deqopt.fixed_point import Anderson, Broyden, Damped, FixedPointSolver
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.solvers import LBFGS, PGD, Adam, Bilevel, Descent, JointEvaluation, JointSystem, solve_exactly
 from deqopt.spec import spec
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from deqopt import Equilibrium, JointProblem, Status
 from deqopt.feasible import Box, Everywhere, FeasibleSet, L2Ball, LinfBall
 from deqopt.fixed_point import Anderson, Broyden, Damped, FixedPointSolver
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.solvers import Bilevel, JointAnderson, JointBroyden, JointSolver, SecantTracking, StepRule, Tracking
 
 SAMPLES, STATE, INPUT = 5, 6, 4

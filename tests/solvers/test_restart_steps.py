@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from catalogue import linear
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.solvers import (
     LBFGS,
     PGD,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deqopt import Equilibrium, JointProblem
-from deqopt.iteration import LoopSettings
+from deqopt.loop_settings import LoopSettings
 from deqopt.memory import Memory
 from deqopt.solvers import JointEvaluation, JointSolver, JointSystem
 

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from cifar_models import SIDE, Contractive, Linear, images_for, joint
 from deqopt.errors import NonFiniteError, ProblemError
 from deqopt.fixed_point import Anderson, Damped
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 
 NAMES = [
     "secant_tracking",
