@@ -87,7 +87,7 @@ class JointModule(FromCheckpoint, GuardedModule):
                 f"{type(self.adjoint).__name__} differentiates the solve, and compiled code cannot be differentiated "
                 "twice: leave compile off, or use another adjoint"
             )
-        self._compiled = CompiledCell(self._cell()) if compile else None
+        self._compiled = CompiledCell.of(task) if compile else None
         self._describe(compile)
         self._batch_started = 0.0
         self._backward: BackwardReport | None = None
@@ -283,15 +283,6 @@ class JointModule(FromCheckpoint, GuardedModule):
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         return [*self.task.callbacks(), Resume()]
-
-    def _cell(self) -> nn.Module:
-        cell = getattr(self.task, "cell", None)
-        if not isinstance(cell, nn.Module):
-            raise ProblemError(
-                f"compile needs a module named 'cell' in the task, and {type(self.task).__name__} has none: "
-                "name it so, or leave compile off"
-            )
-        return cell
 
     def _describe(self, compile: bool) -> None:
         """Write into the hyper-parameters what a checkpoint needs to make this module again; plain data only."""
