@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from catalogue import CASES, STATE, Case, flat, linear, tanh, theta_of
+from catalogue import CASES, Case, flat, linear, tanh, theta_of
 from deqopt import Equilibrium, Status
 from deqopt.adjoints import Adjoint, Implicit, JacobianFree, Phantom
 from deqopt.adjoints.linearised import Linearised
-from deqopt.errors import ProblemError
 from deqopt.feasible import L2Ball
 from deqopt.solvers import JointAnderson
 
@@ -153,33 +152,3 @@ def test_a_series_that_grows_warns() -> None:
         torch.autograd.grad(loss_of(attached), case.theta)
     assert attached.backward is not None and attached.backward.status is not None
     assert (attached.backward.status == Status.DIVERGED).all()
-
-
-@pytest.mark.parametrize("adjoint", [JacobianFree(), Phantom(4)])
-def test_an_unusable_sample_does_not_poison_theta(adjoint: Adjoint) -> None:
-    case, others = linear(), [0, 1, 3, 4]
-    z0 = case.z0.clone()  # type: ignore[union-attr]
-    z0[2] = torch.nan
-    found = EXACT.solve(case.problem, z0, case.x0, adjoint=adjoint)
-    assert isinstance(found.z, Tensor) and found.z.shape == (5, STATE)
-    got = torch.autograd.grad(found.z.sin().sum() + found.x.cos().sum(), case.theta)
-    part = linear(rows=others)
-    single = EXACT.solve(part.problem, part.z0, part.x0, adjoint=adjoint)
-    assert isinstance(single.z, Tensor)
-    want = torch.autograd.grad(single.z.sin().sum() + single.x.cos().sum(), part.theta)
-    assert all(torch.allclose(one, other, rtol=1e-8, atol=1e-9) for one, other in zip(got, want, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("make", "text"),
-    [
-        (lambda: Phantom(steps=0), "steps must be at least 1"),
-        (lambda: Phantom(damping=0.0), "damping must be in"),
-        (lambda: Phantom(damping=1.5), "damping must be in"),
-        (lambda: Phantom(step_size=0.0), "step_size must be larger than 0"),
-        (lambda: JacobianFree(step_size=-1.0), "step_size must be larger than 0"),
-    ],
-)
-def test_settings_that_cannot_be_meant(make: type, text: str) -> None:
-    with pytest.raises(ProblemError, match=text):
-        make()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from catalogue import STATE, linear, zeros
 from deqopt import JointProblem
-from deqopt.errors import ProblemError
 from deqopt.fixed_point import Broyden, BroydenUpdates, Damped
 from deqopt.solvers import JointBroyden, StepRule
 
@@ -190,18 +188,3 @@ def test_the_joint_solver_takes_a_damping_a_block() -> None:
     z, x = first.visited[0]
     start = case.problem.evaluate(case.z0, case.x0, zeros(range(5), STATE))
     assert torch.allclose(z, start.f) and torch.allclose(x, -0.5 * 0.1 * start.g_x)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"history_size": 0}, "history_size must be at least 1, got 0"),
-        ({"damping": 0.0}, r"damping must be in \(0, 1\], got 0.0"),
-        ({"damping": 2.0}, r"damping must be in \(0, 1\], got 2.0"),
-        ({"max_nfe": 0}, "max_nfe must be at least 1"),
-    ],
-)
-@pytest.mark.parametrize("kind", [Broyden, JointBroyden])
-def test_settings_that_cannot_be_meant(kind: Any, setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(ProblemError, match=message):
-        kind(**setting)

@@ -358,28 +358,6 @@ def test_gradients_do_not_flow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "setting", "message"),
-    [
-        (Damped, {"max_nfe": 0}, "max_nfe must be at least 1, got 0"),
-        (Damped, {"tol": -1e-3}, "tol must be 0 or larger"),
-        (Damped, {"tol": math.nan}, "tol must be 0 or larger, got nan"),
-        (Damped, {"damping": 0.0}, r"damping must be in \(0, 1\]"),
-        (Damped, {"damping": 1.5}, r"damping must be in \(0, 1\]"),
-        (Anderson, {"max_nfe": -3}, "max_nfe must be at least 1, got -3"),
-        (Anderson, {"history_size": 0}, "history_size must be at least 1"),
-        (Anderson, {"damping": -0.1}, r"damping must be in \(0, 1\]"),
-        (Anderson, {"ridge": -1.0}, "ridge must be 0 or larger"),
-        (Damped, {"atol": -1.0}, "atol must be 0 or larger"),
-        (Damped, {"atol": 1e-3, "tol": 0.0}, "atol needs a tol larger than 0"),
-        (Damped, {"restarts": -1}, "restarts must be 0 or larger"),
-    ],
-)
-def test_settings_that_cannot_be_meant(kind: type[FixedPointSolver], setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(ProblemError, match=message):
-        kind(**setting)
-
-
-@pytest.mark.parametrize(
     ("f", "z0", "message"),
     [
         (lambda z: z[:, :2], torch.zeros(2, 3), r"f must keep the shape of z: .*\(2, 3\).*\(2, 2\)"),
