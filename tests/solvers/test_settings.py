@@ -32,7 +32,7 @@ RANGES: dict[str, tuple[tuple[Kind, ...], tuple[float, ...], str]] = {
     "inner": ((Tracking,), (0,), "at least 1"),
     "warmup": ((Tracking,), (-1,), "0 or larger"),
     "settle": ((Tracking,), (-1,), "0 or larger"),
-    "lag": ((Tracking,), (-0.1, math.nan), "0 or larger"),
+    "lag": ((Tracking,), (-0.1,), "0 or larger"),
     "decay": ((Tracking,), (-1.0,), "0 or larger"),
     "momentum": ((Tracking,), (1.0, -0.1), r"in \[0, 1\)"),
     "coupling": ((SecantTracking,), (0.0,), "larger than 0"),
