@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class Memory:
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    MemoryT = TypeVar("MemoryT", bound=Memory, default=Memory)
+    MemoryT = TypeVar("MemoryT", bound=Memory, default=Any)
 else:
     from typing import TypeVar
 

@@ -28,11 +28,6 @@ class StationarySystem:
     x: Layout
     dtype: torch.dtype
 
-    @classmethod
-    def of(cls, problem: JointProblem, z: State, x: Tensor) -> StationarySystem:
-        """Of a problem whose states and inputs are shaped like z and x."""
-        return cls(problem, Layout.of(z), Layout.of(x), rows_dtype(z, x))
-
     @property
     def widths(self) -> list[int]:
         """Widths of the blocks z, mu and x."""

@@ -66,6 +66,7 @@ def envelope_objective(who: str, point: UsablePoint, objective: Tensor, report: 
     lost, dtype = report.lost, value.dtype
 
     def pull(cotangents: tuple[Tensor, ...]) -> list[Tensor]:
+        assert lost is not None
         _, (kept,) = without_lost(who, report, lost, cotangents)
         return [kept.to(dtype)]
 

@@ -57,7 +57,7 @@ class Linearised:
         dtype = rows_dtype(z, x)
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             z, mu, x = leaf(_as(z, dtype)), leaf(_as(mu, dtype)), x.detach().to(dtype).requires_grad_()
-            system = StationarySystem.of(problem, z, x)
+            system = StationarySystem(problem, Layout.of(z), Layout.of(x), dtype)
             evaluation = problem.evaluate_with_graph(z, x, mu)
             here = system.pack(z, mu, x)
             if step_size is None:

@@ -85,12 +85,7 @@ class JointSystem(StationarySystem):
 
     @classmethod
     def of(
-        cls,
-        problem: JointProblem,
-        z: State,
-        x: Tensor,
-        settings: LoopSettings,
-        scale: Scale | None = None,
+        cls, problem: JointProblem, z: State, x: Tensor, settings: LoopSettings, scale: Scale | None = None
     ) -> JointSystem:
         return cls(problem, Layout.of(z), Layout.of(x), rows_dtype(z, x), settings, scale, scale)
 
@@ -112,15 +107,15 @@ class JointSystem(StationarySystem):
         """
         assert self.scale is not None and self.first is not None
         scale, norm, relative = self.scale, self.settings.norm, self.settings.relative
-        _, mu, x = w.split(self.widths, dim=1)
-        multiplier, length = norm.of(mu), norm.of(g_x)
+        states, x = self.split(w)
+        multiplier, length = norm.of(states[:, self.z.width :]), norm.of(g_x)
         size = torch.maximum(self.first.gradient(torch.maximum(multiplier, self.first.multiplier)), length)
         size = torch.where(size > 0, size, 1.0)
         with torch.no_grad():
             mu_length = torch.maximum(scale.multiplier, ZERO * self.first.multiplier)
             natural = torch.maximum(scale.gradient(torch.maximum(multiplier, mu_length)), length)
             f, g_z = image.split(self.z.width, dim=1)
-            off_z, off_mu = (image - self.split(w)[0]).split(self.z.width, dim=1)
+            off_z, off_mu = (image - states).split(self.z.width, dim=1)
             off_f, off_g, f_length, slope = norm.of(off_z), norm.of(off_mu), norm.of(f), norm.of(g_z)
             state_lag = relative(off_f, torch.maximum(f_length, ZERO * self.first.state))
             lag = torch.maximum(state_lag, relative(off_g, torch.maximum(slope, mu_length)))
