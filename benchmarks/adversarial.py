@@ -25,7 +25,7 @@ from benchmarks.timed import CURVE, Race, Snapshot, write_run
 from deqopt.adjoints import Envelope
 from deqopt.data import Download, LabelledBatch
 from deqopt.fixed_point import Anderson
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.regularizers import SpectralPenalty
 from deqopt.solvers import PGD as SteepestDescent
 from deqopt.solvers import Bilevel, JointSolver, SecantTracking

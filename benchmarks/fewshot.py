@@ -51,7 +51,7 @@ SETTING = Setting(
     features=64,
     weight=0.25,
 )
-SOLVER = JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, memory=1)
+SOLVER = JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, history_size=1)
 METHODS: dict[str, Method] = {
     "implicit": Joint("Implicit", Implicit(tol=0.5, max_nfe=9), SOLVER),
     "unrolled": Joint("Unrolled", Unrolled(), SOLVER),

@@ -98,10 +98,10 @@ SETTINGS = {
             "held": Method(InputHeld(tol=1e-2, max_nfe=20), TRACKING),
             "implicit": Method(
                 Implicit(tol=0.1, max_nfe=40),
-                JointAnderson(max_nfe=32, step_size=0.05, step_rule=StepRule.PLAIN, memory=5),
+                JointAnderson(max_nfe=32, step_size=0.05, step_rule=StepRule.PLAIN, history_size=5),
             ),
             "unrolled": Method(
-                Unrolled(), JointAnderson(max_nfe=8, step_size=0.05, step_rule=StepRule.PLAIN, memory=5)
+                Unrolled(), JointAnderson(max_nfe=8, step_size=0.05, step_rule=StepRule.PLAIN, history_size=5)
             ),
         },
         lr=3e-3,
@@ -113,12 +113,16 @@ SETTINGS = {
         prior=Restorer(widths=[64]),
         operator=operators.Denoising(0.2),
         methods={
-            "envelope": Method(Envelope(), JointAnderson(max_nfe=6, step_size=0.3, step_rule=StepRule.PLAIN, memory=5)),
+            "envelope": Method(
+                Envelope(), JointAnderson(max_nfe=6, step_size=0.3, step_rule=StepRule.PLAIN, history_size=5)
+            ),
             "implicit": Method(
                 Implicit(tol=0.1, max_nfe=30),
-                JointAnderson(max_nfe=24, step_size=0.1, step_rule=StepRule.PLAIN, memory=5),
+                JointAnderson(max_nfe=24, step_size=0.1, step_rule=StepRule.PLAIN, history_size=5),
             ),
-            "unrolled": Method(Unrolled(), JointAnderson(max_nfe=6, step_size=0.3, step_rule=StepRule.PLAIN, memory=5)),
+            "unrolled": Method(
+                Unrolled(), JointAnderson(max_nfe=6, step_size=0.3, step_rule=StepRule.PLAIN, history_size=5)
+            ),
         },
         lr=1e-3,
         clip=0.1,

@@ -1,4 +1,4 @@
-"""What a joint solve returns."""
+"""What a solve returns."""
 
 from __future__ import annotations
 
@@ -34,6 +34,30 @@ class BackwardReport:
     nfe: Tensor | None = None
     growth: Tensor | None = None
     lost: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """A point with ``z = f(z)`` up to ``residual``.
+
+    Attributes:
+        z: shaped like the start.
+        residual: (B,) ``|f(z) - z| / |f(z)|``.
+        status: (B,) values of :class:`deqopt.Status`.
+        nfe: (B,) evaluations of f.
+        backward: how the backward pass went, with an adjoint.
+    """
+
+    z: State
+    residual: Tensor
+    status: Tensor
+    nfe: Tensor
+    backward: BackwardReport | None = None
+
+    @property
+    def differentiable(self) -> Tensor:
+        """(B,) whether a sample gives a gradient: false where its start was NaN or infinite, or its solve diverged."""
+        return (self.status != Status.NON_FINITE) & (self.status != Status.DIVERGED)
 
 
 @dataclass(frozen=True, repr=False)

@@ -26,7 +26,7 @@ from deqopt.data import (
 )
 from deqopt.errors import DataError, ProblemError, check_finite
 from deqopt.figures import image_rows
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.state import State, tensors_of
 
 from .catalogue import AttackName, attacks_named

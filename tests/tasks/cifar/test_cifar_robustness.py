@@ -32,7 +32,7 @@ from cifar_models import Contractive, Linear, images_for, joint
 from deqopt import JointModule, JointProblem, Task
 from deqopt.errors import ProblemError
 from deqopt.fixed_point import Damped
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.solvers import Tracking
 from deqopt.state import State
 from paths import SUPPORT
