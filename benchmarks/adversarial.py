@@ -23,7 +23,7 @@ from benchmarks.adversarial_report import write
 from benchmarks.schedule import shape
 from benchmarks.timed import CURVE, Race, Snapshot, write_run
 from deqopt.adjoints import Envelope
-from deqopt.data import Download, LabelledBatch
+from deqopt.data import Download, ImageBatch
 from deqopt.fixed_point import Anderson
 from deqopt.loop_settings import Norm
 from deqopt.regularizers import SpectralPenalty
@@ -102,9 +102,9 @@ class Images:
         samples = [task.data.source[row] for row in rows]
         return cls(torch.stack([one.image for one in samples]), torch.tensor([one.label for one in samples]))
 
-    def draw(self, count: int, generator: torch.Generator) -> LabelledBatch:
+    def draw(self, count: int, generator: torch.Generator) -> ImageBatch:
         rows = torch.randint(len(self.label), (count,), generator=generator)
-        return LabelledBatch(self.image[rows], self.label[rows], rows)
+        return ImageBatch(self.image[rows], self.label[rows], rows)
 
 
 @dataclass(frozen=True)

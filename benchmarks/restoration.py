@@ -139,7 +139,7 @@ GRADIENTS = {
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over images that are cut to [-1, 1].
+    """Means over images that are cut to [0, 1].
 
     Attributes:
         psnr: ``10 log10(4 / mse)`` of an image, in dB.
@@ -163,7 +163,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Images:
-    """Clean images (N, channels, size, size) in [-1, 1], to be measured as a task says."""
+    """Clean images (N, channels, size, size) in [0, 1], to be measured as a task says."""
 
     task: Denoising
     clean: Tensor
@@ -252,7 +252,7 @@ def quality(
     """By the metrics of the task."""
     metrics = MetricCollection(dict(task.metrics()))
     for batch in batches:
-        metrics.update(restore(batch).detach().clamp(-1, 1), batch.clean)
+        metrics.update(restore(batch).detach().clamp(0, 1), batch.clean)
     return Quality(**{name: float(value) for name, value in metrics.compute().items()})
 
 

@@ -23,7 +23,7 @@ class MeanImageBaseline(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mean = torch.stack(self._load(self._data.splits.train)).mean(0)
         errors = torch.stack([(image - mean).square().mean() for image in self._load(self._data.splits.test)])
-        pl_module.log("test/psnr_mean_image", (10 * torch.log10(4 / errors)).mean(), sync_dist=True)
+        pl_module.log("test/psnr_mean_image", (-10 * torch.log10(errors)).mean(), sync_dist=True)
 
     def _load(self, split: list[int]) -> list[Tensor]:
         return [self._data.source[index].image for index in split[: self._images]]

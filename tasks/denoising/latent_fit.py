@@ -9,6 +9,7 @@ from torch import Tensor
 from deqopt.errors import ProblemError, check_finite
 from deqopt.nn import Decoder
 from deqopt.nn.multiscale import Branches
+from deqopt.ranges import at_least, not_negative
 
 from .operator import Shape
 from .prior import Known, Prior, PriorFamily
@@ -36,10 +37,8 @@ class LatentFit(PriorFamily):
     weight: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.latent < 1 or not self.weight >= 0:
-            raise ProblemError(
-                f"LatentFit: latent must be at least 1 and weight 0 or larger; got {self.latent} and {self.weight}"
-            )
+        at_least(1, "LatentFit", latent=self.latent)
+        not_negative("LatentFit", weight=self.weight)
         check_finite("LatentFit", weight=self.weight)
 
     def build(self, shape: Shape) -> LatentPrior:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deqopt.batch import size_of
 from deqopt.callbacks.figures import figure_directory
+from deqopt.data import unsigned
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows, write_figure
@@ -39,7 +40,7 @@ class RestorationReport(Callback):
 
     Logs ``test/psnr_<method>`` and ``test/ssim_<method>``, and for inpainting ``test/psnr_hidden_<method>``, that of
     the hidden pixels alone. The methods are ``measurement`` (``operator.estimate``), the classical ones that fit the
-    operator, ``ours``, and the others; all see the same images, and what they yield is cut to [-1, 1]. The table goes
+    operator, ``ours``, and the others; all see the same images, and what they yield is cut to [0, 1]. The table goes
     into ``figures/restorations.csv`` too, pictures into ``figures/test_restorations.png``. With several processes each
     restores its share.
 
@@ -118,7 +119,7 @@ class RestorationReport(Callback):
         hidden = hidden_pixels(self._operator, batch)
         self._clean = [*self._clean, *batch.clean.cpu()][:COLUMNS]
         restored = {
-            MEASUREMENT: self._operator.bind(batch.parameters).estimate(batch.y),
+            MEASUREMENT: unsigned(self._operator.bind(batch.parameters).estimate(batch.y)),
             OURS: self._restore(outputs["equilibrium"], whole)[:count],
         }
         for baseline in self._baselines:
@@ -209,7 +210,7 @@ class Tally:
 
     def add(self, images: Tensor, clean: Tensor, hidden: Tensor) -> None:
         """Restored images, the clean ones, and which pixels were hidden, all (B, channels, H, W)."""
-        images, clean, hidden = images.detach().float().cpu().clamp(-1, 1), clean.float().cpu(), hidden.cpu()
+        images, clean, hidden = images.detach().float().cpu().clamp(0, 1), clean.float().cpu(), hidden.cpu()
         whole, similar = psnr(images, clean).double(), ssim(images, clean).double()
         inside = psnr(images, clean, hidden)[hidden.flatten(1).any(1)].double()
         sums = [whole.sum(), whole.square().sum(), similar.sum()]

@@ -12,6 +12,7 @@ from deqopt.errors import ProblemError, check_finite
 from deqopt.feasible import FeasibleSet
 from deqopt.nn import ImageInjection, MultiscaleCell, PixelHead
 from deqopt.nn.multiscale import Branches
+from deqopt.ranges import at_least, positive
 
 from .consistent import Consistent
 from .operator import MeasurementOperator, Shape
@@ -43,11 +44,10 @@ class Restorer(PriorFamily):
     first_scale: float = 0.3
 
     def __post_init__(self) -> None:
-        if not self.widths or min(self.widths) < 1 or self.factor < 1 or not self.first_scale > 0:
-            raise ProblemError(
-                "Restorer: widths must be positive numbers, factor at least 1 and first_scale larger than 0; "
-                f"got {self.widths}, {self.factor} and {self.first_scale}"
-            )
+        if not self.widths or min(self.widths) < 1:
+            raise ProblemError(f"Restorer: widths must be positive numbers, got {self.widths}")
+        at_least(1, "Restorer", factor=self.factor)
+        positive("Restorer", first_scale=self.first_scale)
         check_finite("Restorer", first_scale=self.first_scale)
 
     def build(self, shape: Shape) -> ImagePrior:

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks import adversarial, restoration, schedule
 from benchmarks.restoration_report import write
 from deqopt.adjoints import Implicit
-from deqopt.data import ImageArchive
+from deqopt.data import ImageArchive, unsigned
 from deqopt.errors import NonFiniteError
 
 pytestmark = [  # of untrained networks
@@ -101,8 +101,8 @@ def test_what_is_measured_is_what_the_metrics_say(archive: Path, tmp_path: Path)
     _, said = only_file(tmp_path / "out")
     task = restoration.SETTINGS["latent"].task(archive, None)
     samples = task.data.samples(task.data.splits.test[:2])
-    errors = torch.stack([(samples[k].y.clamp(-1, 1) - samples[k].clean).square().mean() for k in range(2)])
-    assert said["measurement"]["psnr"] == pytest.approx(float((10 * torch.log10(4 / errors)).mean()), abs=1e-4)
+    errors = torch.stack([(unsigned(samples[k].y).clamp(0, 1) - samples[k].clean).square().mean() for k in range(2)])
+    assert said["measurement"]["psnr"] == pytest.approx(float((10 * torch.log10(1 / errors)).mean()), abs=1e-4)
 
 
 def test_validation_images_are_not_reported_as_test_images(

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from deqopt import Equilibrium, JointModule, JointProblem, Task
+from deqopt.data import unsigned
 from deqopt.errors import ProblemError
 from deqopt.solvers import Tracking
 from deqopt.ssim import ssim
@@ -53,9 +54,9 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def blobs(count: int, seed: int) -> Tensor:
-    """Images (count, 1, SIDE, SIDE): noise, smoothed, within [-1, 1]."""
+    """Images (count, 1, SIDE, SIDE): noise, smoothed, within [0, 1]."""
     noise = torch.randn(count, 1, SIDE + 4, SIDE + 4, generator=torch.Generator().manual_seed(seed))
-    return (2 * F.avg_pool2d(noise, 5, 1)).clamp(-1, 1)
+    return (0.5 + F.avg_pool2d(noise, 5, 1)).clamp(0, 1)
 
 
 def samples(operator: MeasurementOperator, clean: Tensor, seed: int) -> list[RestorationBatch]:
@@ -74,7 +75,7 @@ def joined(batches: list[RestorationBatch]) -> RestorationBatch:
 
 def shrunk(batch: RestorationBatch) -> Tensor:
     """Another restoration, for all operators; it leaves the range."""
-    return 1.4 * batch.clean - 0.2
+    return 1.4 * batch.clean - 0.3
 
 
 class Small(Task):
@@ -126,7 +127,7 @@ class Small(Task):
 
     def restored(self, equilibrium: Equilibrium, batch: RestorationBatch) -> Tensor:
         assert isinstance(equilibrium.z, Tensor) and len(equilibrium.z) == len(batch.y)
-        return equilibrium.z
+        return unsigned(equilibrium.z)
 
     def callbacks(self) -> list[Callback]:
         return [self.report]
@@ -154,16 +155,16 @@ def restorations(task: Small, images: int, validation: int = 5) -> dict[str, Ten
     """What every method should yield for the first images, by the name under which it is logged."""
     batch, validated = compared(task, images), joined(task.val[:validation])
     estimate = task.operator.bind(batch.parameters).estimate(batch.y)
-    found = {"measurement": estimate, "ours": 0.9 * estimate, "far_off_model": shrunk(batch)}
+    found = {"measurement": unsigned(estimate), "ours": unsigned(0.9 * estimate), "far_off_model": shrunk(batch)}
     for baseline in quick_baselines(task.operator):
         chosen = choose(baseline, task.operator, [validated]).baseline
         key = baseline.name.replace(" ", "_").replace("-", "_")
         found[key] = chosen.restore(task.operator, batch.y, batch.parameters)
-    return {name: found[name].detach().clamp(-1, 1) for name in found}
+    return {name: found[name].detach().clamp(0, 1) for name in found}
 
 
 def decibels(error: Tensor) -> float:
-    return float(10 * torch.log10(4 / error.square().mean()))
+    return float(10 * torch.log10(1 / error.square().mean()))
 
 
 def rows_of(directory: Path) -> list[dict[str, str]]:
