@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from deqopt_tasks.omniglot.report import Estimate
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.timed import CURVE, read_runs
+from deqopt.compare import Estimate
 from deqopt.data.splits import Part
 from deqopt.figures import write_figure
 
@@ -80,8 +81,8 @@ def _table(title: str, runs: Sequence[Run], labels: Mapping[str, str]) -> list[s
 
 
 def _percent(estimate: Estimate, sign: str = "") -> str:
-    mean, interval = estimate.percent()
-    return f"{'+' if sign and estimate.mean > 0 else ''}{mean} {interval}".strip()
+    interval = "" if math.isnan(estimate.half_width) else f" +- {100 * estimate.half_width:.2f}"
+    return f"{'+' if sign and estimate.mean > 0 else ''}{100 * estimate.mean:.2f}{interval}"
 
 
 def _solves(solves: Mapping[str, float] | None) -> list[str]:

@@ -150,7 +150,7 @@ def test_test_compares_with_classical_methods_and_another_model(trained: Path, b
     run = answer.run
     with (run / "figures" / "restorations.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["measurement", "total variation", "non-local means", "ours", "Envelope"]
+    assert list(rows) == ["ours", "measurement", "total variation", "non-local means", "Envelope"]
     assert (run / "figures" / "test_restorations.png").stat().st_size > 10_000
 
     task: Any = JointModule.load_from_checkpoint(checkpoint(trained)).eval().task

@@ -114,7 +114,7 @@ def test_test_says_what_is_reached_beside_the_baselines(
     words = ("--config=small.yaml", "--task.baselines=[PROTOTYPES]", f"--ckpt_path={checkpoint(trained)}")
     answer = succeeded("test", *words)
     said = caplog.text
-    assert "8 test episodes, 5-way 1-shot" in said and "it ends below its start in all 8 episodes" in said
+    assert "8 test episodes, 5-way 1-shot" in said and "below its start in all 8 episodes" in said
     assert "at least 600 are usual" in said
     run = folder / answer.run
     rows = {row["method"]: row for row in table(run / "figures" / "accuracy.csv")}
