@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deqopt.compare import Summary
 from deqopt.iteration import Trace
 
 
@@ -71,6 +73,34 @@ def convergence(trace: Trace) -> Figure:
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
     figure.suptitle("Objective and residual of the iterates", fontsize=10)
+    return figure
+
+
+def comparison(summary: Summary, title: str) -> Figure:
+    """A panel a measure, a line a method: its mean as a dot, with its interval; the first method's mean as a line.
+
+    Every method has a line of its own, so that none hides another. Measures that have a median alone are left out.
+    """
+    measures = [one for one in summary.measures if not one.median]
+    names = [textwrap.fill(method, 30) for method in summary.methods]
+    figure = Figure(
+        figsize=(2.0 + 2.6 * len(measures), 1.1 + 0.3 * len("\n".join(names).splitlines())), layout="constrained"
+    )
+    panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
+    for axes, one in zip(panels, measures, strict=True):
+        means = [means.get(one.metric) for means in summary.means.values()]
+        for line, estimate in enumerate(means):
+            if estimate is not None:
+                half_width = one.factor * np.nan_to_num(estimate.half_width)
+                axes.errorbar(one.factor * estimate.mean, line, xerr=half_width, fmt="o", capsize=3, color=f"C{line}")
+        if means[0] is not None:
+            axes.axvline(one.factor * means[0].mean, color="black", linestyle=":", linewidth=1, zorder=0)
+        axes.set_xlabel(one.heading, parse_math=False)
+        axes.grid(axis="x", alpha=0.3)
+        axes.locator_params(axis="x", nbins=5)
+    panels[0].set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
 
