@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: see ``--help``."""
+"""What ``python -m benchmarks`` does: see ``--help``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.peers import INSTALL, torchdeq_is_installed
-from benchmarks.program import FULL, QUICK, Part, run
-from benchmarks.report import write
+from benchmarks.solvers.peers import INSTALL, torchdeq_is_installed
+from benchmarks.solvers.program import FULL, QUICK, Part, run
+from benchmarks.solvers.report import write
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -21,7 +21,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Measures every strategy of deqopt against every other, against the same problems solved with "
         "torchdeq, against the joint method as published, and against the bare cost of one evaluation: in one run, "
         "on the same trained models and the same images. Trains the models first (about four minutes on one core) and "
-        "keeps them in the output folder. Writes results.md, results.json and one picture a contest.",
+        "keeps them in the output folder. Writes results.md, results.json, and a table and two pictures a contest.",
     )
     parser.add_argument(
         "--only", action="append", choices=[part.value for part in Part], help="one part; may be given several times"
@@ -35,7 +35,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="divides the images and starts every run (default 0)")
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "out", help="folder for results and models (benchmarks/out)"
+        "--out",
+        type=Path,
+        default=Path(__file__).parents[1] / "out",
+        help="folder for results and models (benchmarks/out)",
     )
     chosen = parser.parse_args(argv)
     if chosen.threads < 1:
@@ -67,7 +70,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = write(results, chosen.out, {**setting, "seconds": round(time.perf_counter() - started)})
     print(text)
     print(f"written to {chosen.out}: results.md, results.json and pictures")
-
-
-if __name__ == "__main__":
-    main()

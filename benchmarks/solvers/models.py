@@ -1,163 +1,202 @@
-"""The two kinds of models: a decoder whose latent is fitted to images, and a classifier whose input is attacked."""
+"""What the contests are about: decoders of the task `celeba` and a classifier of `cifar`, trained once on digits.
+
+Afterwards they are read from the output folder.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from deqopt_tasks.celeba.task import CelebA
+from deqopt_tasks.cifar.losses import cross_entropy
+from deqopt_tasks.cifar.task import Cifar
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from benchmarks.data import Batch
-from deqopt import Equilibrium, JointProblem
+from deqopt import Equilibrium, JointModule, JointProblem, Task
 from deqopt.adjoints import Envelope
-from deqopt.feasible import Box, FeasibleSet, Intersection, L2Ball
+from deqopt.batch import mapped
+from deqopt.feasible import L2Ball
 from deqopt.fixed_point import Damped
-from deqopt.nn import Decoder, MultiscaleCell, branch_shapes
+from deqopt.nn.injections import GAIN
+from deqopt.regularizers import JacobianPenalty
 from deqopt.solvers import Tracking
-from deqopt.state import State
+from deqopt.state import State, tensors_of
+from deqopt.weights import cached_weights
 
-Branches = tuple[Tensor, ...]
-
-
-class Model(nn.Module, ABC):
-    """An equilibrium network with the joint problem that is solved with it."""
-
-    @abstractmethod
-    def problem(self, batch: Batch) -> JointProblem:
-        """What the solvers are measured on."""
-
-    @abstractmethod
-    def solved_for_training(self, batch: Batch) -> tuple[JointProblem, Equilibrium]:
-        """A solution whose objective is the loss and carries gradients to the weights."""
-
-    @abstractmethod
-    def start(self, batch: Batch) -> tuple[State, Tensor]:
-        """z0 and x0: zeros."""
-
-    @abstractmethod
-    def reported(self, objective: Tensor) -> Tensor:
-        """The objective in the units in which it is reported, sample by sample."""
-
-    def frozen(self) -> Model:
-        """In evaluation mode, without gradients, with the weight normalisation multiplied out: a bare evaluation."""
-        for module in list(self.modules()):
-            if parametrize.is_parametrized(module):
-                for name in list(module.parametrizations):  # type: ignore[arg-type]
-                    parametrize.remove_parametrizations(module, name)
-        return self.eval().requires_grad_(False)
+SIZE = 16
+"""Height and width of the images."""
+RADIUS = 1.5
+"""The largest Euclidean length of a perturbation, in pixel values from 0 to 1."""
+BATCH = 32
+LR = 2e-3
+PENALTY = JacobianPenalty(weight=1.0, visits=1)
+TaskT = TypeVar("TaskT", bound=Task)
 
 
-class LatentFitting(Model):
-    """``min_x |G(x) - y|^2 + prior |x|^2`` for images y at 16x16, with the decoder G of the task `celeba`.
+def frozen(task: TaskT) -> TaskT:
+    """In evaluation mode, without gradients, with the weight normalisation multiplied out: a bare evaluation."""
+    for module in list(task.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name)
+    return task.eval().requires_grad_(False)
+
+
+def rows_of(batch: Any, rows: Tensor | slice) -> Any:
+    """Some of the samples of a batch."""
+    return mapped(batch, lambda part: part[rows])
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    return mapped(batch, lambda part: part.to(device))
+
+
+class AttackedClassifier(Cifar):
+    """The network of the task `cifar`, attacked from z = 0 by perturbations of which the length alone is bounded.
 
     Args:
-        widths: channels of the cell's branches, finest (8x8) first.
-        latent: length of x.
+        size: height and width of the images.
     """
 
-    def __init__(self, widths: Sequence[int], latent: int = 32, prior: float = 1e-3) -> None:
-        super().__init__()
-        self.latent, self.prior = latent, prior
-        self.decoder = Decoder(latent=latent, widths=widths, resolution=8, image_channels=1, size=16)
+    def __init__(self, size: int = SIZE) -> None:
+        super().__init__(size=size, image_channels=1, widths=[24, 24], resolution=size, radius=RADIUS)
+        with torch.no_grad():
+            for weight in self.classifier.injection.parameters():
+                weight.div_(GAIN)  # the tables in docs/benchmarks.md are of weights that start as PyTorch has them
 
-    def problem(self, batch: Batch) -> JointProblem:
-        return JointProblem(self._f, self._objective, data=batch.image)
+    def start(self, batch: Any) -> tuple[State, Tensor]:
+        return self.classifier.zeros(batch.image), torch.zeros_like(batch.image)
 
-    def solved_for_training(self, batch: Batch) -> tuple[JointProblem, Equilibrium]:
-        """By tracking with 24 evaluations and the envelope gradient, as in the demo of the task `celeba`."""
-        problem = self.problem(batch)
-        solver = Tracking(max_nfe=24, step_size=2.0)
-        return problem, solver.solve(problem, *self.start(batch), adjoint=Envelope(), visits=1)
+    def problem(self, batch: Any) -> JointProblem:
+        objective = partial(self._objective, self.training_loss)
+        return JointProblem(self._f, objective, L2Ball(self.threat.radius), data=(batch.image, batch.label))
 
-    def start(self, batch: Batch) -> tuple[State, Tensor]:
-        x0 = batch.image.new_zeros(batch.image.shape[0], self.latent)
-        return self.decoder.start(x0), x0
-
-    def reported(self, objective: Tensor) -> Tensor:
-        """A pixel: the mean squared error, up to the prior."""
-        return objective / 16**2
-
-    def _f(self, z: Branches, x: Tensor, y: Tensor) -> State:
-        return self.decoder.f(z, x)
-
-    def _objective(self, z: Branches, x: Tensor, y: Tensor) -> Tensor:
-        return (self.decoder.head(z) - y).square().flatten(1).sum(1) + self.prior * x.square().sum(1)
-
-
-class Attack(Model):
-    """``max_x cross-entropy`` over perturbations of bounded length, with a multiscale classifier.
-
-    Args:
-        channels: of the cell's branches, finest first.
-        size: of the images, and of the finest branch.
-        radius: the largest Euclidean length of x, in units of pixels from 0 to 1, as in the literature.
-        valid_pixels: also keep the perturbed pixels within [0, 1].
-    """
-
-    def __init__(
-        self, channels: Sequence[int] = (24, 24), size: int = 16, radius: float = 1.5, valid_pixels: bool = False
-    ) -> None:
-        super().__init__()
-        self.radius, self.valid_pixels = radius, valid_pixels
-        self.shapes = branch_shapes(channels, size)
-        self.cell = MultiscaleCell(channels)
-        self.inject = nn.ModuleList(
-            nn.Conv2d(1, count, 2**i + 2, stride=2**i, padding=1) if i else nn.Conv2d(1, count, 3, padding=1)
-            for i, count in enumerate(channels)
-        )
-        self.norms = nn.ModuleList(nn.GroupNorm(8, count) for count in channels)
-        self.linear = nn.Linear(sum(channels) * POOLED**2, 10)
-
-    def problem(self, batch: Batch) -> JointProblem:
-        return JointProblem(self._f, self._attack_objective, self._feasible(batch), data=(batch.image, batch.label))
-
-    def solved_for_training(self, batch: Batch) -> tuple[JointProblem, Equilibrium]:
-        """The cross-entropy of the clean images: plain updates, the last three of them with gradients."""
-        problem = JointProblem(self._f, self._loss, data=(batch.image, batch.label))
-        z0, x0 = self.start(batch)
+    def clean_loss(self, batch: Any) -> Tensor:
+        """The mean cross-entropy of images as they are, and the penalty. No joint problem: plain updates of z, the last
+        three with gradients."""
+        problem, (z0, x0) = self.problem(batch), self.start(batch)
         found = Damped(max_nfe=9, tol=0.0).solve(lambda z: problem.f(z, x0), z0)
         z = found.z
         for _ in range(3):
             z = problem.f(z, x0)
-        loss = problem.J(z, x0)
-        return problem, Equilibrium(z, x0, z0, loss, found.residual, found.status, found.nfe)
-
-    def start(self, batch: Batch) -> tuple[State, Tensor]:
-        z0 = tuple(batch.image.new_zeros(batch.image.shape[0], *shape) for shape in self.shapes)
-        return z0, torch.zeros_like(batch.image)
-
-    def reported(self, objective: Tensor) -> Tensor:
-        """Minus the attack loss."""
-        return objective
-
-    def logits(self, z: Branches) -> Tensor:
-        """(B, 10)."""
-        pooled = [
-            F.adaptive_avg_pool2d(F.silu(norm(part)), POOLED).flatten(1)
-            for norm, part in zip(self.norms, z, strict=True)
-        ]
-        return self.linear(torch.cat(pooled, dim=1))
-
-    def _feasible(self, batch: Batch) -> FeasibleSet:
-        ball = L2Ball(self.radius)
-        if not self.valid_pixels:
-            return ball
-        pixels = (batch.image + 1) / 2
-        return Intersection((ball, Box(-pixels, 1 - pixels)))
-
-    def _f(self, z: Branches, x: Tensor, data: tuple[Tensor, Tensor]) -> State:
-        seen = data[0] + 2 * x
-        return self.cell(z, tuple(inject(seen) for inject in self.inject))
-
-    def _loss(self, z: Branches, x: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
-        return F.cross_entropy(self.logits(z), data[1], reduction="none")
-
-    def _attack_objective(self, z: Branches, x: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
-        return -self._loss(z, x, data)
+        loss = cross_entropy(self.classifier.logits(tensors_of(z)), batch.label)
+        solved = Equilibrium(z, x0, z0, loss, found.residual, found.status, found.nfe)
+        return loss.mean() + PENALTY.weight * PENALTY.penalty(problem, solved)
 
 
-POOLED = 4
-"""Height and width to which the classifier's branches are pooled before the linear layer."""
+def decoder(widths: list[int]) -> CelebA:
+    """An untrained decoder with branches of so many channels, the finest at half the size of the images."""
+    return CelebA(size=SIZE, image_channels=1, latent=32, widths=widths)
+
+
+def fitting_loss(task: CelebA) -> Callable[[Any], Tensor]:
+    """What `JointModule` differentiates, with the solver of the task's demo and fewer evaluations."""
+    module = JointModule(task, Tracking(max_nfe=24, step_size=2.0), Envelope(), [PENALTY])
+    return lambda batch: module.loss_of(batch).total
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Three splits of the 1797 digits, with no image in two of them.
+
+    Attributes:
+        train: 1197 images, which the models are trained on.
+        validation: 300, on which step sizes and step counts are chosen.
+        test: 300, of which the reported figures are.
+    """
+
+    train: Any
+    validation: Any
+    test: Any
+
+    @classmethod
+    def of(cls, task: CelebA | Cifar, seed: int) -> Digits:
+        """As a task without a ``root`` opens them; ``seed`` fixes the division."""
+        source = task.data.source
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
+        batch = task.data.collate(training=False)([source[row] for row in order])
+        return cls(*(rows_of(batch, part) for part in (slice(-600), slice(-600, -300), slice(-300, None))))
+
+
+@dataclass(frozen=True)
+class ContestModel:
+    """A model and how it is trained: by one-cycle Adam with clipped gradients.
+
+    Attributes:
+        name: of its contest and its file.
+        make: an untrained one.
+        loss_of: the loss to differentiate, of a model and a batch.
+        steps: of training.
+        unit: what the objective is divided by where it is reported.
+        told: what is reported then.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    loss_of: Callable[[Any], Callable[[Any], Tensor]]
+    steps: int
+    unit: float
+    told: str
+
+    def load(self, folder: Path, seed: int, steps: int | None = None) -> tuple[Any, Digits]:
+        """The frozen model, from ``folder`` where it was trained before, and its images.
+
+        Args:
+            folder: where models are kept.
+            seed: of weights, batches and the division of the images.
+            steps: in place of ``self.steps``.
+        """
+        recipe = replace(self, steps=self.steps if steps is None else steps)
+        torch.manual_seed(seed)
+        model = recipe.make()
+        digits = Digits.of(model, seed)
+        key = hashlib.sha256(f"{model} {recipe.steps} {BATCH} {LR} {PENALTY} {seed}".encode()).hexdigest()[:12]
+        path = folder / f"{self.name}-{key}.pt"
+        if not path.exists():
+            print(f"training {self.name}, {recipe.steps} steps", flush=True)
+            recipe.train(model, digits.train, seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(model.state_dict(), path)
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return frozen(model), digits
+
+    def train(self, model: nn.Module, images: Any, seed: int) -> None:
+        """Train ``model`` in place."""
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LR, total_steps=self.steps)
+        loss_of = self.loss_of(model)
+        started = time.perf_counter()
+        for step in range(1, self.steps + 1):
+            rows = torch.randint(len(images.image), (BATCH,), generator=generator)
+            optimizer.zero_grad()
+            with cached_weights(model):
+                loss = loss_of(rows_of(images, rows))
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 100 == 0:
+                print(f"  step {step}: loss {loss:.4f}, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+SQUARED = "squared error a pixel, of pixels from -1 to 1, with the prior"
+DECODER_A = ContestModel("decoder-a", partial(decoder, [24]), fitting_loss, 1200, SIZE**2, SQUARED)
+DECODER_B = ContestModel("decoder-b", partial(decoder, [24, 48]), fitting_loss, 500, SIZE**2, SQUARED)
+CLASSIFIER = ContestModel(
+    "classifier",
+    AttackedClassifier,
+    lambda model: model.clean_loss,
+    300,
+    1.0,
+    "minus the cross-entropy that the attack reaches",
+)

@@ -9,29 +9,38 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.competitors import Missing, Side
-from benchmarks.contest import Curve, Standing
-from benchmarks.entrants import BILEVEL_ADAM, BILEVEL_PGD_WARM
-from benchmarks.measures import Figure
-from benchmarks.program import Results
-from benchmarks.training import CLASSIFIER, DECODER_A, DECODER_B
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-Row = Sequence[str]
-OBJECTIVES = {
-    DECODER_A.name: "squared error a pixel, of pixels from -1 to 1, with the prior",
-    DECODER_B.name: "squared error a pixel, of pixels from -1 to 1, with the prior",
-    CLASSIFIER.name: "minus the cross-entropy that the attack reaches",
-}
+from benchmarks.solvers.competitors import Missing, Side
+from benchmarks.solvers.contest import Curve, CurvePoint, Standing
+from benchmarks.solvers.entrants import BILEVEL_ADAM, BILEVEL_PGD_WARM
+from benchmarks.solvers.measures import MeasuredRatio
+from benchmarks.solvers.models import CLASSIFIER, DECODER_A, DECODER_B
+from benchmarks.solvers.program import Results
+from deqopt.compare import Measure, Scores, Summary
+from deqopt.figures import comparison, write_figure
+from deqopt.tables import aligned
+
+MODELS = {one.name: one for one in (DECODER_A, DECODER_B, CLASSIFIER)}
 
 
 def write(results: Results, folder: Path, setting: dict[str, Any]) -> str:
-    """Write ``results.md``, ``results.json`` and a picture a contest into ``folder``; returns the text of the first."""
+    """Write ``results.md`` and ``results.json`` into ``folder``, and for every contest ``NAME.csv`` (what is reached at
+    the end), ``NAME.png`` (the same as a picture) and ``NAME-cost.png`` (against evaluations and seconds).
+
+    Returns:
+        the text of the first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = "\n".join(_text(results, setting)) + "\n"
     (folder / "results.md").write_text(text)
     (folder / "results.json").write_text(json.dumps(_plain(results, setting), indent=1) + "\n")
     for name, standings in results.contests.items():
-        _plot(name, standings, folder / f"{name}.png")
+        summary = _summary(name, standings, results.missing[name])
+        summary.write(folder / f"{name}.csv")
+        write_figure(comparison(summary, f"{name}: test images"), folder / f"{name}.png")
+        write_figure(_over_cost(name, standings), folder / f"{name}-cost.png")
     return text
 
 
@@ -40,37 +49,51 @@ def _text(results: Results, setting: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield ", ".join(f"{name} {value}" for name, value in setting.items())
     if results.figures:
-        yield ""
-        rows = [
-            [figure.measure, _bound(figure), _ratio(figure.value), "yes" if figure.met else "no", figure.detail]
-            for figure in results.figures
-        ]
-        yield from _table(["measure", "target", "reached", "met", "from"], rows)
+        rows = [["measure", "target", "reached", "met", "from"]]
+        for one in results.figures:
+            rows.append([one.measure, _bound(one), _ratio(one.value), "yes" if one.met else "no", one.detail])
+        yield from _block(aligned(rows))
     for name, standings in results.contests.items():
-        yield ""
-        yield f"## {name}"
-        yield ""
         goal = _goal(standings)
         reached = goal.test.at(goal.chosen).objective
-        yield f"Objective: {OBJECTIVES[name]}, lower is better. Goal: that of {goal.entrant.name}, {reached:.5g}."
+        yield from ("", f"## {name}", "")
+        yield f"Objective: {MODELS[name].told}, lower is better. Goal: that of {goal.entrant.name}, {reached:.5g}."
+        yield from _block(_summary(name, standings, results.missing[name]).table(width=150))
         yield ""
-        yield from _table(*_contest(standings, results.missing[name], reached))
-        yield ""
-        yield f"![objective against seconds and evaluations]({name}.png)"
+        yield f"![objective against seconds and evaluations]({name}-cost.png)"
 
 
-def _contest(standings: Sequence[Standing], missing: Sequence[Missing], goal: float) -> tuple[Row, list[Row]]:
-    """One row an entrant: its last point or its own optimum, and what it took to reach ``goal``."""
-    header = ["strategy", "from", "settings", "steps or budget", "evaluations", "seconds", "objective"]
-    rows: list[Row] = []
-    for standing in standings:
-        mark, curve = standing.test.at(standing.chosen), standing.test
-        spent = [f"{mark.evaluations:.0f}", f"{mark.seconds:.2f}", f"{mark.objective:.5g}"]
-        needed = [_cost(curve.fewest_evaluations(goal), ".0f"), _cost(curve.least_seconds(goal), ".2f")]
-        side = standing.entrant.side.value
-        rows.append([standing.entrant.name, side, mark.settings, str(mark.label), *spent, *needed])
-    rows += [[one.name, Side.PEER.value, one.reason, *["-"] * 6] for one in missing]
-    return [*header, "evaluations to the goal", "seconds to the goal"], rows
+def _block(text: str) -> list[str]:
+    return ["", "```", text, "```"]
+
+
+def _summary(name: str, standings: Sequence[Standing], missing: Sequence[Missing]) -> Summary:
+    """The objectives of all at their last point or at their own optimum, beside those of the goal, and what it took."""
+    goal = _goal(standings)
+    target = goal.test.at(goal.chosen).objective
+    values: dict[str, dict[str, Sequence[float]]] = {}
+    details: dict[str, dict[str, str]] = {}
+    for standing in sorted(standings, key=lambda one: one is not goal):
+        curve, who = standing.test, standing.entrant.name
+        point = curve.at(standing.chosen)
+        values[who] = {"objective": [value if math.isfinite(value) else math.nan for value in point.objectives]}
+        told = {
+            "from": standing.entrant.side.value,
+            "settings": point.settings,
+            "steps or budget": str(point.label),
+            "evaluations": f"{point.evaluations:.0f}",
+            "seconds": f"{point.seconds:.2f}",
+            "evaluations to the goal": _cost(curve.fewest_evaluations(target), ".0f"),
+            "seconds to the goal": _cost(curve.least_seconds(target), ".2f"),
+        }
+        for heading, text in told.items():
+            details.setdefault(heading, {})[who] = text
+    for one in missing:
+        values[one.name] = {}
+        details["settings"][one.name] = one.reason
+    index = range(len(next(iter(values.values()))["objective"]))
+    digits = 5 if MODELS[name].unit > 1 else 3
+    return Summary(Scores(index, values), [Measure("objective", digits=digits)], "images", details)
 
 
 def _goal(standings: Sequence[Standing]) -> Standing:
@@ -82,14 +105,8 @@ def _cost(value: float, shape: str) -> str:
     return format(value, shape) if math.isfinite(value) else "never"
 
 
-def _table(header: Row, rows: Sequence[Row]) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, ["-" * width for width in widths], *rows):
-        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-
-
-def _bound(figure: Figure) -> str:
-    return f"{'>=' if figure.at_least else '<='} {figure.target:g}"
+def _bound(one: MeasuredRatio) -> str:
+    return f"{'>=' if one.at_least else '<='} {one.target:g}"
 
 
 def _ratio(value: float) -> str:
@@ -107,8 +124,8 @@ def _plain(results: Results, setting: dict[str, Any]) -> dict[str, Any]:
                 {
                     "strategy": standing.entrant.name,
                     "from": standing.entrant.side.value,
-                    "validation": _marks(standing.validation),
-                    "test": _marks(standing.test),
+                    "validation": _points(standing.validation),
+                    "test": _points(standing.test),
                 }
                 for standing in standings
             ]
@@ -118,11 +135,18 @@ def _plain(results: Results, setting: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _marks(curve: Curve) -> list[dict[str, Any]]:
+def _points(curve: Curve) -> list[dict[str, Any]]:
+    """What was reached at every label, with the mean for the objectives."""
     return [
-        {name: _finite(value) if isinstance(value, float) else value for name, value in asdict(mark).items()}
-        for mark in curve.marks
+        {name: _finite(value) if isinstance(value, float) else value for name, value in _told(point).items()}
+        for point in curve.points
     ]
+
+
+def _told(point: CurvePoint) -> dict[str, Any]:
+    told = asdict(point)
+    del told["objectives"]
+    return {**told, "objective": point.objective}
 
 
 def _finite(value: float) -> float | None:
@@ -130,21 +154,17 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _plot(name: str, standings: Sequence[Standing], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Picture
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    picture = Picture(figsize=(13, 5.5), layout="constrained")
-    FigureCanvasAgg(picture)
+def _over_cost(name: str, standings: Sequence[Standing]) -> Figure:
+    """The objective at every label against evaluations and against seconds."""
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
     lowest = min(0.0, *(standing.test.best for standing in standings))  # a log scale shows positive numbers only
     styles = {Side.OURS: ("-", 2.2), Side.BASELINE: ("--", 1.2), Side.PEER: (":", 1.4)}
-    panels = picture.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharey=True)
     for axes, unit in zip(panels, ("evaluations", "seconds"), strict=True):
         for index, standing in enumerate(standings):
-            marks = [mark for mark in standing.test.marks if math.isfinite(mark.objective)]
+            points = [point for point in standing.test.points if math.isfinite(point.objective)]
             line, width = styles[standing.entrant.side]
-            along, heights = [getattr(mark, unit) for mark in marks], [mark.objective - lowest for mark in marks]
+            along, heights = [getattr(one, unit) for one in points], [one.objective - lowest for one in points]
             label = f"{standing.entrant.name} ({standing.entrant.side.value})"
             axes.plot(
                 along, heights, line, linewidth=width, marker="o", markersize=3, color=f"C{index % 10}", label=label
@@ -157,6 +177,6 @@ def _plot(name: str, standings: Sequence[Standing], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_yscale("log")
     panels[0].set_ylabel("objective at the feasible point" + (f", above the lowest, {lowest:.5g}" if lowest else ""))
-    picture.suptitle(f"{name}: test images")
-    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    picture.savefig(path, dpi=110)
+    figure.suptitle(f"{name}: test images")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure

@@ -22,7 +22,7 @@ def now(device: torch.device) -> float:
 
 
 @dataclass(frozen=True)
-class Point:
+class ReturnedInput:
     """An input that a competitor returns, and what it had cost until then.
 
     Attributes:
@@ -51,7 +51,7 @@ class Stopwatch:
 
     device: torch.device
     counted: bool
-    points: list[Point] = field(default_factory=list)
+    points: list[ReturnedInput] = field(default_factory=list)
     _passes: float = 0.0
     _started: float = 0.0
 
@@ -72,7 +72,7 @@ class Stopwatch:
         """The run has returned ``x``, or would if it were stopped here."""
         seconds = now(self.device) - self._started
         evaluations = self._passes / (2 * x.shape[0]) if self.counted else float("nan")
-        self.points.append(Point(label, x.detach().clone(), evaluations, seconds))
+        self.points.append(ReturnedInput(label, x.detach().clone(), evaluations, seconds))
 
     def _passed(self, samples: int) -> None:
         self._passes += samples

@@ -27,7 +27,7 @@ def run(
     contestants = {label: Contestant.seeded(seed, make) for label, make in lacking.items()}
     if not contestants:
         return
-    print(f"{scene}, seed {seed}: training {', '.join(contestants)}", flush=True)
+    print(f"{scene}, seed {seed}: training {'; '.join(contestants)}", flush=True)
     with warnings.catch_warnings():
         # Failures are counted: see backward_notes.
         warnings.filterwarnings("ignore", message="Implicit: the backward solve")

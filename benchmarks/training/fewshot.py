@@ -1,201 +1,167 @@
-"""``python -m benchmarks.fewshot``: accuracy on few-shot episodes against training time, methods side by side.
+"""``python -m benchmarks.training.fewshot``: accuracy on few-shot episodes, gradients and other learners side by side.
 
-Every method is trained for the same time of one core, its learning rate a function of the share of it that is spent,
-and tested on the same episodes of classes that it has not seen. The joint method is trained by several adjoints, which
-share network, episodes, optimiser and penalty; the others are MAML, ANIL and prototypes. The joint method is tested as
-``deqopt test`` does: by the solver of the training, z solved exactly, and the queries for the context that was found.
+All are tested on the same episodes of classes that they have not seen. The joint method is trained by several
+adjoints, which share network, episodes, optimiser and penalty; the others are MAML, ANIL and prototypes. The joint
+method is tested as ``deqopt test`` does: by the solver of the training, z solved exactly, and the queries for the
+context that was found.
 """
 
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from statistics import fmean
+from itertools import count
 from time import process_time
+from typing import Any
 
-import torch
 from deqopt_tasks.omniglot.data import EpisodeData
 from deqopt_tasks.omniglot.distortion import Distortion
 from deqopt_tasks.omniglot.episodes import EpisodeBatch, Episodes
-from deqopt_tasks.omniglot.learners import Baseline
+from deqopt_tasks.omniglot.equal_time import LearnerTraining
+from deqopt_tasks.omniglot.learners import Baseline, Learner, make_learner
 from deqopt_tasks.omniglot.opening import open_classes
 from deqopt_tasks.omniglot.optional import learn2learn
-from torch import nn
+from deqopt_tasks.omniglot.task import Omniglot
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from benchmarks.fewshot_methods import Beside, Entrant, Inner, Joint, Method, Setting
-from benchmarks.fewshot_report import write
-from benchmarks.schedule import shape
-from benchmarks.timed import Backward, Race, Snapshot, write_run
+from benchmarks.training.command import parsed, parser_of, run, samples_option
+from benchmarks.training.joint import JointContestant, JointMethod, Recipe
+from benchmarks.training.prototypes import PenalisedPrototypes
+from benchmarks.training.race import Contestant
+from benchmarks.training.report import Report
+from deqopt import JointModule
 from deqopt.adjoints import Envelope, Implicit, InputHeld, JacobianFree, Unrolled
+from deqopt.compare import Measure
 from deqopt.data.splits import Part
-from deqopt.errors import NonFiniteError
 from deqopt.regularizers import SpectralPenalty
 from deqopt.solvers import JointAnderson, StepRule
 
-SETTING = Setting(
-    train_ways=60,
-    train_queries=3,
-    queries=5,
-    batch=1,
+RECIPE = Recipe(
     lr=4e-3,
     clip=1.0,
     penalty=SpectralPenalty(weight=1.0),
-    size=28,
-    widths=(48,),
-    context=32,
-    features=64,
-    weight=0.25,
+    task={"size": 28, "widths": [48], "context": 32, "features": 64, "weight": 0.25},
 )
-SOLVER = JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, memory=1)
-METHODS: dict[str, Method] = {
-    "implicit": Joint("Implicit", Implicit(tol=0.5, max_nfe=9), SOLVER),
-    "unrolled": Joint("Unrolled", Unrolled(), SOLVER),
-    "transductive": Joint("Unrolled, queries together", Unrolled(), SOLVER, transductive=True),
-    "input_held": Joint("InputHeld", InputHeld(tol=1e-2, max_nfe=20), SOLVER),
-    "envelope": Joint("Envelope", Envelope(), SOLVER),
-    "jacobian_free": Joint("JacobianFree", JacobianFree(), SOLVER),
-    "maml": Beside("MAML", Baseline.MAML),
-    "anil": Beside("ANIL", Baseline.ANIL),
-    "prototypes": Beside("prototypes", Baseline.PROTOTYPES),
-}
+TRAIN_WAYS, TRAIN_QUERIES, BATCH = 60, 3, 1
+"""Classes of an episode that the joint method and PROTOTYPES train on, its queries of a class, episodes a step."""
+QUERIES = 5
+"""Of a class, in the episodes that all are tested on, and that MAML and ANIL train on: these know no other number of
+classes than that of the test."""
 CHUNK = 20
 """Episodes that are tested at once."""
+SOLVER = JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, memory=1)
+JOINT = {
+    "implicit": JointMethod("Implicit", SOLVER, Implicit(tol=0.5, max_nfe=9)),
+    "unrolled": JointMethod("Unrolled", SOLVER, Unrolled()),
+    "transductive": JointMethod("Unrolled, queries together", SOLVER, Unrolled(), task={"transductive": True}),
+    "input_held": JointMethod("InputHeld", SOLVER, InputHeld(tol=1e-2, max_nfe=20)),
+    "envelope": JointMethod("Envelope", SOLVER, Envelope()),
+    "jacobian_free": JointMethod("JacobianFree", SOLVER, JacobianFree()),
+}
+LEARNERS = {"maml": Baseline.MAML, "anil": Baseline.ANIL, "prototypes": Baseline.PROTOTYPES}
+LABELS = {name: method.label for name, method in JOINT.items()} | {name: one.value for name, one in LEARNERS.items()}
+ACCURACY = Measure("accuracy", "accuracy in %", factor=100)
+REPORT = Report(
+    [
+        ACCURACY,
+        Measure("seconds", "ms/episode", factor=1000, digits=1, median=True),
+        Measure("before", "objective at start", digits=3),
+        Measure("after", "objective at end", digits=3),
+        Measure("below_start", "ends below start, %", factor=100, digits=1),
+        Measure("evaluations", digits=1),
+        Measure("residual", digits=4),
+    ],
+    list(LABELS.values()),
+    "episodes",
+)
 
 
-@dataclass(frozen=True)
-class Solves:
-    """How inner problems were solved: means over the episodes of a test.
-
-    Attributes:
-        before, after: the objective at the start and at the point that is found, both with exact z.
-        below_start: share of the episodes that end below their start.
-        nfe: evaluations.
-        residual: relative, of the stationary system once z and mu are exact.
-    """
-
-    before: float
-    after: float
-    below_start: float
-    nfe: float
-    residual: float
-
-    @classmethod
-    def of(cls, episodes: Sequence[Inner]) -> Solves | None:
-        """None where there is no inner problem."""
-        if not episodes:
-            return None
-        before, after, nfe, residual = (
-            fmean(getattr(one, name) for one in episodes) for name in ("before", "after", "nfe", "residual")
-        )
-        return cls(before, after, fmean(one.after < one.before for one in episodes), nfe, residual)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a network has learned after some training.
-
-    Attributes:
-        seconds, steps, episodes: of training so far.
-        right: the queries of every test episode that it classifies rightly.
-        milliseconds: of one core, a test episode.
-        solves: see :class:`Solves`.
-        backward: see :class:`benchmarks.timed.Backward`.
-    """
-
-    seconds: float
-    steps: int
-    episodes: int
-    right: list[int]
-    milliseconds: float
-    solves: Solves | None
-    backward: Backward | None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A network during its training, after that many episodes."""
-
-    snapshot: Snapshot
-    episodes: int
-    backward: Backward | None
-
-
-def train(entrant: Entrant, episodes: Episodes, seconds: float, told: str) -> list[Trained]:
-    """Train in place for ``seconds`` of one core, which the loading of episodes does not count for.
+class LearnerContestant(Contestant):
+    """A learner with the learning rate and the batches of its own, no gradient of which is clipped.
 
     Args:
-        told: which training it is, for the error.
-
-    Raises:
-        NonFiniteError: the training has diverged.
+        learner: a new one.
+        episodes: that it trains on, in their order.
+        tested: batches of the episodes of the test.
     """
-    network = entrant.network
-    weights = list(network.parameters())
-    optimizer = torch.optim.Adam(weights)
-    network.train()
-    race = Race(seconds, clock=process_time)
-    trained: list[Trained] = []
-    while race.runs:
-        first = race.steps * entrant.batch_size
-        batch: EpisodeBatch = default_collate([episodes[item] for item in range(first, first + entrant.batch_size)])
-        with race.step():
-            for group in optimizer.param_groups:
-                group["lr"] = entrant.lr * shape(race.share)
-            optimizer.zero_grad()
-            loss = entrant.backward(batch)
-            norm = nn.utils.clip_grad_norm_(weights, entrant.clip or float("inf"))
-            if not (loss.isfinite() and norm.isfinite()):
-                raise NonFiniteError(
-                    f"training of {told} has diverged in step {race.steps + 1}: lower lr or clip of the setting, or "
-                    "raise its penalty"
-                )
-            optimizer.step()
-        seen = first + entrant.batch_size
-        trained += [
-            Trained(snapshot, seen, Backward.of_steps(entrant.reports)) for snapshot in race.passed(entrant.network)
-        ]
-    return trained
+
+    def __init__(self, learner: Learner, episodes: Episodes, tested: Callable[[], Iterator[EpisodeBatch]]) -> None:
+        self.network = learner
+        self._training, self._episodes, self._tested = LearnerTraining(learner), episodes, tested
+
+    def next_batch(self) -> EpisodeBatch:
+        return self._training.next_batch(self._episodes)
+
+    def step(self, batch: EpisodeBatch, rate: float) -> Tensor:
+        return self._training.step(batch, rate)
+
+    def scores(self) -> Mapping[str, Sequence[float]]:
+        scores = EpisodeScores()
+        for batch in self._tested():
+            scores.answered(batch, self._training.probabilities)
+        return scores
 
 
-def mark(entrant: Entrant, trained: Trained, episodes: Episodes) -> Mark:
-    """Test a network on all episodes of an epoch."""
-    entrant.network.load_state_dict(trained.snapshot.weights)
-    entrant.network.eval()
-    right: list[int] = []
-    inner: list[Inner] = []
-    spent = 0.0
-    for batch in chunks_of(episodes):
-        started = process_time()
-        answer = entrant.answer(batch)
-        spent += process_time() - started
-        right += (answer.probabilities.argmax(2) == batch.query_label).sum(1).tolist()
-        inner += answer.inner()
-    snapshot, milliseconds = trained.snapshot, round(1000 * spent / len(right), 2)
-    seconds = round(snapshot.seconds, 1)
-    return Mark(seconds, snapshot.steps, trained.episodes, right, milliseconds, Solves.of(inner), trained.backward)
+class EpisodeScores(dict[str, list[float]]):
+    """By measure, of every episode so far."""
+
+    def answered(self, batch: EpisodeBatch, answer: Callable[[EpisodeBatch], Tensor]) -> None:
+        """What probabilities (B, Q, ways) of the queries are worth, and how long they took."""
+        began = process_time()
+        probabilities = answer(batch)
+        seconds = process_time() - began
+        correct = (probabilities.argmax(2) == batch.query_label).double().mean(1)
+        self.add(accuracy=correct, seconds=correct.new_full(correct.shape, seconds / len(correct)))
+
+    def add(self, **values: Tensor) -> None:
+        """Values (B,) of the next episodes."""
+        for name, one in values.items():
+            self.setdefault(name, []).extend(one.double().tolist())
 
 
-def chunks_of(episodes: Episodes) -> Iterator[EpisodeBatch]:
-    """Batches of :data:`CHUNK`."""
+def joint_scores(tested: Callable[[], Iterator[EpisodeBatch]], module: JointModule) -> EpisodeScores:
+    """What the joint method reaches, and how its inner problems were solved."""
+    task: Any = module.task
+    scores = EpisodeScores()
+    for batch in tested():
+        solved: list[Any] = []
+
+        def answer(batch: EpisodeBatch, solved: list[Any] = solved) -> Tensor:
+            solved.append(module.predict_step(batch, 0)["equilibrium"])
+            probabilities: Tensor = task.probabilities(solved[0], batch)
+            return probabilities
+
+        scores.answered(batch, answer)
+        (at,), before = solved, task.objective_at_start(batch)
+        below = at.objective < before
+        scores.add(before=before, after=at.objective, below_start=below, evaluations=at.nfe, residual=at.residual)
+    return scores
+
+
+def batch_of(episodes: Episodes, items: range) -> EpisodeBatch:
+    """Some episodes; items beyond their number are those of further epochs."""
+    batch: EpisodeBatch = default_collate([episodes[item] for item in items])
+    return batch
+
+
+def in_chunks(episodes: Episodes) -> Iterator[EpisodeBatch]:
+    """All in their order."""
     for first in range(0, len(episodes), CHUNK):
-        yield default_collate([episodes[item] for item in range(first, min(first + CHUNK, len(episodes)))])
+        yield batch_of(episodes, range(first, min(first + CHUNK, len(episodes))))
 
 
-def data_of(chosen: argparse.Namespace, training: tuple[int, int], seed: int) -> EpisodeData:
+def data_of(chosen: argparse.Namespace, train_ways: int, train_queries: int, seed: int) -> EpisodeData:
     """Episodes of classes whose splits no seed changes."""
     return EpisodeData(
-        partial(open_classes, chosen.root, size=SETTING.size, channels=1),
+        partial(open_classes, chosen.root, size=RECIPE.task["size"], channels=1),
         ways=chosen.ways,
         shots=chosen.shots,
-        queries=SETTING.queries,
-        train_ways=training[0],
-        train_queries=training[1],
-        batch_size=1,
+        queries=QUERIES,
+        train_ways=train_ways,
+        train_queries=train_queries,
+        batch_size=BATCH,
         val_episodes=chosen.episodes,
         test_episodes=chosen.episodes,
         rotations=True,
@@ -204,60 +170,29 @@ def data_of(chosen: argparse.Namespace, training: tuple[int, int], seed: int) ->
     )
 
 
-def path_of(name: str, seed: int, chosen: argparse.Namespace) -> Path:
-    """The file of a run."""
-    scene = f"{_data_name(chosen)}-{chosen.ways}way-{chosen.shots}shot-{chosen.episodes}-{_part(chosen).value}"
-    distorted = "-".join(f"{strength:g}" for strength in chosen.distort)
-    return chosen.out / f"{name}-{scene}-{distorted}-{chosen.seconds:g}s-{seed}.json"
-
-
-def _data_name(chosen: argparse.Namespace) -> str:
-    return "glyphs" if chosen.root is None else chosen.root.resolve().name
-
-
-def _part(chosen: argparse.Namespace) -> Part:
-    return Part.VAL if chosen.validation else Part.TEST
-
-
-def run(name: str, seed: int, chosen: argparse.Namespace) -> None:
-    """Train and test one network, and write its file."""
-    part, data = _part(chosen), _data_name(chosen)
-    method = METHODS[name]
-    torch.manual_seed(seed)
-    entrant = method.entrant(SETTING, chosen.ways)
-    training = method.training(SETTING, chosen.ways)
-    told = f"{method.label} ({data}, {chosen.ways}-way {chosen.shots}-shot, seed {seed})"
-    print(f"training {told} for {chosen.seconds:g} s", flush=True)
-    with warnings.catch_warnings():
-        # They are counted: see Backward.unsolved.
-        warnings.filterwarnings("ignore", message="Implicit: the backward solve")
-        trained = train(entrant, data_of(chosen, training, seed).episodes[Part.TRAIN], chosen.seconds, told)
+def contestant(name: str, seed: int, chosen: argparse.Namespace) -> Contestant:
+    adapted = name in ("maml", "anil")
+    shape = (chosen.ways, QUERIES) if adapted else (max(chosen.ways, TRAIN_WAYS), TRAIN_QUERIES)
+    training = data_of(chosen, *shape, seed).episodes[Part.TRAIN]
     # The episodes of a test are those of seed 0, whatever the seed of the run is.
-    episodes = data_of(chosen, training, 0).episodes[part]
-    queries = chosen.ways * SETTING.queries
-    marks = []
-    for one in trained:
-        marks.append(mark(entrant, one, episodes))
-        accuracy = 100 * fmean(marks[-1].right) / queries
-        print(f"  {marks[-1].seconds:.0f} s, {marks[-1].steps} steps: {accuracy:.2f} %", flush=True)
-    said = {"method": name, "seed": seed, "budget": chosen.seconds, "data": data, "part": part.value}
-    said |= {"ways": chosen.ways, "shots": chosen.shots, "episodes": chosen.episodes, "queries": queries}
-    said |= {"distort": chosen.distort}
-    write_run(path_of(name, seed, chosen), {**said, "marks": [asdict(one) for one in marks]})
+    of_test = data_of(chosen, *shape, 0).episodes[Part.VAL if chosen.validate else Part.TEST]
+    tested = partial(in_chunks, of_test)
+    if adapted:
+        learn2learn(f"the method {name}", "leaving it out of --methods")
+        learner = make_learner(LEARNERS[name], 1, RECIPE.task["size"], chosen.ways, nn.Module, BATCH)
+        return LearnerContestant(learner, training, tested)
+    settings: dict[str, Any] = {**RECIPE.task, **(JOINT[name].task if name in JOINT else {})}
+    task = Omniglot(**settings)
+    if name not in JOINT:
+        return LearnerContestant(PenalisedPrototypes(task.network, BATCH, RECIPE.penalty), training, tested)
+    batches = (batch_of(training, range(first, first + BATCH)) for first in count(step=BATCH))
+    return JointContestant(task, JOINT[name], RECIPE, batches.__next__, partial(joint_scores, tested))
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fewshot", description=__doc__)
-    parser.add_argument("--root", type=Path, help="folder of Omniglot or of classes; else embedded glyphs, to try it")
-    parser.add_argument(
-        "--methods", nargs="*", choices=METHODS, default=list(METHODS), help="none: report alone (%(default)s)"
-    )
+    parser = parser_of("fewshot", __doc__, LABELS, list(LABELS), [0])
     parser.add_argument("--ways", type=int, default=5, help="classes of a test episode (%(default)s)")
     parser.add_argument("--shots", type=int, default=1, help="support images of a class (%(default)s)")
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], help="of weights and training episodes (%(default)s)"
-    )
-    parser.add_argument("--seconds", type=float, default=180.0, help="of training on one core (%(default)s)")
     parser.add_argument(
         "--distort",
         nargs=2,
@@ -266,28 +201,25 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=[2.0, 0.5],
         help="how much classes and images of training episodes are distorted, for all methods (%(default)s)",
     )
-    parser.add_argument("--episodes", type=int, default=600, help="that are tested (%(default)s)")
-    parser.add_argument("--validation", action="store_true", help="on validation episodes: to choose settings with")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out" / "fewshot", help="%(default)s")
-    chosen = parser.parse_args(argv)
-    if not chosen.seconds > 0 or chosen.episodes < 1:
-        parser.error(
-            f"--seconds must be larger than 0 and --episodes 1 or more, got {chosen.seconds:g}, {chosen.episodes}"
-        )
-    return chosen
+    samples_option(parser, "--episodes", 600, "that are tested")
+    return parsed(parser, argv)
+
+
+def scene_of(chosen: argparse.Namespace) -> str:
+    data, part = "glyphs" if chosen.root is None else chosen.root.resolve().name, "val" if chosen.validate else "test"
+    distorted = "distorted by {:g} and {:g}".format(*chosen.distort) if any(chosen.distort) else "as they are"
+    return (
+        f"{chosen.ways}-way {chosen.shots}-shot, {chosen.episodes} {part} episodes of {data}, {chosen.seconds:g} s, "
+        f"training images {distorted}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     chosen = arguments(argv)
-    torch.set_num_threads(1)
-    wanted = [(name, seed) for seed in chosen.seeds for name in chosen.methods]
-    lacking = [(name, seed) for name, seed in wanted if not path_of(name, seed, chosen).exists()]
-    for name, _ in lacking:
-        if METHODS[name].needs_learn2learn:
-            learn2learn(f"the method {name}", "leaving it out of --methods")
-    for name, seed in lacking:
-        run(name, seed, chosen)
-    print(write(chosen.out, {name: method.label for name, method in METHODS.items()}, _part(chosen)))
+    for seed in chosen.seeds:
+        methods = {LABELS[name]: partial(contestant, name, seed, chosen) for name in chosen.methods}
+        run(scene_of(chosen), seed, chosen.seconds, methods, chosen.out, ACCURACY)
+    print(REPORT.write(chosen.out))
 
 
 if __name__ == "__main__":

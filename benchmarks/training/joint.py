@@ -1,4 +1,4 @@
-"""Methods of the product in a race: a task with a solver and an adjoint, trained by what `JointModule` differentiates."""
+"""The joint method in a race: a task with a solver and an adjoint, trained by what `JointModule` differentiates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What races have found: for every scene a comparison, the scores against training time, and the runs one by one."""
+"""What races have found: for every scene a comparison, and the scores against training time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from benchmarks.training.runs import TrainingRun
 from deqopt.compare import Estimate, Measure, Scores, Summary, log_name
 from deqopt.figures import comparison, write_figure
-from deqopt.tables import aligned
 
 
 class Report(NamedTuple):
@@ -41,7 +40,7 @@ class Report(NamedTuple):
             summary.write(path.with_suffix(".csv"))
             write_figure(comparison(summary, scene), path.with_suffix(".png"))
             write_figure(self._over_time(mine, scene), folder / f"{path.name}_time.png")
-            texts.append("\n".join([scene, summary.table(width=120), "", self._single_runs(mine)]))
+            texts.append(f"{scene}, {len(summary.scores)} {summary.noun}\n{summary.table(width=120)}")
         if not texts:
             return f"no runs in {folder}"
         (folder / "results.txt").write_text("\n\n".join(texts) + "\n")
@@ -50,8 +49,8 @@ class Report(NamedTuple):
     def summary(self, runs: Sequence[TrainingRun]) -> Summary:
         """Of the last milestones: over the test samples, or over the seeds where there are several."""
         seeds = sorted({run.seed for run in runs})
-        noun = self.noun if len(seeds) == 1 else f"seeds, each the mean of {len(_first_scores(runs))} {self.noun}"
-        return _scores(runs, seeds, -1).summary(self.measures, noun)
+        noun = self.noun if len(seeds) == 1 else "seeds"
+        return Summary(_scores(runs, seeds, -1), self.measures, noun, self._details(runs))
 
     def _over_time(self, runs: Sequence[TrainingRun], title: str) -> Figure:
         """The first measure at every milestone, with its interval."""
@@ -78,16 +77,16 @@ class Report(NamedTuple):
         axes.legend(fontsize=8)
         return figure
 
-    def _single_runs(self, runs: Sequence[TrainingRun]) -> str:
-        """A line a run: what it was, what it reaches in the mean, and its notes."""
-        notes = list(dict.fromkeys(name for run in runs for name in run.notes))
-        rows = [["", "seed", "seconds", "steps", *(one.heading for one in self.measures), *notes]]
+    def _details(self, runs: Sequence[TrainingRun]) -> dict[str, dict[str, str]]:
+        """What there is to say of the runs of every method: steps, the first measure by seed, and the notes."""
+        first = self.measures[0]
+        columns: dict[str, dict[str, list[str]]] = {}
         for run in runs:
             last = run.milestones[-1]
-            means = [one.shown(fmean(last.scores[one.metric])) if one.metric in last.scores else "" for one in self.measures]
-            told = [f"{run.notes[name]:.3g}" if name in run.notes else "" for name in notes]
-            rows.append([run.method, str(run.seed), f"{last.seconds:.0f}", str(last.steps), *means, *told])
-        return aligned(rows)
+            told = {"steps": str(last.steps), "seed": f"{run.seed}: {first.shown(fmean(last.scores[first.metric]))}"}
+            for name, text in {**told, **{name: f"{value:.2g}" for name, value in run.notes.items()}}.items():
+                columns.setdefault(name, {}).setdefault(run.method, []).append(text)
+        return {name: {method: ", ".join(texts) for method, texts in one.items()} for name, one in columns.items()}
 
 
 def _scores(runs: Sequence[TrainingRun], seeds: Sequence[int], milestone: int) -> Scores:

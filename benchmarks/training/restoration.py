@@ -1,4 +1,4 @@
-"""``python -m benchmarks.training.restoration``: PSNR of restored images, by which gradient to theta the prior is trained.
+"""``python -m benchmarks.training.restoration``: PSNR of restored images, gradients to theta side by side.
 
 Every method trains the same network on the same images, measured with the same noise, by the same optimiser; the
 methods differ in the adjoint and in the solver alone. Test images are restored by the solver of the training, then z is
@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -147,7 +146,9 @@ def restored(batches: Sequence[RestorationBatch], module: JointModule) -> dict[s
     return sample_scores(module.task, [module.task.outcome(*pair) for pair in zip(solved, batches, strict=True)])
 
 
-def contestant(setting: RestorationSetting, method: JointMethod, seed: int, chosen: argparse.Namespace) -> JointContestant:
+def contestant(
+    setting: RestorationSetting, method: JointMethod, seed: int, chosen: argparse.Namespace
+) -> JointContestant:
     task = task_of(setting, chosen)
     draw = TrainingDraws(task, setting.batch, seed)
     return JointContestant(task, method, setting.recipe, draw, partial(restored, tested(task, chosen)))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from deqopt_tasks.omniglot.beside import Beside, Training
+from deqopt_tasks.omniglot.equal_time import EqualTimeBaselines, LearnerTraining
 from deqopt_tasks.omniglot.data import EpisodeData
 from deqopt_tasks.omniglot.episodes import EpisodeBatch
 from deqopt_tasks.omniglot.glyphs import Glyphs
@@ -72,9 +72,9 @@ class Timed(Prototypes):
 class Joint(TinyEpisodes):
     """Takes a second for a training step, and starts its solve anywhere."""
 
-    def __init__(self, clock: Clock, beside: Beside | None) -> None:
+    def __init__(self, clock: Clock, baselines: EqualTimeBaselines | None) -> None:
         super().__init__(Rows([]))
-        self.clock, self.beside = clock, beside
+        self.clock, self.baselines = clock, baselines
 
     def datamodule(self) -> EpisodeData:
         return EpisodeData(
@@ -89,7 +89,7 @@ class Joint(TinyEpisodes):
         )
 
     def callbacks(self) -> list[Callback]:
-        return [] if self.beside is None else [self.beside]
+        return [] if self.baselines is None else [self.baselines]
 
     def start(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
         z0, x0 = super().start(batch)
@@ -115,8 +115,8 @@ class Run:
         torch.manual_seed(0)
         self.clock, self.cost = Clock(), cost
         self.also: Callable[[EpisodeBatch], object] = lambda batch: None
-        self.beside = Beside({one: lambda: Timed(self.taken, width, ways) for one in learners}, self.clock)
-        task = Joint(self.clock, self.beside if learners else None)
+        self.baselines = EqualTimeBaselines({one: lambda: Timed(self.taken, width, ways) for one in learners}, self.clock)
+        task = Joint(self.clock, self.baselines if learners else None)
         self.module = JointModule(
             task,
             JointAnderson(max_nfe=3, step_size=0.1, step_rule=StepRule.PLAIN),
@@ -133,8 +133,8 @@ class Run:
         return trainer
 
     @property
-    def training(self) -> Training:
-        return self.beside.trainings[Baseline.PROTOTYPES]
+    def training(self) -> LearnerTraining:
+        return self.baselines.trainings[Baseline.PROTOTYPES]
 
     def saved(self, directory: Path) -> Path:
         """The checkpoint of a training."""
@@ -160,7 +160,7 @@ class Spy(Callback):
 @pytest.mark.parametrize("cost", [0.25, 1.0, 2.5])
 def test_all_have_used_the_same_time_whenever_they_are_measured(cost: float, tmp_path: Path) -> None:
     run = Run(Baseline.PROTOTYPES, cost=cost)
-    spy = Spy(lambda: (run.beside.seconds, run.training.seconds, run.training.episodes))
+    spy = Spy(lambda: (run.baselines.seconds, run.training.seconds, run.training.episodes))
     run("fit", tmp_path, max_epochs=2, callbacks=[spy], val_check_interval=1)
     joint = [float(step) for step in range(1, 2 * STEPS + 1)]
     steps = [math.ceil(seconds / cost) for seconds in joint]
@@ -171,7 +171,7 @@ def test_all_have_used_the_same_time_whenever_they_are_measured(cost: float, tmp
 def test_the_end_of_an_epoch_is_equal_too(validated: bool, tmp_path: Path) -> None:
     run = Run(Baseline.PROTOTYPES)
     run("fit", tmp_path, limit_val_batches=None if validated else 0)
-    assert run.training.seconds == run.beside.seconds == STEPS
+    assert run.training.seconds == run.baselines.seconds == STEPS
 
 
 def test_learning_rates_follow_the_schedule_of_the_joint_method(
@@ -246,12 +246,12 @@ def test_initial_weights_come_from_the_global_seed_alone() -> None:
     def weights(*order: Baseline, seed: int = 0, drawn: int = 0) -> Tensor:
         torch.manual_seed(seed)
         torch.rand(drawn)
-        beside = Beside({one: lambda: Prototypes(PixelFeatures(), 4) for one in order})
+        baselines = EqualTimeBaselines({one: lambda: Prototypes(PixelFeatures(), 4) for one in order})
         alone = SimpleNamespace(world_size=1, strategy=SimpleNamespace(root_device=torch.device("cpu")))
         before = torch.get_rng_state()
-        beside.setup(alone, None, "fit")  # type: ignore[arg-type]
+        baselines.setup(alone, None, "fit")  # type: ignore[arg-type]
         assert torch.get_rng_state().equal(before)
-        return parameters_to_vector(beside.trainings[Baseline.PROTOTYPES].learner.parameters())
+        return parameters_to_vector(baselines.trainings[Baseline.PROTOTYPES].learner.parameters())
 
     expected = weights(Baseline.PROTOTYPES)
     assert weights(Baseline.MAML, Baseline.PROTOTYPES, drawn=5).equal(expected)
@@ -275,8 +275,8 @@ def test_a_run_that_is_resumed_goes_on_as_if_it_had_not_been_interrupted(tmp_pat
     whole("fit", tmp_path, max_epochs=3)
     second("fit", tmp_path, first.saved(tmp_path), max_epochs=3)
     assert second.training.episodes == whole.training.episodes > first.training.episodes > 0
-    assert same(second.beside.state_dict(), whole.beside.state_dict())
-    assert not same(first.beside.state_dict(), whole.beside.state_dict())
+    assert same(second.baselines.state_dict(), whole.baselines.state_dict())
+    assert not same(first.baselines.state_dict(), whole.baselines.state_dict())
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
@@ -286,7 +286,7 @@ def test_a_checkpoint_brings_the_baselines_along(command: str, tmp_path: Path) -
     torch.manual_seed(1)
     trainer = loaded(command, tmp_path, path)
     batch = next(iter(loaded.module.task.datamodule().val_dataloader()))
-    expected, found = (run.beside.methods()["prototypes"](batch) for run in (trained, loaded))
+    expected, found = (run.baselines.methods()["prototypes"](batch) for run in (trained, loaded))
     assert found.equal(expected)
     assert loaded.training.episodes == trained.training.episodes == 2 * STEPS  # and nothing has been learned since
     if command == "validate":
@@ -322,7 +322,7 @@ def test_a_checkpoint_with_other_networks_is_refused(tmp_path: Path) -> None:
 def test_predict_needs_none(tmp_path: Path) -> None:
     path, run = Run(Baseline.PROTOTYPES).saved(tmp_path), Run(Baseline.PROTOTYPES)
     run("predict", tmp_path, path)
-    assert run.beside.methods() == {}
+    assert run.baselines.methods() == {}
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_predict_needs_none(tmp_path: Path) -> None:
 def test_what_is_not_installed_is_missed_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "learn2learn", None)
     run = Run(Baseline.PROTOTYPES)
-    run.beside = run.module.task.beside = Beside(
+    run.baselines = run.module.task.baselines = EqualTimeBaselines(
         {Baseline.MAML: partial(make_learner, Baseline.MAML, 1, 28, 3, PixelFeatures, 4)}
     )
     with pytest.raises(ProblemError, match="needs learn2learn"):
@@ -342,8 +342,8 @@ def test_what_is_not_installed_is_missed_before_training(monkeypatch: pytest.Mon
 def test_several_processes_are_refused_in_training() -> None:
     two: Any = SimpleNamespace(world_size=2)
     with pytest.raises(ProblemError, match="trained by one process, and there are 2: give --trainer"):
-        Run(Baseline.PROTOTYPES).beside.setup(two, two, "fit")
-    Beside({}).setup(two, two, "fit")
+        Run(Baseline.PROTOTYPES).baselines.setup(two, two, "fit")
+    EqualTimeBaselines({}).setup(two, two, "fit")
 
 
 def test_other_data_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from .episodes import EpisodeBatch
 from .learners import Baseline, Learner
 
 
-class Training:
+class LearnerTraining:
     """A learner, its optimiser, and how far they are.
 
     Attributes:
@@ -51,14 +51,15 @@ class Training:
         rows = [_of_classes(episodes[item], self.learner.ways) for item in items]
         return self._placed(EpisodeBatch(*default_collate(rows)))
 
-    def step(self, batch: EpisodeBatch, share: float) -> None:
-        """One training step at this share of the learning rate."""
+    def step(self, batch: EpisodeBatch, share: float) -> Tensor:
+        """One training step at this share of the learning rate; returns its loss."""
         self.learner.train()
         for group in self._optimizer.param_groups:
             group["lr"] = share * self.learner.learning_rate
         self._optimizer.zero_grad()
         self.loss = self.learner.backward(batch)
         self._optimizer.step()
+        return self.loss
 
     def probabilities(self, batch: EpisodeBatch) -> Tensor:
         """(B, Q, ways) of the queries, detached."""
@@ -101,7 +102,7 @@ class Training:
         return EpisodeBatch(*parts)
 
 
-class Beside(Callback):
+class EqualTimeBaselines(Callback):
     """Trains learners beside the joint method, each for as long as the joint method's training steps take.
 
     The clock of the joint method runs from the start of a training batch to its end, that of a learner in its training
@@ -130,12 +131,12 @@ class Beside(Callback):
         self, learners: Mapping[Baseline, Callable[[], Learner]], clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._learners, self._clock = dict(learners), clock
-        self._trainings: dict[Baseline, Training] = {}
+        self._trainings: dict[Baseline, LearnerTraining] = {}
         self._restored: set[Baseline] = set()
         self._seconds, self._began = 0.0, 0.0
 
     @property
-    def trainings(self) -> Mapping[Baseline, Training]:
+    def trainings(self) -> Mapping[Baseline, LearnerTraining]:
         """What there is to know of each learner once a run has started."""
         return self._trainings
 
@@ -163,7 +164,7 @@ class Beside(Callback):
             if baseline not in self._trainings:
                 with isolate_rng():
                     torch.manual_seed(torch.initial_seed())
-                    self._trainings[baseline] = Training(learner().to(trainer.strategy.root_device))
+                    self._trainings[baseline] = LearnerTraining(learner().to(trainer.strategy.root_device))
             self._trainings[baseline].learner.to(trainer.strategy.root_device)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,6 +214,11 @@ class Beside(Callback):
         self._check_restored(trainer)
 
     # -- the checkpoint -------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """In checkpoints."""
+        return "Beside"
 
     def state_dict(self) -> dict[str, Any]:
         states = {baseline.name: training.state_dict() for baseline, training in self._trainings.items()}
