@@ -40,7 +40,8 @@ class Report(NamedTuple):
             summary.write(path.with_suffix(".csv"))
             write_figure(comparison(summary, scene), path.with_suffix(".png"))
             write_figure(self._over_time(mine, scene), folder / f"{path.name}_time.png")
-            texts.append(f"{scene}, {len(summary.scores)} {summary.noun}\n{summary.table(width=120)}")
+            seeds = f", {len(summary.scores)} seeds" if summary.noun == "seeds" else ""
+            texts.append(f"{scene}{seeds}\n{summary.table(width=120)}")
         if not texts:
             return f"no runs in {folder}"
         (folder / "results.txt").write_text("\n\n".join(texts) + "\n")
@@ -78,13 +79,17 @@ class Report(NamedTuple):
         return figure
 
     def _details(self, runs: Sequence[TrainingRun]) -> dict[str, dict[str, str]]:
-        """What there is to say of the runs of every method: steps, the first measure by seed, and the notes."""
-        first = self.measures[0]
+        """What there is to say of the runs of every method: steps, the first measure of every seed of several, and
+        the notes."""
+        first, several = self.measures[0], len({run.seed for run in runs}) > 1
         columns: dict[str, dict[str, list[str]]] = {}
         for run in runs:
             last = run.milestones[-1]
-            told = {"steps": str(last.steps), "seed": f"{run.seed}: {first.shown(fmean(last.scores[first.metric]))}"}
-            for name, text in {**told, **{name: f"{value:.2g}" for name, value in run.notes.items()}}.items():
+            told = {"steps": str(last.steps)}
+            if several:
+                told["of every seed"] = f"{run.seed}: {first.shown(fmean(last.scores[first.metric]))}"
+            told |= {name: f"{value:.2g}" for name, value in run.notes.items()}
+            for name, text in told.items():
                 columns.setdefault(name, {}).setdefault(run.method, []).append(text)
         return {name: {method: ", ".join(texts) for method, texts in one.items()} for name, one in columns.items()}
 

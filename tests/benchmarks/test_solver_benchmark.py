@@ -7,9 +7,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-
-from benchmarks import entrants, peers, program, report
-from benchmarks.__main__ import main
 from benchmarks.competitors import Choice, Entrant, Missing, SolverAtBudgets
 from benchmarks.contest import Curve, Mark, choose
 from benchmarks.data import Digits
@@ -19,6 +16,9 @@ from benchmarks.models import Attack, LatentFitting, Model
 from benchmarks.peers import Adam, NormalisedGradient, PublishedJointAnderson, Rule, Solver, TorchDEQDescent
 from benchmarks.program import Extent, Part, run
 from benchmarks.stopwatch import Stopwatch
+
+from benchmarks import entrants, peers, program, report
+from benchmarks.__main__ import main
 from benchmarks.training import CLASSIFIER
 from catalogue import CASES, linear, tanh_ball
 from deqopt.fixed_point import Anderson
