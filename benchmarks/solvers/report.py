@@ -58,7 +58,7 @@ def _text(results: Results, setting: dict[str, Any]) -> Iterator[str]:
         reached = goal.test.at(goal.chosen).objective
         yield from ("", f"## {name}", "")
         yield f"Objective: {MODELS[name].told}, lower is better. Goal: that of {goal.entrant.name}, {reached:.5g}."
-        yield from _block(_summary(name, standings, results.missing[name]).table(width=150))
+        yield from _block(_summary(name, standings, results.missing[name]).table(width=180))
         yield ""
         yield f"![objective against seconds and evaluations]({name}-cost.png)"
 
