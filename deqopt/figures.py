@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deqopt.compare import Summary
+from deqopt.compare import Estimate, Measure, Summary
 from deqopt.iteration import Trace
 
 
@@ -22,7 +24,7 @@ def image_rows(rows: Mapping[str, Tensor], title: str, notes: Sequence[str] = ()
     """Images in labelled rows, one column a sample.
 
     Args:
-        rows: label to images (N, 1 or 3, H, W) in [-1, 1]; all rows of the same N.
+        rows: label to images (N, 1 or 3, H, W) in [0, 1]; all rows of the same N.
         title: above the grid.
         notes: below every column, such as its PSNR.
     """
@@ -31,8 +33,7 @@ def image_rows(rows: Mapping[str, Tensor], title: str, notes: Sequence[str] = ()
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(axes_row, images.detach().float().cpu(), strict=True):
-            pixels = ((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
-            axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+            _show(axes, image)
             axes.set(xticks=[], yticks=[])
         axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     for axes, note in zip(grid[-1], notes, strict=False):
@@ -42,17 +43,21 @@ def image_rows(rows: Mapping[str, Tensor], title: str, notes: Sequence[str] = ()
 
 
 def image_mosaic(images: Tensor, title: str, columns: int = 8) -> Figure:
-    """Images (N, 1 or 3, H, W) in [-1, 1], row by row."""
+    """Images (N, 1 or 3, H, W) in [0, 1], row by row."""
     rows = -(-images.shape[0] // columns)
     figure = Figure(figsize=(0.9 * columns, 0.9 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, image in zip(grid, images.detach().float().cpu(), strict=False):
-        pixels = ((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
-        axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+        _show(axes, image)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _show(axes: Axes, image: Tensor) -> None:
+    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
 
 
 def convergence(trace: Trace) -> Figure:
@@ -102,6 +107,33 @@ def comparison(summary: Summary, title: str) -> Figure:
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
+
+
+def draw_curves(axes: Axes, curves: Mapping[str, Mapping[float, Estimate]], measure: Measure) -> None:
+    """A curve a method through its means with their intervals, each beside the others by as much as a dot is wide.
+
+    So curves that coincide are all visible.
+
+    Args:
+        axes: to draw into; the y axis is labelled by the measure.
+        curves: the estimates of a method by their place on the x axis.
+    """
+    for place, (name, points) in enumerate(curves.items()):
+        beside = ScaledTranslation((place - (len(curves) - 1) / 2) * 5 / 72, 0, axes.figure.dpi_scale_trans)
+        axes.errorbar(
+            list(points),
+            [measure.factor * one.mean for one in points.values()],
+            [measure.factor * np.nan_to_num(one.half_width) for one in points.values()],
+            fmt="o-",
+            markersize=4,
+            linewidth=1,
+            capsize=2,
+            color=f"C{place}",
+            label=name,
+            transform=axes.transData + beside,
+        )
+    axes.set_ylabel(measure.heading, parse_math=False)
+    axes.grid(alpha=0.3)
 
 
 def _quantiles(values: NDArray[Any]) -> NDArray[Any]:

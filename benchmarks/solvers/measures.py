@@ -16,8 +16,8 @@ from benchmarks.solvers.competitors import Side
 from benchmarks.solvers.contest import Curve, Scene, Standing
 from benchmarks.solvers.memory import peak_bytes
 from benchmarks.solvers.models import AttackedClassifier, Digits, frozen, rows_of, to_device
-from benchmarks.solvers.stopwatch import now
 from deqopt import JointProblem
+from deqopt.clock import now
 from deqopt.solvers import JointAnderson, JointSolver, StepRule, Tracking
 from deqopt.state import State, leaf, state_of, tensors_of
 

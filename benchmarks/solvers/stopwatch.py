@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,14 +10,8 @@ import torch
 from torch import Tensor
 
 from deqopt import JointProblem
+from deqopt.clock import now
 from deqopt.state import State, state_of, tensors_of
-
-
-def now(device: torch.device) -> float:
-    """Seconds on a clock, once all that was asked of ``device`` is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from benchmarks.training.joint import JointContestant, JointMethod, Recipe
 from benchmarks.training.report import Report
 from deqopt import JointModule
 from deqopt.compare import Measure
-from deqopt.data import Download, LabelledBatch
+from deqopt.data import Download, ImageBatch
 from deqopt.fixed_point import Anderson
 from deqopt.iteration import Norm
 from deqopt.regularizers import SpectralPenalty
@@ -68,20 +68,20 @@ REPORT = Report(
 )
 
 
-def images_of(task: Cifar, rows: Sequence[int]) -> LabelledBatch:
+def images_of(task: Cifar, rows: Sequence[int]) -> ImageBatch:
     """Images (N, 1, 28, 28) in [0, 1], their labels and indices."""
     samples = [task.data.source[row] for row in rows]
     labels = torch.tensor([one.label for one in samples])
-    return LabelledBatch(torch.stack([one.image for one in samples]), labels, torch.tensor(rows))
+    return ImageBatch(torch.stack([one.image for one in samples]), labels, torch.tensor(rows))
 
 
-def drawn(images: LabelledBatch, generator: torch.Generator) -> LabelledBatch:
+def drawn(images: ImageBatch, generator: torch.Generator) -> ImageBatch:
     """A batch at random."""
     rows = torch.randint(len(images.label), (BATCH,), generator=generator)
-    return LabelledBatch(images.image[rows], images.label[rows], rows)
+    return ImageBatch(images.image[rows], images.label[rows], rows)
 
 
-def accuracies(images: LabelledBatch, module: JointModule) -> dict[str, list[float]]:
+def accuracies(images: ImageBatch, module: JointModule) -> dict[str, list[float]]:
     """Which images are classified correctly at their exact equilibria, as they are and under attack. The attack's
     gradients are solved to 1e-3."""
     task: Any = module.task

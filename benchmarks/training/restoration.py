@@ -164,7 +164,7 @@ def measurement(setting: RestorationSetting, chosen: argparse.Namespace) -> dict
     """What the measurement itself reaches."""
     task = task_of(setting, chosen)
     pairs: list[tuple[Tensor, Tensor]] = [
-        (task.estimate(batch).clamp(-1, 1), batch.clean) for batch in tested(task, chosen)
+        (task.estimate(batch).clamp(0, 1), batch.clean) for batch in tested(task, chosen)
     ]
     return sample_scores(task, pairs)
 

@@ -59,7 +59,8 @@ class Scores:
         index: (N,) the number of each sample in its data.
         values: ``values[method][metric]``, (N,), NaN where a sample has no such score; methods may differ in their
             metrics. Numbers and bools are kept as float64 on the CPU.
-        facts: what there is to know of the samples beside, by name, (N,), such as what their solves took.
+        facts: what there is to know of the samples beside, by name, (N,), such as what their solves took; whole numbers
+            stay whole.
 
     Raises:
         ProblemError: scores that are not one a sample; two methods with the same :func:`log_name`.
@@ -89,7 +90,8 @@ class Scores:
         }
         object.__setattr__(self, "index", index)
         object.__setattr__(self, "values", kept)
-        object.__setattr__(self, "facts", {name: _column(name, one, index) for name, one in (facts or {}).items()})
+        known = {name: _column(name, one, index, dtype=None) for name, one in (facts or {}).items()}
+        object.__setattr__(self, "facts", known)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -100,7 +102,9 @@ class Scores:
 
         Scores that one part has and another has not are NaN for the samples of the other.
         """
-        parts = [cls([], {}), *parts]
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            return cls([], {})
         index, order = torch.cat([part.index for part in parts]).sort(stable=True)
         first = torch.ones_like(index, dtype=torch.bool)
         first[1:] = index[1:] != index[:-1]
@@ -175,10 +179,12 @@ def check_names(methods: Iterable[str]) -> None:
             raise ProblemError(f"two methods are called {method!r}: give them names of their own")
 
 
-def _column(name: str, values: Tensor | Sequence[float], index: Tensor) -> Tensor:
+def _column(
+    name: str, values: Tensor | Sequence[float], index: Tensor, dtype: torch.dtype | None = torch.float64
+) -> Tensor:
     if isinstance(values, Tensor):
         values = values.detach()
-    values = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    values = torch.as_tensor(values, dtype=dtype, device="cpu")
     if values.shape != index.shape:
         raise ProblemError(f"{name} must be one number a sample, ({len(index)},), and has shape {tuple(values.shape)}")
     return values

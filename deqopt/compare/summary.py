@@ -66,7 +66,7 @@ class Summary:
         >>> summary.logged()
         {'psnr_ours': 23.0, 'psnr_mean_image': 10.0}
         >>> print(summary.table())
-                     PSNR in dB     minus ours
+                     PSNR in dB    minus ours
         ours        23.00 ±8.96
         mean image  10.00 ±2.48  -13.00 ±6.57
     """
@@ -117,7 +117,8 @@ class Summary:
         columns = []
         for position, one in enumerate(self.measures):
             means = [self.means[method].get(one.metric) for method in self.methods]
-            columns.append([one.heading, *_texts(one, means)])
+            if any(means):
+                columns.append([one.heading, *_texts(one, means)])
             if position == 0 and self.differences:
                 pairs = [self.differences.get(method, {}).get(one.metric) for method in self.methods]
                 columns.append([f"minus {self.first}", *_texts(one, pairs, "+")])

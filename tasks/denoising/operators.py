@@ -22,7 +22,7 @@ class Denoising(MeasurementOperator):
     """``A x = x``: the image itself is measured, with noise.
 
     Args:
-        sigma: standard deviation of the noise, on the range [-1, 1].
+        sigma: standard deviation of the noise, on the range [-1, 1], twice that on [0, 1].
     """
 
     sigma: float = 0.2

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from deqopt.batch import size_of
+from deqopt.clock import now
 from deqopt.data.splits import Part
 from deqopt.errors import CheckpointError, ProblemError
 
@@ -174,12 +175,12 @@ class EqualTimeBaselines(Callback):
         # Before the module's own hook of this name, and not in on_train_batch_end, which comes before the module's:
         # so that it does not measure us.
         self._catch_up(trainer, pl_module)
-        self._began = self._now(pl_module)
+        self._began = now(pl_module.device, self._clock)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._seconds += self._now(pl_module) - self._began
+        self._seconds += now(pl_module.device, self._clock) - self._began
         for baseline, training in self._trainings.items():
             if training.loss is not None:
                 pl_module.log(f"train/{_key(baseline)}_loss", training.loss, batch_size=size_of(batch))
@@ -251,15 +252,9 @@ class EqualTimeBaselines(Callback):
             for training in behind:
                 while training.seconds < self._seconds:
                     batch = training.next_batch(episodes)
-                    began = self._now(pl_module)
+                    began = now(pl_module.device, self._clock)
                     training.step(batch, share)
-                    training.seconds += self._now(pl_module) - began
-
-    def _now(self, pl_module: LightningModule) -> float:
-        """Seconds, once the device has done its work."""
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        return self._clock()
+                    training.seconds += now(pl_module.device, self._clock) - began
 
 
 def _of_classes(episode: EpisodeBatch, ways: int | None) -> EpisodeBatch:

@@ -262,7 +262,7 @@ class Omniglot(Task):
 
     def callbacks(self) -> list[Callback]:
         report = EpisodeReport(self.probabilities, self.objective_at_start, self._baselines.methods)
-        unreadable = ReportUnreadable(lambda: self.own_episode, "classified")
+        unreadable = ReportUnreadable(lambda: self.own_episode.queries if self.own_episode else None, "classified")
         return [self._baselines, report, JoinClasses(), unreadable]
 
     def prediction_directory(self) -> Path | None:

@@ -18,11 +18,11 @@ from torch import Tensor
 from deqopt.figures import convergence, image_mosaic, image_rows, write_figure
 from deqopt.iteration import Trace
 
-COLOURS = {"black": (-1.0, -1.0, -1.0), "white": (1.0, 1.0, 1.0), "red": (1.0, -1.0, -1.0), "grey": (0.0, 0.0, 0.0)}
+COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "red": (1.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
 
 
 def flat(colour: str, count: int = 3, channels: int = 3) -> Tensor:
-    """Images (count, channels, 4, 4) of one colour in [-1, 1]."""
+    """Images (count, channels, 4, 4) of one colour in [0, 1]."""
     return torch.tensor(COLOURS[colour][:channels])[None, :, None, None].expand(count, channels, 4, 4)
 
 
@@ -52,7 +52,7 @@ def test_rows_show_their_images_under_their_labels(colour: str, channels: int) -
     grid = np.array(figure.axes).reshape(2, 3)
     for axes_row, (label, shown) in zip(grid, (("first", colour), ("second", other)), strict=True):
         assert axes_row[0].get_ylabel() == label
-        expected = (np.array(COLOURS[shown]) + 1) / 2
+        expected = np.array(COLOURS[shown])
         for axes in axes_row:
             want = expected if channels == 3 else expected[:1].repeat(3)
             assert np.allclose(inside(figure, axes), want, atol=0.01)
@@ -61,7 +61,7 @@ def test_rows_show_their_images_under_their_labels(colour: str, channels: int) -
 
 def test_rows_keep_the_order_of_samples_and_the_orientation() -> None:
     """White only in the upper left quarter of the second image."""
-    images = -torch.ones(2, 1, 8, 8)
+    images = torch.zeros(2, 1, 8, 8)
     images[1, :, :4, :4] = 1
     figure = image_rows({"row": images}, "title")
     first, second = (np.asarray(axes.get_images()[0].get_array()) for axes in figure.axes)

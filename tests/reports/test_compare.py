@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from deqopt.compare import Estimate, Measure, Scores, Summary, check_names
 from deqopt.errors import ProblemError
-from deqopt.figures import comparison
+from deqopt.figures import comparison, draw_curves
 
 ACCURACY = Measure("accuracy", "accuracy in %", factor=100)
 NAN = math.nan
@@ -236,6 +236,14 @@ def test_methods_that_coincide_are_all_visible(values: list[float]) -> None:
     scores = of(list(range(len(values))), ours=values, twin=values, third=values)
     seen = colours(comparison(Summary(scores, [ACCURACY]), "three of the same"))
     assert all(colour(line) in seen for line in range(3))
+
+
+@pytest.mark.parametrize("spread", [0.0, NAN, 1.0])
+def test_curves_that_coincide_are_all_visible(spread: float) -> None:
+    figure = Figure()
+    points = {0.0: Estimate(1.0, spread, 5), 1.0: Estimate(2.0, spread, 5)}
+    draw_curves(figure.subplots(), {"one": points, "$two": points, "three": {1.0: points[1.0]}}, ACCURACY)
+    assert {colour(place) for place in range(3)} <= colours(figure)
 
 
 def test_a_method_without_a_score_and_signs_of_mathematics_are_drawn() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from command import SMALL_TRAINER, column, complaint, deqopt, resolved, succeeded, user_folder
 from deqopt import JointModule
+from deqopt.data import unsigned
 from deqopt.solvers import solve_exactly
 from paths import REAL_DATA
 
@@ -161,11 +162,11 @@ def test_test_compares_with_classical_methods_and_another_model(trained: Path, b
     with torch.enable_grad():
         problem, solved = module.solve(batch)
     images = {
-        "measurement": batch.y.clamp(-1, 1),
-        "ours": task.restored(solve_exactly(problem, solved)).clamp(-1, 1),
+        "measurement": unsigned(batch.y).clamp(0, 1),
+        "ours": task.restored(solve_exactly(problem, solved)).clamp(0, 1),
     }
     for name, image in images.items():
-        expected = (10 * torch.log10(4 / (image - batch.clean).square().flatten(1).mean(1))).mean().item()
+        expected = (10 * torch.log10(1 / (image - batch.clean).square().flatten(1).mean(1))).mean().item()
         assert float(rows[name]["psnr"]) == pytest.approx(expected, abs=2e-2), name
     assert float(rows["Envelope"]["psnr"]) < float(rows["ours"]["psnr"])
 
@@ -244,7 +245,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "prior": (("--task.prior=Prior",), r"^--task\.prior: there is no 'Prior' to choose"),
     "widths": (("--task.prior.widths=[]",), r"^Restorer: widths must be positive numbers"),
-    "noise seed": (("--task.noise_seed=-1",), r"^noise_seed is -1: it should be 0 or larger$"),
+    "noise seed": (("--task.noise_seed=-1",), r"^noise_seed must be 0 or larger, got -1$"),
     "nothing compared": (("--task.test_images=0",), r"^denoising: test_images must be at least 1, got 0$"),
     "nowhere": (("--task.root=nowhere",), r"^nowhere is missing: root should be a folder of images"),
     "held": (("--adjoint=InputHeld",), r"Restorer optimises the image itself, so take Unrolled, Implicit"),

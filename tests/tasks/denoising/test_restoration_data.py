@@ -19,7 +19,7 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from deqopt.data import EmbeddedDigits, EpochOrder, ImageArchive, ImageSource
+from deqopt.data import EmbeddedDigits, EpochOrder, ImageArchive, ImageSource, signed
 from deqopt.errors import DataError, ProblemError
 from tiny_task import quiet_trainer
 
@@ -73,7 +73,7 @@ def same(first: Samples, second: Samples) -> bool:
 
 def noise(samples: Samples) -> Tensor:
     """(N, pixels) by ascending index, in units of sigma; for denoising."""
-    return torch.stack([(one.y - one.clean).flatten() / SIGMA for _, one in sorted(samples.items())])
+    return torch.stack([(one.y - signed(one.clean)).flatten() / SIGMA for _, one in sorted(samples.items())])
 
 
 def white(noise: Tensor) -> bool:
@@ -110,7 +110,7 @@ def test_a_batch_is_bound_to_what_its_samples_drew(kind: str, tmp_path: Path) ->
     assert isinstance(batch, RestorationBatch) and batch.index.dtype == torch.int64
     bound = data.operator.bind(batch.parameters)
     assert torch.equal(bound.observed(batch.y), batch.y)
-    error = (batch.y - bound.A(batch.clean))[bound.observed(torch.ones_like(batch.y)) == 1]
+    error = (batch.y - bound.A(signed(batch.clean)))[bound.observed(torch.ones_like(batch.y)) == 1]
     assert 0.7 * SIGMA < error.std() < 1.3 * SIGMA
     if batch.parameters.numel():
         assert len(batch.parameters.unique(dim=0)) > 1

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from deqopt import Equilibrium
 from deqopt.adjoints import Adjoint, Envelope, Implicit, InputHeld, JacobianFree, Phantom, Unrolled
+from deqopt.data import signed, unsigned
 from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere
 from deqopt.solvers import JointAnderson, StepRule
@@ -59,7 +60,7 @@ def batch_of(task: Denoising, count: int = 4, size: tuple[int, int] | None = Non
     generator = torch.Generator().manual_seed(1)
     channels, height, width = (task.image_shape[0], *(size or task.image_shape[1:]))
     waves = torch.randn(count, channels, height, width, generator=generator).cumsum(2).cumsum(3)
-    clean = torch.tanh(waves / waves.flatten(1).std(1)[:, None, None, None])
+    clean = unsigned(torch.tanh(waves / waves.flatten(1).std(1)[:, None, None, None]))
     measured = [measure(task.operator, image, generator) for image in clean]
     y, parameters = (torch.stack(part) for part in zip(*measured, strict=True))
     return RestorationBatch(clean, y, parameters, torch.arange(count))
@@ -112,7 +113,7 @@ def test_what_was_measured_without_noise_stays_as_it_is(operator: str) -> None:
     batch = batch_of(task)
     found = solved(task, batch, SHORT, None)
     bound = task.operator.bind(batch.parameters)
-    torch.testing.assert_close(bound.A(task.restored(found)), batch.y, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bound.A(signed(task.restored(found))), batch.y, rtol=1e-4, atol=1e-5)
     assert (task.restored(found) - task.estimate(batch)).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 
@@ -157,7 +158,7 @@ def test_an_operator_of_the_documentation_works_as_it_stands() -> None:
     batch = batch_of(task)
     x, y = torch.randn_like(batch.clean), torch.randn_like(batch.y)
     torch.testing.assert_close((task.operator.A(x) * y).sum(), (x * task.operator.A_adjoint(y)).sum())
-    torch.testing.assert_close(task.operator.A(task.restored(solved(task, batch, SHORT, None))), batch.y)
+    torch.testing.assert_close(task.operator.A(signed(task.restored(solved(task, batch, SHORT, None)))), batch.y)
 
 
 # -- the outer loss and its gradients ---------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ def test_every_adjoint_has_the_same_loss(prior: str) -> None:
     batch = batch_of(task)
     adjoints: list[Adjoint] = [Envelope(), Unrolled(), Implicit(tol=0.5), Phantom(), JacobianFree()]
     values = [task.loss(solved(task, batch, SHORT, adjoint), batch) for adjoint in adjoints]
-    clean = (task.restored(solved(task, batch, SHORT, None)) - batch.clean).square().mean(dim=(1, 2, 3))
+    clean = (2 * (task.restored(solved(task, batch, SHORT, None)) - batch.clean)).square().mean(dim=(1, 2, 3))
     for value in values:
         torch.testing.assert_close(value.detach(), clean)
 
@@ -208,7 +209,7 @@ def test_the_envelope_knows_no_clean_image(prior: str) -> None:
     """Its gradient is that of the inner objective: other clean images, the same gradient; with Unrolled another."""
     task = task_of(PRIORS[prior])
     batch = batch_of(task)
-    other = batch._replace(clean=-batch.clean)
+    other = batch._replace(clean=1 - batch.clean)
 
     def gradients(adjoint: Adjoint, given: RestorationBatch, inner: bool = False) -> Tensor:
         found = solved(task, given, SHORT, adjoint)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from deqopt_tasks.omniglot.equal_time import EqualTimeBaselines, LearnerTraining
 from deqopt_tasks.omniglot.data import EpisodeData
 from deqopt_tasks.omniglot.episodes import EpisodeBatch
+from deqopt_tasks.omniglot.equal_time import EqualTimeBaselines, LearnerTraining
 from deqopt_tasks.omniglot.glyphs import Glyphs
 from deqopt_tasks.omniglot.learners import Baseline, Prototypes, make_learner
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -115,7 +115,9 @@ class Run:
         torch.manual_seed(0)
         self.clock, self.cost = Clock(), cost
         self.also: Callable[[EpisodeBatch], object] = lambda batch: None
-        self.baselines = EqualTimeBaselines({one: lambda: Timed(self.taken, width, ways) for one in learners}, self.clock)
+        self.baselines = EqualTimeBaselines(
+            {one: lambda: Timed(self.taken, width, ways) for one in learners}, self.clock
+        )
         task = Joint(self.clock, self.baselines if learners else None)
         self.module = JointModule(
             task,

@@ -327,13 +327,13 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ProblemError,
         "weight must be larger than 0, so that the context has one optimum; got 0.0",
     ),
-    "one way": (lambda: small(ways=1), DataError, "ways is 1: it should be 2 or more"),
-    "one way in training": (lambda: small(train_ways=1), DataError, "train_ways is 1: it should be 2 or more"),
-    "no shots": (lambda: small(shots=0), DataError, "shots is 0: it should be 1 or more"),
+    "one way": (lambda: small(ways=1), ProblemError, "ways must be at least 2, got 1"),
+    "one way in training": (lambda: small(train_ways=1), ProblemError, "train_ways must be at least 2, got 1"),
+    "no shots": (lambda: small(shots=0), ProblemError, "shots must be at least 1, got 0"),
     "no queries in training": (
         lambda: small(train_queries=0),
-        DataError,
-        "train_queries is 0: it should be 1 or more",
+        ProblemError,
+        "train_queries must be at least 1, got 0",
     ),
     "no context": (
         lambda: small(context=0),

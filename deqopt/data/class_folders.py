@@ -1,5 +1,6 @@
 """Labelled images from folders: one subfolder a class."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from deqopt.data.files import subfolders
 from deqopt.data.folder import ImageFolder, list_images
-from deqopt.data.labelled.source import LabelledSource
+from deqopt.data.labelled_source import LabelledSource
 from deqopt.data.official import OfficialParts
 from deqopt.data.source import ImageSource
 from deqopt.data.splits import Part
@@ -26,22 +27,31 @@ def open_class_folders(root: Path, *, size: int, channels: int, classes: int) ->
         DataError: no images, or images in no class folder; a class folder without images; fewer than two; `train/`
             without `test/` or the reverse; class folders that differ between them.
     """
-    images, labels, names = (_parts if _is_in_parts(root) else _whole)(root, size, channels)
+    in_parts = is_in_parts(root, (Part.TRAIN, Part.TEST), LAYOUT)
+    images, labels, names = (_parts if in_parts else _whole)(root, size, channels)
     if len(names) < 2:
         raise DataError(f"{root} has a single class folder, {names[0]}: it should have two or more, as {LAYOUT}")
     return LabelledSource(images, labels, names, classes=classes)
 
 
-def _is_in_parts(root: Path) -> bool:
-    """Whether the subfolders are parts; else they are classes, one of which may be called train."""
+def is_in_parts(root: Path, needed: Collection[Part], layout: str) -> bool:
+    """Whether the subfolders of `root` are parts; else they are classes, one of which may be called train.
+
+    Args:
+        root: the folder.
+        needed: the parts without which the others are none.
+        layout: what the folder should be, for the message.
+
+    Raises:
+        DataError: some parts, but not all that are needed; or a folder that cannot be listed.
+    """
     folders = set(subfolders(root))
-    if {Part.TRAIN.value, Part.TEST.value} <= folders:
-        return True
-    if folders and folders <= {part.value for part in Part}:
-        lacking = Part.TEST if Part.TRAIN.value in folders else Part.TRAIN
-        has = " and ".join(f"{folder}/" for folder in sorted(folders))
-        raise DataError(f"{root} has {has}, but lacks {lacking.value}/: it should be {LAYOUT}")
-    return False
+    present = [part for part in Part if part.value in folders]
+    lacking = [part for part in needed if part not in present]
+    if lacking and present and (len(present) == len(folders) or {Part.TRAIN, Part.TEST} <= set(present)):
+        has, lacks = (" and ".join(f"{part.value}/" for part in parts) for parts in (present, lacking))
+        raise DataError(f"{root} has {has}, but lacks {lacks}: it should be {layout}")
+    return not lacking
 
 
 def _whole(root: Path, size: int, channels: int) -> tuple[ImageSource, NDArray[np.int64], list[str]]:

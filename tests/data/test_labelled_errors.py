@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deqopt.data import Download, LabelledSource, open_labelled, open_unlabelled
+from deqopt.data import Download, LabelledSource, open_images, open_labelled
 from deqopt.errors import DataError
 from labelled_sources import cifar, classes, mnist, pixels, split_folders, unchecked, write_classes
 from paths import REAL_DATA
@@ -194,7 +194,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no test folder": (lambda p: opened(folders(p, train=6)), rf"has train/, but lacks test/: it should be {LAYOUT}"),
     "no train folder": (
         lambda p: opened(folders(p, val=6, test=6)),
-        r"has test/ and val/, but lacks train/: it",
+        r"has val/ and test/, but lacks train/: it",
     ),
     "train lacks a class": (lambda p: opened(without(p, "train/cat")), r"^\S*/train lacks cat: every part should have"),
     "val lacks a class": (lambda p: opened(without(p, "val/ant")), r"^\S*/val lacks ant: every part should have"),
@@ -211,7 +211,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"lacks test\.npz: it should hold train\.npz and test\.npz$",
     ),
     "no train archive to predict on": (
-        lambda p: open_unlabelled(archives(p, test="abc"), size=8, channels=3),
+        lambda p: open_images(archives(p, test="abc"), size=8, channels=3),
         r"lacks train\.npz: it should hold",
     ),
     "other names": (
@@ -237,7 +237,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"raw holds t10k-images-idx3-ubyte\.gz, .*, not unpacked: set download to MNIST, which checks and unpacks",
     ),
     "packed MNIST to predict on": (
-        lambda p: open_unlabelled(packed(p), size=8, channels=1),
+        lambda p: open_images(packed(p), size=8, channels=1),
         r"not unpacked: set download to MNIST",
     ),
     "incomplete MNIST": (
@@ -261,7 +261,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"MNIST is the inside of MNIST: root should be the folder that holds it, \S*/data$",
     ),
     "deep inside MNIST": (
-        lambda p: open_unlabelled(mnist_in(p / "data") / "MNIST" / "raw", size=8, channels=1),
+        lambda p: open_images(mnist_in(p / "data") / "MNIST" / "raw", size=8, channels=1),
         r"raw is the inside of MNIST: root should be the folder that holds it, \S*/data$",
     ),
     "inside CIFAR-10": (
@@ -281,7 +281,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"^CIFAR10 cannot be downloaded to \S*a\.npz: root should be a folder for it$",
     ),
     "labels for fewer images": (
-        lambda p: LabelledSource(open_unlabelled(None, size=8, channels=1), np.zeros(5, int), classes=10),
+        lambda p: LabelledSource(open_images(None, size=8, channels=1), np.zeros(5, int), classes=10),
         r"^the array of labels of scikit-learn's digits has shape \(5,\) of int64: it should be \(1797,\)",
     ),
     "size 0": (lambda p: opened(None, size=0, classes=10), r"digits to size 0: it should be 1 or more"),

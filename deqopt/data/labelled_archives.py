@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from deqopt.data.archive import ImageArchive, check_integers, checked_images
 from deqopt.data.array import ImageArray
 from deqopt.data.files import repeated_files
-from deqopt.data.labelled.source import LabelledSource
+from deqopt.data.labelled_source import LabelledSource
 from deqopt.data.npz import read_arrays
 from deqopt.data.official import OfficialParts
 from deqopt.data.source import ImageSource

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deqopt.data.archive import checked_images
 from deqopt.data.array import ImageArray
 from deqopt.data.files import repeated_files
-from deqopt.data.labelled.source import LabelledSource
+from deqopt.data.labelled_source import LabelledSource
 from deqopt.data.official import OfficialParts
 from deqopt.data.source import ImageSource
 from deqopt.data.splits import Part
@@ -36,29 +36,30 @@ class Download(Enum):
 
 
 def open_published(
-    which: Download, root: Path, *, size: int, channels: int, classes: int, download: bool
+    root: Path, *, size: int, channels: int, classes: int, download: Download | None = None
 ) -> LabelledSource:
     """A data set as torchvision keeps it in `root`; its official test split is the test split.
 
     Args:
-        download: fetch what is missing and unpack what is packed, into `root`; what is there stays.
+        download: the data set, of which what is missing is fetched and what is packed is unpacked, into `root`; what
+            is there stays. By default the one that is there.
 
     Raises:
         DataError: files that are missing, packed or damaged; a failed download.
     """
-    parts = _read(which, root, download)
+    where, parts = _read(root, download)
     labels = np.concatenate([part.labels for part in parts.values()])
     names = [name.split(" - ")[0] for name in parts[Part.TRAIN].classes]
-    return LabelledSource(_images(parts, which, root, size, channels), labels, names, classes=classes)
+    return LabelledSource(_images(where, parts, size, channels), labels, names, classes=classes)
 
 
-def published_images(which: Download, root: Path, *, size: int, channels: int, download: bool) -> ImageSource:
-    """The images of a data set as torchvision keeps it in `root`.
+def published_images(root: Path, *, size: int, channels: int, download: Download | None = None) -> ImageSource:
+    """The images of a data set as torchvision keeps it in `root`; `download` as of `open_published`.
 
     Raises:
         DataError: files that are missing, packed or damaged; a failed download.
     """
-    return _images(_read(which, root, download), which, root, size, channels)
+    return _images(*_read(root, download), size, channels)
 
 
 def published_in(root: Path) -> Download | None:
@@ -81,15 +82,20 @@ def published_in(root: Path) -> Download | None:
     return found[0] if found else None
 
 
-def _read(which: Download, root: Path, download: bool) -> dict[Part, _Stored]:
-    """CIFAR's files are pickles: torchvision opens those alone whose checksums are the authors'."""
+def _read(root: Path, download: Download | None) -> tuple[str, dict[Part, _Stored]]:
+    """What it is called, and its parts.
+
+    CIFAR's files are pickles: torchvision opens those alone whose checksums are the authors'.
+    """
+    which = download or published_in(root)
+    assert which is not None
     folder = root / which.value
     packed = [path.name for path in folder.glob("*.gz") if not path.with_suffix("").exists()]
     if packed and not download:
         advice = f"set download to {which.name}, which checks and unpacks them there, or unpack them by hand"
         raise DataError(f"{folder} holds {', '.join(sorted(packed))}, not unpacked: {advice}")
     try:
-        stored = {part: _part(which, root, part, download) for part in (Part.TRAIN, Part.TEST)}
+        stored = {part: _part(which, root, part, download is not None) for part in (Part.TRAIN, Part.TEST)}
     except Exception as error:  # torchvision's own errors, assertions, those of pickle and of the network
         asked = f"set download to {which.name}, which fetches what is missing"
         advice = f"delete damaged files in {folder} and {'fetch missing ones by hand' if download else asked}"
@@ -98,7 +104,7 @@ def _read(which: Download, root: Path, download: bool) -> dict[Part, _Stored]:
     if repeated := repeated_files(sorted(folder.glob("*-images-idx3-ubyte"))):
         path, first = next(iter(repeated.items()))
         raise DataError(f"{first} and {path} are the same file: train and test should have no image in common")
-    return stored
+    return f"{which.name} in {root}", stored
 
 
 def _part(which: Download, root: Path, part: Part, download: bool) -> _Stored:
@@ -108,8 +114,7 @@ def _part(which: Download, root: Path, part: Part, download: bool) -> _Stored:
     return _Stored(np.asarray(found.data), np.asarray(found.targets, np.int64), list(found.classes))
 
 
-def _images(stored: dict[Part, _Stored], which: Download, root: Path, size: int, channels: int) -> ImageSource:
-    where = f"{which.name} in {root}"
+def _images(where: str, stored: dict[Part, _Stored], size: int, channels: int) -> ImageSource:
     parts: dict[Part, ImageSource] = {
         part: ImageArray(where, checked_images(one.images, where), "", size=size, channels=channels)
         for part, one in stored.items()

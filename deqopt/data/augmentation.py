@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqopt.errors import DataError
+from deqopt.ranges import not_negative
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,14 @@ class Augmentation:
         flip: whether to swap left and right with probability 1/2; off by default.
 
     Raises:
-        DataError: a negative shift.
+        ProblemError: a negative shift.
     """
 
     shift: int = 0
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.shift < 0:
-            raise DataError(f"shift is {self.shift}: it should be 0 (do not move the images) or more")
+        not_negative("Augmentation", shift=self.shift)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B, channels, size, size) of the same, with black as 0; a new tensor where anything is changed.

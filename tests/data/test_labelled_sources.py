@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deqopt.data import Download, ImageSource, LabelledSource, open_labelled, open_unlabelled
+from deqopt.data import Download, ImageSource, LabelledSource, open_images, open_labelled
 from labelled_sources import LAYOUTS, NAMES, Stored, cifar, pixels, split_folders, unchecked, write_classes, write_mnist
 from paths import REAL_DATA
 
@@ -42,8 +42,8 @@ def expected_images(stored: Stored) -> Tensor:
     return images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None]
 
 
-def all_images(source: ImageSource, black: float = 0.0) -> Tensor:
-    return torch.stack([source.tensor(i, black) for i in range(len(source))])
+def all_images(source: ImageSource) -> Tensor:
+    return torch.stack([source.tensor(i) for i in range(len(source))])
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------
@@ -72,17 +72,17 @@ def test_every_class_has_a_name_and_every_image_one_of_its_own(stored: Stored) -
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [5, 8, 21])
-def test_images_are_those_of_an_unlabelled_source_but_in_0_to_1(stored: Stored, size: int, channels: int) -> None:
+def test_images_are_cropped_and_resized_as_without_labels(stored: Stored, size: int, channels: int) -> None:
     source = open_labelled(stored.root, size=size, channels=channels, classes=10)
     for i in (0, len(source) - 1):
         image = source[i].image
         assert image.shape == (channels, size, size) and image.min() >= 0 and image.max() <= 1
-        torch.testing.assert_close(image * 2 - 1, source.images[i].image, atol=1e-5, rtol=0)
+        assert torch.equal(image, source.images[i].image)
 
 
 def test_images_to_predict_on_are_all_those_of_the_layout_and_labels_do_not_matter(stored: Stored) -> None:
     """Not even the order: class folders are walked like any others."""
-    images = open_unlabelled(stored.root, **settings(stored))
+    images = open_images(stored.root, **settings(stored))
     found, expected = all_images(images).flatten(1), expected_images(stored).flatten(1)
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
     assert len({images.name(i) for i in range(len(images))}) == len(images)
@@ -93,8 +93,8 @@ def test_labels_that_cannot_be_right_do_not_hinder_prediction(tmp_path: Path) ->
     for part in ("train", "test"):
         (tmp_path / "both").mkdir(exist_ok=True)
         np.savez(tmp_path / "both" / f"{part}.npz", images=pixels(3))
-    assert len(open_unlabelled(tmp_path / "a.npz", size=8, channels=3)) == 3
-    assert len(open_unlabelled(tmp_path / "both", size=8, channels=3)) == 6
+    assert len(open_images(tmp_path / "a.npz", size=8, channels=3)) == 3
+    assert len(open_images(tmp_path / "both", size=8, channels=3)) == 6
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,6 @@ def test_download_says_which_of_several_data_sets_is_meant(tmp_path: Path, monke
     for which, count in {Download.CIFAR10: 50, Download.CIFAR100: 50, Download.MNIST: 6}.items():
         settings: dict[str, Any] = {"size": 8, "channels": 1}
         assert len(open_labelled(tmp_path, classes=100, download=which, **settings)) == count
-        assert len(open_unlabelled(tmp_path, download=which, **settings)) == count
     assert sorted(tmp_path.rglob("*")) == before
 
 

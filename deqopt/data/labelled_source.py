@@ -1,47 +1,20 @@
 """Images with the class of each."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from deqopt.data.archive import check_integers
-from deqopt.data.source import ImageSource, Source
+from deqopt.data.source import ImageSource
 from deqopt.data.splits import Splits
 from deqopt.errors import DataError, printable
 
-UNKNOWN = -1
-"""The label of an image whose class is not known."""
 
-
-class LabelledSample(NamedTuple):
-    """One image, (channels, size, size), float32 in [0, 1], its class or -1, and its index in the source."""
-
-    image: Tensor
-    label: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nothing here needs
-
-
-class LabelledBatch(NamedTuple):
-    """Images, their classes, and their indices in the source.
-
-    Attributes:
-        image: (B, channels, size, size), float32 in [0, 1]: not [-1, 1] as in an `ImageBatch`, because attacks are
-            measured in units of pixels from 0 (black) to 1 (white).
-        label: (B,) int64 in 0 .. classes - 1, or -1 where it is unknown: in images to predict on.
-        index: (B,) int64.
-    """
-
-    image: Tensor
-    label: Tensor
-    index: Tensor  # type: ignore[assignment]
-
-
-class LabelledSource(Source[LabelledSample]):
-    """The images of a source with labels; its names and splits are theirs.
+class LabelledSource(ImageSource):
+    """The images of a source with labels; all else is theirs.
 
     Attributes:
         images, labels: as given; the labels as int64.
@@ -49,7 +22,7 @@ class LabelledSource(Source[LabelledSample]):
         class_names: one a class, `printable`; a class that was given no name is called by its number.
 
     Args:
-        images: the source of the images, without labels.
+        images: the source of the images.
         labels: (N,) integers in 0 .. classes - 1.
         class_names: of classes 0, 1 and on; possibly of none.
         classes: how many the network tells apart; at least 2, and enough for all names and labels.
@@ -61,8 +34,9 @@ class LabelledSource(Source[LabelledSample]):
     def __init__(
         self, images: ImageSource, labels: NDArray[Any], class_names: Sequence[str] = (), *, classes: int
     ) -> None:
-        self.images, self.classes = images, classes
         where = images.where
+        super().__init__(where, size=images.size, channels=images.channels, crop=images.crop)
+        self.images, self.classes = images, classes
         if classes < 2:
             raise DataError(f"classes is {classes}: it should be 2 or more, the number of classes of {where}")
         if len(class_names) > classes:
@@ -81,26 +55,22 @@ class LabelledSource(Source[LabelledSample]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> LabelledSample:
-        index = range(len(self))[index]
-        return LabelledSample(self.images.tensor(index, black=0.0), int(self.labels[index]), index)
-
     def name(self, index: int) -> str:
         return self.images.name(index)
+
+    def file(self, index: int) -> str:
+        return self.images.file(index)
+
+    def pixels(self, index: int) -> NDArray[Any]:
+        return self.images.pixels(index)
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    @cached_property
+    def unreadable(self) -> Mapping[int, str]:
+        return self.images.unreadable
 
     def splits(self, seed: int) -> Splits:
         """As of the images: 80, 10 and 10 percent drawn by `seed`, or the official parts."""
         return self.images.splits(seed)
-
-
-class Unlabelled(Dataset[LabelledSample]):
-    """Samples of images whose classes are not known: every label is -1."""
-
-    def __init__(self, images: ImageSource) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> LabelledSample:
-        return LabelledSample(self._images.tensor(index, black=0.0), UNKNOWN, index)
