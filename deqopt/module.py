@@ -21,7 +21,6 @@ from deqopt.compiled import CompiledCell
 from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.errors import NonFiniteError, ProblemError, require
 from deqopt.guarded import CHECK_DATA, LOST_AT_START, LOST_DATA, GuardedModule
-from deqopt.iteration import Status
 from deqopt.optimization import Optimization
 from deqopt.problem import JointProblem
 from deqopt.rebuilding import FromCheckpoint
@@ -223,23 +222,12 @@ class JointModule(FromCheckpoint, GuardedModule):
                 "--adjoint Implicit or Unrolled"
             )
         report = self._backward
-        if report is not None and report.lost is not None:
+        if report is None:
+            return
+        if report.lost is not None:
             self.count_lost(report.lost & self._differentiable)
-        if report is not None and report.growth is not None:
-            growth = report.growth.nan_to_num(nan=0.0)
-            self.log("train/backward_growth", growth.max().float(), batch_size=len(growth))
-        if report is None or report.residual is None or report.nfe is None or report.status is None:
-            return
-        usable = report.status != Status.NON_FINITE
-        if not bool(usable.any()):
-            return
-        figures = {
-            "backward_residual": report.residual[usable],
-            "backward_nfe": report.nfe[usable],
-            "backward_converged": report.status[usable] == Status.CONVERGED,
-        }
-        for name, values in figures.items():
-            self.log(f"train/{name}", values.float().mean(), batch_size=len(report.status))
+        for name, value in report.figures().items():
+            self.log(f"train/backward_{name}", value, batch_size=len(self._differentiable))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         elapsed = time.perf_counter() - self._batch_started

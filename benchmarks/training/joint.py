@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from benchmarks.training.race import Contestant
 from deqopt import JointModule, Task
 from deqopt.adjoints import Adjoint, Envelope
 from deqopt.equilibrium import BackwardReport
-from deqopt.iteration import Status
 from deqopt.regularizers import Regularizer
 from deqopt.solvers import JointSolver
 
@@ -88,9 +88,8 @@ class JointContestant(Contestant):
         loss.total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._recipe.clip)
         self._optimizer.step()
-        report = loss.solved.backward if loss.solved is not None else None
-        if report is not None and report.residual is not None:
-            self._reports.append(report)
+        if loss.solved is not None and loss.solved.backward is not None:
+            self._reports.append(loss.solved.backward)
         return loss.total.detach() * norm / norm if loss.samples else torch.tensor(torch.nan)
 
     def scores(self) -> Mapping[str, Sequence[float]]:
@@ -105,15 +104,11 @@ class JointContestant(Contestant):
 def backward_notes(reports: Sequence[BackwardReport]) -> dict[str, float]:
     """Means over the steps that solved a linear system: its residual and the products that it took, a sample, and the
     share of the samples that ended above the adjoint's tolerance. Empty where no step did."""
-    steps = []
-    for one in reports:
-        assert one.residual is not None and one.nfe is not None and one.status is not None
-        unsolved = one.status != int(Status.CONVERGED)
-        steps.append(torch.stack([one.residual.nanmean(), one.nfe.float().mean(), unsolved.float().mean()]))
+    steps = [figures for figures in (one.figures() for one in reports) if "residual" in figures]
     if not steps:
         return {}
-    residual, products, unsolved = torch.stack(steps).mean(0).tolist()
-    return {"backward residual": residual, "backward products": products, "backward unsolved": unsolved}
+    residual, products, solved = (fmean(float(one[name]) for one in steps) for name in ("residual", "nfe", "converged"))
+    return {"backward residual": residual, "backward products": products, "backward unsolved": 1 - solved}
 
 
 def sample_scores(task: Task, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, list[float]]:

@@ -203,11 +203,11 @@ def test_notes_tell_of_linear_systems_where_there_are_some(adjoint: Any, solves:
 
 
 def test_systems_are_averaged_over_steps() -> None:
-    """Samples that are not solved are counted, residuals that are NaN left out."""
-    done, spent = int(Status.CONVERGED), int(Status.OUT_OF_BUDGET)
+    """Samples that are not solved are counted, those that are NaN left out."""
+    done, spent, lost = (int(one) for one in (Status.CONVERGED, Status.OUT_OF_BUDGET, Status.NON_FINITE))
     first = BackwardReport(torch.tensor([0.1, 0.3]), torch.tensor([done, spent]), torch.tensor([4, 8]))
-    second = BackwardReport(torch.tensor([0.4, torch.nan]), torch.tensor([spent, spent]), torch.tensor([10, 10]))
-    found = backward_notes([first, second])
+    second = BackwardReport(torch.tensor([0.4, torch.nan]), torch.tensor([spent, lost]), torch.tensor([10, 10]))
+    found = backward_notes([first, BackwardReport(), second])
     assert list(found.values()) == pytest.approx([0.3, 8, 0.75])
     assert backward_notes([]) == {}
 
