@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from deqopt.adjoints import Adjoint
+from deqopt.adjoints import Adjoint, Unrolled
 from deqopt.batch import pick, size_of
 from deqopt.batch_loss import BatchLoss
 from deqopt.callbacks.resume import Resume
@@ -82,12 +82,12 @@ class JointModule(FromCheckpoint, GuardedModule):
                 for stage in ("train", "val", "test")
             }
         )
-        if compile and self.adjoint.through_the_solve:
+        if compile and isinstance(self.adjoint, Unrolled):
             raise ProblemError(
                 f"{type(self.adjoint).__name__} differentiates the solve, and compiled code cannot be differentiated "
                 "twice: leave compile off, or use another adjoint"
             )
-        self._compiled = CompiledCell(self._cell()) if compile else None
+        self._compiled = CompiledCell.of(task) if compile else None
         self._describe(compile)
         self._batch_started = 0.0
         self._backward: BackwardReport | None = None
@@ -122,12 +122,12 @@ class JointModule(FromCheckpoint, GuardedModule):
         problem = self.task.problem(batch)
         z0, x0 = self.task.start(batch)
         visits = max((one.visits for one in self.regularizers), default=0) if adjoint is not None else 0
-        through = adjoint if adjoint is not None and adjoint.through_the_solve else None
-        with self._compiled.active() if self._compiled else nullcontext():
-            equilibrium = self.solver.solve(problem, z0, x0, adjoint=through, record=record, visits=visits)
-        if adjoint is None or adjoint is through:
-            return problem, equilibrium
-        return problem, adjoint.attach(problem, equilibrium)
+
+        def run(problem: JointProblem) -> Equilibrium:
+            with self._compiled.active() if self._compiled else nullcontext():
+                return self.solver.solve(problem, z0, x0, record=record, visits=visits)
+
+        return problem, run(problem) if adjoint is None else adjoint.solve(run, problem)
 
     def forward(self, batch: Any) -> Equilibrium:
         """The solution for a batch, without gradients to theta."""
@@ -288,15 +288,6 @@ class JointModule(FromCheckpoint, GuardedModule):
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         return [*self.task.callbacks(), Resume()]
-
-    def _cell(self) -> nn.Module:
-        cell = getattr(self.task, "cell", None)
-        if not isinstance(cell, nn.Module):
-            raise ProblemError(
-                f"compile needs a module named 'cell' in the task, and {type(self.task).__name__} has none: "
-                "name it so, or leave compile off"
-            )
-        return cell
 
     def _describe(self, compile: bool) -> None:
         """Write into the hyper-parameters what a checkpoint needs to make this module again; plain data only."""

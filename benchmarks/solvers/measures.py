@@ -88,7 +88,7 @@ def iteration_cost(device: torch.device, repeats: int, iterations: int) -> Measu
     batch = to_device(rows_of(Digits.of(model, seed=0).test, slice(16)), device)
     problem, (z0, x0) = model.problem(batch), model.start(batch)
     z, mu = (tuple(torch.randn_like(part) for part in tensors_of(z0)) for _ in range(2))
-    solver = JointAnderson(max_nfe=iterations, memory=20, step_size=0.1, step_rule=StepRule.PLAIN, tol=0.0)
+    solver = JointAnderson(max_nfe=iterations, history_size=20, step_size=0.1, step_rule=StepRule.PLAIN, tol=0.0)
 
     def evaluate_only() -> None:
         for _ in range(iterations):

@@ -24,7 +24,7 @@ from deqopt import JointModule
 from deqopt.compare import Measure
 from deqopt.data import Download, ImageBatch
 from deqopt.fixed_point import Anderson
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.regularizers import SpectralPenalty
 from deqopt.solvers import PGD as SteepestDescent
 from deqopt.solvers import Bilevel, SecantTracking

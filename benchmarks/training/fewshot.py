@@ -51,7 +51,7 @@ QUERIES = 5
 classes than that of the test."""
 CHUNK = 20
 """Episodes that are tested at once."""
-SOLVER = JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, memory=1)
+SOLVER = JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, history_size=1)
 JOINT = {
     "implicit": JointMethod("Implicit", SOLVER, Implicit(tol=0.5, max_nfe=9)),
     "unrolled": JointMethod("Unrolled", SOLVER, Unrolled()),

@@ -54,7 +54,7 @@ class RestorationSetting:
 
 
 def anderson(evaluations: int, step_size: float) -> JointAnderson:
-    return JointAnderson(max_nfe=evaluations, step_size=step_size, step_rule=StepRule.PLAIN, memory=5)
+    return JointAnderson(max_nfe=evaluations, step_size=step_size, step_rule=StepRule.PLAIN, history_size=5)
 
 
 TRACKING = SecantTracking(max_nfe=16, step_size=2.0)

@@ -77,7 +77,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         (*FIT, "--solver=Bilevel", "--solver.descent=Adamm"),
         r"^--solver\.descent: there is no 'Adamm' to choose: give the name of a class, or its path$",
     ),
-    "of another solver": ((*FIT, "--solver.memory=8"), r"^unknown option --solver\.memory: Tracking has max_nfe, tol"),
+    "of another solver": (
+        (*FIT, "--solver.history_size=8"),
+        r"^unknown option --solver\.history_size: Tracking has max_nfe, tol",
+    ),
     "unknown option": ((*FIT, "--trainer.max_epoch=8"), r"--trainer\.max_epoch: did you mean --trainer\.max_epochs\?$"),
     "strange option": ((*FIT, "--qwerty", "8"), r"^unknown option --qwerty: --help lists all$"),
     "stray word": ((*FIT, "celeba"), r"^unexpected argument 'celeba'$"),

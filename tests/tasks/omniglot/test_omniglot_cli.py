@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
     "task": {"class_path": "omniglot", "init_args": SETTINGS},
     "solver": {
         "class_path": "JointAnderson",
-        "init_args": {"max_nfe": 10, "step_size": 1.0, "step_rule": "PLAIN", "memory": 5},
+        "init_args": {"max_nfe": 10, "step_size": 1.0, "step_rule": "PLAIN", "history_size": 5},
     },
     "adjoint": {"class_path": "Implicit", "init_args": {"tol": 0.25, "max_nfe": 60}},
     "model": {
