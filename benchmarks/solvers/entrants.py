@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.competitors import Choice, Competitor, Entrant, Missing, Side, SolverAtBudgets
-from benchmarks.peers import (
+from benchmarks.solvers.competitors import Choice, Competitor, Entrant, Missing, Side, SolverAtBudgets
+from benchmarks.solvers.peers import (
     INSTALL,
     Adam,
     NormalisedGradient,
