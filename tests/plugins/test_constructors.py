@@ -54,6 +54,7 @@ NEVER = ("RunCheckpoint.every_n_minutes",)
 @pytest.mark.parametrize("argument", NUMBERS, ids=str)
 def test_numbers_are_finite(argument: Argument, number: float) -> None:
     several = {"betas": (number, number), "kernel": [[number, 1.0]], "radii": [0.5, number]}
+    several |= {"algorithm_args": {"eps": number}, "schedule_args": {"gamma": number}}
     given: dict[str, Any] = {argument.name: several.get(argument.name, number)}
     if argument.name == "atol":
         given["tol"] = 1e-3
