@@ -489,8 +489,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"algorithm must be ADAM, ADAMW, SGD or the path of a subclass of Optimizer, got 'FOO'$",
     ),
     "no class": (
-        {"schedule": "torch.optim.Foo"},
-        r"schedule must be CONSTANT, .* of LRScheduler, got .*Foo.: .*torch.optim",
+        {"schedule": "torch.optim.lr_scheduler.Foo"},
+        r"schedule must be CONSTANT, .* of LRScheduler, got .*Foo.: module .* has no attribute",
     ),
     "another kind": (
         {"algorithm": "torch.nn.Linear"},
