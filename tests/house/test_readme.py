@@ -33,7 +33,7 @@ def test_the_task_of_your_own_is_short_and_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = BLOCKS[1]
-    assert len(source.splitlines()) <= 60
+    assert len(source.splitlines()) <= 50
     (tmp_path / "sensors.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
