@@ -85,8 +85,8 @@ class EpisodeReport(ComparisonReport):
         where = f"in all {count} episodes" if below == count else f"in {below} of {count} episodes"
         notes = [
             f"Mean inner objective {before:.4f} -> {after:.4f}, below its start {where}",
-            f"{nfe:.1f} evaluations an episode; the time of ours is that of the joint solve and of the exact equilibria "
-            "of support and queries",
+            f"{nfe:.1f} evaluations an episode; the time of ours is that of the joint solve and of the exact "
+            "equilibria of support and queries",
         ]
         few = f"Warning: {count} episodes are few, at least {ENOUGH} are usual"
         return [*notes, few] if count < ENOUGH else notes
