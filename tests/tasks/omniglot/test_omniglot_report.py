@@ -132,10 +132,7 @@ def test_accuracies_and_differences_are_means_over_episodes(tmp_path: Path, said
 def test_the_inner_objective_is_that_of_the_start_and_of_the_exact_end(tmp_path: Path, said: list[str]) -> None:
     figures = Guesses(*RIGHT).tested(tmp_path, logger=True)
     assert figures["objective_before"] == START and figures["below_start"] == 1
-    assert (
-        f"Inner objective {START:.4f} -> {END:.4f} in the mean; it ends below its start in all 5 episodes"
-        in said[0]
-    )
+    assert f"Inner objective {START:.4f} -> {END:.4f} in the mean; it ends below its start in all 5 episodes" in said[0]
     rows = read(tmp_path, "episodes")
     assert {float(one["objective_before"]) for one in rows} == {START}
     assert [float(one["objective_after"]) for one in rows] == pytest.approx([END] * 5, abs=1e-5)
