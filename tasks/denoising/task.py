@@ -112,7 +112,7 @@ class Denoising(Task):
     @classmethod
     def default_solver(cls) -> JointSolver:
         """Short and with memory, so that its gradient can be taken through all evaluations."""
-        return JointAnderson(max_nfe=6, step_size=0.3, step_rule=StepRule.PLAIN, memory=5)
+        return JointAnderson(max_nfe=6, step_size=0.3, step_rule=StepRule.PLAIN, history_size=5)
 
     @classmethod
     def default_adjoint(cls) -> Adjoint:

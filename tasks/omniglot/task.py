@@ -162,7 +162,7 @@ class Omniglot(Task):
     @classmethod
     def default_solver(cls) -> JointSolver:
         """Short and plain, so that its gradient can be taken through all evaluations."""
-        return JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, memory=1)
+        return JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, history_size=1)
 
     @classmethod
     def default_adjoint(cls) -> Adjoint:

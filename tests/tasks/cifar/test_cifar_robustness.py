@@ -28,7 +28,7 @@ from deqopt import JointModule, JointProblem, Task
 from deqopt.compare import Scores
 from deqopt.errors import ProblemError
 from deqopt.fixed_point import Damped, FixedPointSolver
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.solvers import Tracking
 from deqopt.state import State
 from reported import figures_of_test, lines_said, rows_of

@@ -44,7 +44,7 @@ OPERATORS: dict[str, MeasurementOperator] = {
 }
 PRIORS: dict[str, PriorFamily] = {"restorer": Restorer([16]), "latent": LatentFit(latent=4, widths=[4, 4])}
 SHORT = JointAnderson(max_nfe=8, step_size=0.3, step_rule=StepRule.PLAIN)
-EXACT = JointAnderson(max_nfe=400, step_size=0.3, step_rule=StepRule.PLAIN, tol=1e-11, memory=10)
+EXACT = JointAnderson(max_nfe=400, step_size=0.3, step_rule=StepRule.PLAIN, tol=1e-11, history_size=10)
 
 
 def task_of(
@@ -175,7 +175,7 @@ def test_the_implicit_gradient_is_that_of_the_clean_error_at_the_optimum(prior: 
     weights = list(task.parameters())
     directions = [torch.randn_like(weight) for weight in weights]
 
-    found = solved(task, batch, EXACT, Implicit(tol=1e-10, max_nfe=2000, memory=400))
+    found = solved(task, batch, EXACT, Implicit(tol=1e-10, max_nfe=2000, restart=400))
     assert found.converged.all()
     gradients = torch.autograd.grad(task.loss(found, batch).mean(), weights)
     slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.competitors import Choice, Competitor, Entrant, Side
-from benchmarks.models import Model
-from benchmarks.stopwatch import Point, Stopwatch
+from benchmarks.solvers.competitors import Choice, Competitor, Entrant, Side
+from benchmarks.solvers.stopwatch import ReturnedInput, Stopwatch
 from deqopt import JointProblem
 from deqopt.fixed_point import Anderson
 from deqopt.state import State
@@ -23,11 +22,12 @@ class Scene:
     """A model with the images that its problem is solved for.
 
     Attributes:
+        unit: what the objective is divided by where it is reported.
         exact: the most evaluations that the equilibrium of a returned x is solved with, outside the clock.
     """
 
     name: str
-    model: Model
+    unit: float
     validation: tuple[JointProblem, State, Tensor]
     test: tuple[JointProblem, State, Tensor]
     seed: int = 0
@@ -39,12 +39,13 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Mark:
+class CurvePoint:
     """What an entrant reached at a label.
 
     Attributes:
         settings: those chosen for this label.
-        objective: the mean over the samples at the feasible point, lower is better; in the units of the model.
+        objectives: of every sample at the feasible point, lower is better; in the unit of the scene. All are infinite
+            where an x is not finite.
         outside: how far the worst x lay outside the feasible set before it was projected.
     """
 
@@ -52,33 +53,38 @@ class Mark:
     settings: str
     evaluations: float
     seconds: float
-    objective: float
+    objectives: tuple[float, ...]
     outside: float
+
+    @property
+    def objective(self) -> float:
+        """The mean over the samples."""
+        return statistics.fmean(self.objectives)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The marks of an entrant on one set of images, by label."""
+    """The points of an entrant on one set of images, by label."""
 
     entrant: str
     side: Side
-    marks: tuple[Mark, ...]
+    points: tuple[CurvePoint, ...]
 
     def fewest_evaluations(self, target: float) -> float:
         """To an objective of ``target`` or lower; infinite where it is not reached."""
-        return min((mark.evaluations for mark in self.marks if mark.objective <= target), default=math.inf)
+        return min((point.evaluations for point in self.points if point.objective <= target), default=math.inf)
 
     def least_seconds(self, target: float) -> float:
         """To an objective of ``target`` or lower; infinite where it is not reached."""
-        return min((mark.seconds for mark in self.marks if mark.objective <= target), default=math.inf)
+        return min((point.seconds for point in self.points if point.objective <= target), default=math.inf)
 
-    def at(self, label: int) -> Mark:
-        return next(mark for mark in self.marks if mark.label == label)
+    def at(self, label: int) -> CurvePoint:
+        return next(point for point in self.points if point.label == label)
 
     @property
     def best(self) -> float:
-        """The lowest objective of all marks."""
-        return min(mark.objective for mark in self.marks)
+        """The lowest objective of all points."""
+        return min(point.objective for point in self.points)
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,11 @@ class Standing:
 def hold(scene: Scene, entrants: Sequence[Entrant], repeats: int) -> list[Standing]:
     """Choose settings, then run all entrants ``repeats`` times in turns; seconds are medians."""
     selected = [_select(scene, entrant) for entrant in entrants]
-    points: list[list[list[Point]]] = [[] for _ in entrants]
+    points: list[list[list[ReturnedInput]]] = [[] for _ in entrants]
     for turn in range(repeats + 1):
         for index, entrant in enumerate(entrants):
             plan = selected[index][0]
-            runs: list[Point] = []
+            runs: list[ReturnedInput] = []
             for settings in dict.fromkeys(plan.values()):
                 labels = [label for label in entrant.labels if plan[label] == settings]
                 runs += _run(scene, entrant.candidates[settings], scene.test, labels, counted=turn == 0)
@@ -112,49 +118,49 @@ def hold(scene: Scene, entrants: Sequence[Entrant], repeats: int) -> list[Standi
     for entrant, (plan, validation, chosen), turns in zip(entrants, selected, points, strict=True):
         counted, timed = turns[0], list(zip(*turns[1:], strict=True))
         together = [
-            Point(point.label, point.x, point.evaluations, statistics.median(run.seconds for run in runs))
+            ReturnedInput(point.label, point.x, point.evaluations, statistics.median(run.seconds for run in runs))
             for point, runs in zip(counted, timed, strict=True)
         ]
-        test = Curve(entrant.name, entrant.side, tuple(_marks(scene, scene.test, together, plan)))
+        test = Curve(entrant.name, entrant.side, _measured(scene, scene.test, together, plan))
         standings.append(Standing(entrant, validation, test, chosen))
     return standings
 
 
 def _select(scene: Scene, entrant: Entrant) -> tuple[dict[int, str], Curve, int]:
     """The settings for each label, the curve on validation images with them, and the chosen label."""
-    trials: dict[str, list[Mark]] = {}
+    trials: dict[str, Sequence[CurvePoint]] = {}
     for settings, competitor in entrant.candidates.items():
-        points = _run(scene, competitor, scene.validation, entrant.labels, counted=True)
+        returned = _run(scene, competitor, scene.validation, entrant.labels, counted=True)
         plan = dict.fromkeys(entrant.labels, settings)
-        trials[settings] = list(_marks(scene, scene.validation, points, plan))
-    marks, chosen = choose(trials, entrant.choice)
-    print(f"  {scene.name}: {entrant.name}: {_described(marks)}", flush=True)
-    return {mark.label: mark.settings for mark in marks}, Curve(entrant.name, entrant.side, tuple(marks)), chosen
+        trials[settings] = _measured(scene, scene.validation, returned, plan)
+    points, chosen = choose(trials, entrant.choice)
+    print(f"  {scene.name}: {entrant.name}: {_described(points)}", flush=True)
+    return {point.label: point.settings for point in points}, Curve(entrant.name, entrant.side, tuple(points)), chosen
 
 
-def choose(trials: dict[str, list[Mark]], choice: Choice) -> tuple[list[Mark], int]:
-    """The marks of the chosen settings, one a label, and the label at which the entrant is at its best."""
-    last = [marks[-1] for marks in trials.values()]
+def choose(trials: Mapping[str, Sequence[CurvePoint]], choice: Choice) -> tuple[Sequence[CurvePoint], int]:
+    """The points of the chosen settings, one a label, and the label at which the entrant is at its best."""
+    last = [points[-1] for points in trials.values()]
     if choice is Choice.EACH:
-        return [min(marks, key=_objective) for marks in zip(*trials.values(), strict=True)], last[0].label
+        return [min(points, key=_objective) for points in zip(*trials.values(), strict=True)], last[0].label
     if choice is Choice.LAST:
         return trials[min(last, key=_objective).settings], last[0].label
-    every = [mark for marks in trials.values() for mark in marks]
+    every = [point for points in trials.values() for point in points]
     lowest = min(every, key=_objective).objective
-    near = [mark for mark in every if mark.objective <= lowest + 0.005 * abs(lowest)]
-    cheapest = min(near, key=lambda mark: (mark.label, mark.objective))
+    near = [point for point in every if point.objective <= lowest + 0.005 * abs(lowest)]
+    cheapest = min(near, key=lambda point: (point.label, point.objective))
     return trials[cheapest.settings], cheapest.label
 
 
-def _objective(mark: Mark) -> float:
-    return mark.objective
+def _objective(point: CurvePoint) -> float:
+    return point.objective
 
 
-def _described(marks: Sequence[Mark]) -> str:
-    parts = [f"{settings}" for settings in dict.fromkeys(mark.settings for mark in marks)]
+def _described(points: Sequence[CurvePoint]) -> str:
+    parts = [f"{settings}" for settings in dict.fromkeys(point.settings for point in points)]
     if len(parts) == 1:
         return parts[0]
-    return ", ".join(f"{part} at {'/'.join(str(m.label) for m in marks if m.settings == part)}" for part in parts)
+    return ", ".join(f"{part} at {'/'.join(str(m.label) for m in points if m.settings == part)}" for part in parts)
 
 
 def _run(
@@ -163,7 +169,7 @@ def _run(
     images: tuple[JointProblem, State, Tensor],
     labels: Sequence[int],
     counted: bool,
-) -> list[Point]:
+) -> list[ReturnedInput]:
     problem, z0, x0 = images
     watch = Stopwatch(scene.device, counted)
     torch.manual_seed(scene.seed)
@@ -171,16 +177,20 @@ def _run(
     return watch.points
 
 
-def _marks(
-    scene: Scene, images: tuple[JointProblem, State, Tensor], points: Sequence[Point], plan: dict[int, str]
-) -> Iterator[Mark]:
+def _measured(
+    scene: Scene, images: tuple[JointProblem, State, Tensor], returned: Sequence[ReturnedInput], plan: dict[int, str]
+) -> tuple[CurvePoint, ...]:
     problem, z, _ = images
-    for point in points:
-        x = problem.feasible.project(point.x.nan_to_num())
-        outside = float((point.x - x).flatten(1).norm(dim=1).nan_to_num(nan=math.inf).max())
+    points = []
+    for one in returned:
+        x = problem.feasible.project(one.x.nan_to_num())
+        outside = float((one.x - x).flatten(1).norm(dim=1).nan_to_num(nan=math.inf).max())
         z, objective = at_feasible_point(problem, z, x, scene.exact)
-        mean = float(scene.model.reported(objective).mean()) if bool(point.x.isfinite().all()) else math.inf
-        yield Mark(point.label, plan[point.label], point.evaluations, point.seconds, mean, outside)
+        if not bool(one.x.isfinite().all()):
+            objective = torch.full_like(objective, math.inf)
+        found = tuple((objective / scene.unit).tolist())
+        points.append(CurvePoint(one.label, plan[one.label], one.evaluations, one.seconds, found, outside))
+    return tuple(points)
 
 
 def at_feasible_point(problem: JointProblem, z: State, x: Tensor, max_nfe: int) -> tuple[State, Tensor]:

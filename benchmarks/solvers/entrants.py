@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.competitors import Choice, Competitor, Entrant, Missing, Side, SolverAtBudgets
-from benchmarks.peers import (
+from benchmarks.solvers.competitors import Choice, Competitor, Entrant, Missing, Side, SolverAtBudgets
+from benchmarks.solvers.peers import (
     INSTALL,
     Adam,
     NormalisedGradient,
@@ -19,7 +19,7 @@ from benchmarks.peers import (
 )
 from deqopt import solvers
 from deqopt.fixed_point import Anderson
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.solvers import (
     LBFGS,
     PGD,
@@ -150,7 +150,7 @@ def of_attack(radius: float, effort: Effort) -> list[Entrant | Missing]:
         joint(
             "JointAnderson",
             lambda step, n: JointAnderson(
-                max_nfe=n, step_size=step, step_rule=StepRule.PLAIN, memory=6, ridge=1e-2, tol=0.0
+                max_nfe=n, step_size=step, step_rule=StepRule.PLAIN, history_size=6, ridge=1e-2, tol=0.0
             ),
             [0.1, 0.3, 1.0, 0.03],
             effort,

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.competitors import Competitor
-from benchmarks.stopwatch import Stopwatch
+from benchmarks.solvers.competitors import Competitor
+from benchmarks.solvers.stopwatch import Stopwatch
 from deqopt import JointProblem
 from deqopt.problem import pull_back
 from deqopt.state import Layout, State, leaf, tensors_of

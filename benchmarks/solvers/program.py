@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.competitors import Entrant, Missing
-from benchmarks.contest import Scene, Standing, hold
-from benchmarks.data import Digits
-from benchmarks.entrants import (
+from benchmarks.solvers.competitors import Entrant, Missing
+from benchmarks.solvers.contest import Scene, Standing, hold
+from benchmarks.solvers.entrants import (
     BILEVEL_ADAM,
     BILEVEL_PGD_COLD,
     BILEVEL_PGD_WARM,
@@ -24,16 +24,24 @@ from benchmarks.entrants import (
     of_latent_fitting,
     of_second_decoder,
 )
-from benchmarks.measures import (
-    Figure,
+from benchmarks.solvers.measures import (
+    MeasuredRatio,
     fewer_evaluations,
     half_converged,
     iteration_cost,
     less_time,
     memory_growth,
 )
-from benchmarks.models import Attack, Model
-from benchmarks.training import CLASSIFIER, DECODER_A, DECODER_B, Trained
+from benchmarks.solvers.models import (
+    CLASSIFIER,
+    DECODER_A,
+    DECODER_B,
+    RADIUS,
+    ContestModel,
+    Digits,
+    rows_of,
+    to_device,
+)
 
 
 class Part(Enum):
@@ -93,7 +101,7 @@ class Results:
     """What a run found: contests and who could not take part in them by the scene's name, and the measures."""
 
     contests: dict[str, list[Standing]]
-    figures: list[Figure]
+    figures: list[MeasuredRatio]
     missing: dict[str, list[Missing]]
 
 
@@ -109,12 +117,12 @@ def run(parts: Collection[Part], extent: Extent, folder: Path, device: torch.dev
             yield results
 
 
-def _figures(part: Part, stage: _Stage, results: Results) -> Iterator[Figure]:
+def _figures(part: Part, stage: _Stage, results: Results) -> Iterator[MeasuredRatio]:
     extent, repeats = stage.extent, 2 * stage.extent.repeats + 1
     if part is Part.COST:
         yield iteration_cost(stage.device, repeats, extent.iterations)
     elif part is Part.CLASSIFIER:
-        yield from _attack_figures(stage.contest(CLASSIFIER, of_attack(Attack().radius, extent.effort), results))
+        yield from _attack_figures(stage.contest(CLASSIFIER, of_attack(RADIUS, extent.effort), results))
     elif part is Part.DECODER_A:
         standings = stage.contest(DECODER_A, of_latent_fitting(extent.effort), results)
         yield from _fitting_figures(DECODER_A.name, standings)
@@ -122,19 +130,20 @@ def _figures(part: Part, stage: _Stage, results: Results) -> Iterator[Figure]:
         standings = stage.contest(DECODER_B, of_second_decoder(extent.effort), results)
         yield from _fitting_figures(DECODER_B.name, standings)
     elif part is Part.COMPACTION:
-        pool = stage.digits.test.first(2 * extent.compacted).to(stage.device)
-        yield half_converged(stage.model(CLASSIFIER), pool, repeats, extent.iterations)
+        model, digits = stage.load(CLASSIFIER)
+        pool = to_device(rows_of(digits.test, slice(2 * extent.compacted)), stage.device)
+        yield half_converged(model, pool, repeats, extent.iterations)
     elif part is Part.MEMORY:
         yield from memory_growth(stage.scene(DECODER_A, 8), long=extent.long)
 
 
-def _fitting_figures(name: str, standings: list[Standing]) -> Iterator[Figure]:
+def _fitting_figures(name: str, standings: list[Standing]) -> Iterator[MeasuredRatio]:
     for baseline in _present(standings, BILEVEL_ADAM, PEER_ADAM):
         measure = f"2 evaluations: fewer than {baseline} ({name})"
         yield fewer_evaluations(measure, 10.0, standings, baseline)
 
 
-def _attack_figures(standings: list[Standing]) -> Iterator[Figure]:
+def _attack_figures(standings: list[Standing]) -> Iterator[MeasuredRatio]:
     for baseline in _present(standings, BILEVEL_PGD_COLD, PEER_PGD_COLD):
         yield less_time(f"3 seconds: less than {baseline}", 8.0, standings, baseline)
     for baseline in _present(standings, BILEVEL_PGD_WARM, PEER_PGD_WARM):
@@ -153,25 +162,23 @@ class _Stage:
     device: torch.device
     seed: int
 
-    def __post_init__(self) -> None:
-        self.digits = Digits.load(seed=self.seed)
+    def load(self, known: ContestModel) -> tuple[Any, Digits]:
+        model, digits = known.load(self.folder, self.seed, self.extent.steps.get(known.name))
+        return model.to(self.device), digits
 
-    def model(self, trained: Trained) -> Model:
-        return trained.load(self.folder, self.digits, self.extent.steps.get(trained.name)).to(self.device)
-
-    def scene(self, trained: Trained, test: int) -> Scene:
-        model = self.model(trained)
+    def scene(self, known: ContestModel, test: int) -> Scene:
+        model, digits = self.load(known)
         images = [
-            split.first(count).to(self.device)
-            for split, count in ((self.digits.validation, self.extent.validation), (self.digits.test, test))
+            to_device(rows_of(split, slice(count)), self.device)
+            for split, count in ((digits.validation, self.extent.validation), (digits.test, test))
         ]
         validation, tested = ((model.problem(batch), *model.start(batch)) for batch in images)
-        return Scene(trained.name, model, validation, tested, self.seed, self.extent.exact)
+        return Scene(known.name, known.unit, validation, tested, self.seed, self.extent.exact)
 
-    def contest(self, trained: Trained, entrants: list[Entrant | Missing], results: Results) -> list[Standing]:
-        scene = self.scene(trained, self.extent.test)
-        print(f"{trained.name}: settings chosen on {self.extent.validation} validation images", flush=True)
+    def contest(self, known: ContestModel, entrants: list[Entrant | Missing], results: Results) -> list[Standing]:
+        scene = self.scene(known, self.extent.test)
+        print(f"{known.name}: settings chosen on {self.extent.validation} validation images", flush=True)
         standings = hold(scene, [one for one in entrants if isinstance(one, Entrant)], self.extent.repeats)
-        results.contests[trained.name] = standings
-        results.missing[trained.name] = [one for one in entrants if isinstance(one, Missing)]
+        results.contests[known.name] = standings
+        results.missing[known.name] = [one for one in entrants if isinstance(one, Missing)]
         return standings

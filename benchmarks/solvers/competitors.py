@@ -9,7 +9,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from benchmarks.stopwatch import Stopwatch
+from benchmarks.solvers.stopwatch import Stopwatch
 from deqopt import JointProblem
 from deqopt.solvers import JointSolver
 from deqopt.state import State

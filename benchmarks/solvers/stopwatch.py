@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,18 +10,12 @@ import torch
 from torch import Tensor
 
 from deqopt import JointProblem
+from deqopt.clock import now
 from deqopt.state import State, state_of, tensors_of
 
 
-def now(device: torch.device) -> float:
-    """Seconds on a clock, once all that was asked of ``device`` is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 @dataclass(frozen=True)
-class Point:
+class ReturnedInput:
     """An input that a competitor returns, and what it had cost until then.
 
     Attributes:
@@ -51,7 +44,7 @@ class Stopwatch:
 
     device: torch.device
     counted: bool
-    points: list[Point] = field(default_factory=list)
+    points: list[ReturnedInput] = field(default_factory=list)
     _passes: float = 0.0
     _started: float = 0.0
 
@@ -72,7 +65,7 @@ class Stopwatch:
         """The run has returned ``x``, or would if it were stopped here."""
         seconds = now(self.device) - self._started
         evaluations = self._passes / (2 * x.shape[0]) if self.counted else float("nan")
-        self.points.append(Point(label, x.detach().clone(), evaluations, seconds))
+        self.points.append(ReturnedInput(label, x.detach().clone(), evaluations, seconds))
 
     def _passed(self, samples: int) -> None:
         self._passes += samples
