@@ -51,7 +51,7 @@ class Estimate:
         return cls(mean, half_width, n, len(values) - n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """What methods reach on the same samples.
 

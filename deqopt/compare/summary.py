@@ -53,7 +53,7 @@ class Measure:
         return self.factor * estimate.mean, [self.factor * min(half_width, low), self.factor * min(half_width, high)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Summary:
     """What methods reach: every mean with its interval, and the paired difference to the first method with its own.
 
