@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from deqopt.batch import size_of
 from deqopt.callbacks.comparison import ComparisonReport
 from deqopt.compare import Measure, Summary
+from deqopt.compare.scores import cell
 from deqopt.equilibrium import Equilibrium
 from deqopt.figures import draw_curves, write_figure
 from deqopt.tables import folded, write_csv
@@ -123,7 +124,7 @@ class RobustnessReport(ComparisonReport):
         write_figure(accuracy_against_radius(self.robustness), directory / "robustness.png")
         norm = self.plan.threat.norm.name
         rows = [
-            [name, norm, radius, one.mean, one.half_width if one.half_width == one.half_width else "", one.count]
+            [name, norm, radius, one.mean, cell(one.half_width), one.count]
             for name, of in self.robustness.points().items()
             for radius, one in of.items()
         ]
