@@ -160,8 +160,8 @@ def listing(group: Group, width: int | None = None) -> str:
     A line in brackets follows for every distribution whose entry points cannot be read.
     """
     by_class: dict[tuple[str, str], list[Plugin]] = {}
-    for first in plugins(group).values():
-        for one in (first, *first.rivals):
+    for plugin in plugins(group).values():
+        for one in (plugin, *plugin.rivals):
             by_class.setdefault((one.target, one.distribution), []).append(one)
     malformed = [f"({one})" for one in registrations(group.value)[1]]
     if not by_class:
