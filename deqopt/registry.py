@@ -162,8 +162,8 @@ def listing(group: Group, width: int | None = None) -> str:
     """
     by_class: dict[tuple[str, str], list[Plugin]] = {}
     for first in plugins(group).values():
-        for one in (first, *first.rivals):
-            by_class.setdefault((one.target, one.distribution), []).append(one)
+        for plugin in (first, *first.rivals):
+            by_class.setdefault((plugin.target, plugin.distribution), []).append(plugin)
     malformed = [f"({one})" for one in registrations(group.value)[1]]
     if not by_class:
         return "\n".join([_none_installed(group), *malformed])
