@@ -20,11 +20,11 @@ from torch import Tensor
 from deqopt.figures import convergence, image_mosaic, image_rows, write_figure
 from deqopt.iteration import Trace
 
-COLOURS = {"black": (-1.0, -1.0, -1.0), "white": (1.0, 1.0, 1.0), "red": (1.0, -1.0, -1.0), "grey": (0.0, 0.0, 0.0)}
+COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "red": (1.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
 
 
 def flat(colour: str, count: int = 3, channels: int = 3) -> Tensor:
-    """Images (count, channels, 4, 4) of one colour in [-1, 1]."""
+    """Images (count, channels, 4, 4) of one colour in [0, 1]."""
     return torch.tensor(COLOURS[colour][:channels])[None, :, None, None].expand(count, channels, 4, 4)
 
 
@@ -47,8 +47,8 @@ def seen(figure: Figure, sides: Sequence[float] = (0.5,)) -> list[NDArray[np.uin
 
 
 def colours_of(figure: Figure) -> list[list[float]]:
-    """The colour of the middle of every image, in [-1, 1]."""
-    return [(colour[0, 0] / 127.5 - 1).tolist() for colour in seen(figure)]
+    """The colour of the middle of every image, in [0, 1]."""
+    return [(colour[0, 0] / 255).tolist() for colour in seen(figure)]
 
 
 def texts(labels: Iterable[Text]) -> list[str]:
@@ -73,7 +73,7 @@ def test_rows_show_their_images_under_their_labels(colour: str, channels: int) -
 
 def test_rows_keep_the_order_of_samples_and_the_orientation() -> None:
     """White only in the upper left quarter of the second image."""
-    images = -torch.ones(2, 1, 8, 8)
+    images = torch.zeros(2, 1, 8, 8)
     images[1, :, :4, :4] = 1
     figure = image_rows({"row": images}, "title")
     first, second = (quarters[..., 0].tolist() for quarters in seen(figure, (0.25, 0.75)))
@@ -82,7 +82,7 @@ def test_rows_keep_the_order_of_samples_and_the_orientation() -> None:
     assert left.x1 < right.x0
 
 
-@pytest.mark.parametrize(("value", "shown"), [(3.0, 1.0), (-3.0, -1.0)])
+@pytest.mark.parametrize(("value", "shown"), [(3.0, 1.0), (-3.0, 0.0)])
 def test_values_out_of_range_are_cut_off(value: float, shown: float) -> None:
     for figure in (
         image_rows({"row": torch.full((1, 1, 4, 4), value)}, ""),
@@ -106,7 +106,7 @@ def test_mosaic_shows_every_image_in_order_and_nothing_else(count: int) -> None:
 def test_images_of_other_precision_that_need_gradients_are_drawn(dtype: torch.dtype) -> None:
     images = flat("grey").to(dtype).requires_grad_()
     for figure in (image_rows({"row": images}, ""), image_mosaic(images, "")):
-        assert colours_of(figure) == 3 * [pytest.approx([0, 0, 0], abs=0.02)]
+        assert colours_of(figure) == 3 * [pytest.approx([0.5, 0.5, 0.5], abs=0.02)]
 
 
 # -- convergence ------------------------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ CASES = {
             workers=workers,
         ),
         {
-            "solver": JointAnderson(max_nfe=8, step_size=1.0, step_rule=StepRule.PLAIN, memory=5),
+            "solver": JointAnderson(max_nfe=8, step_size=1.0, step_rule=StepRule.PLAIN, history_size=5),
             "adjoint": Implicit(tol=0.25, max_nfe=30),
         },
     ),

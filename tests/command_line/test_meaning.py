@@ -101,7 +101,7 @@ def test_the_help_of_a_task_explains_every_argument(words: tuple[str, ...]) -> N
 @pytest.mark.parametrize("solver", ["Tracking", "JointAnderson"])
 def test_the_help_of_a_solver_is_that_of_the_solver(solver: str) -> None:
     text = readable(deqopt("fit", "--solver.help", solver))
-    assert ("--solver.memory" in text) == (solver == "JointAnderson")
+    assert ("--solver.history_size" in text) == (solver == "JointAnderson")
 
 
 # -- names and classes ------------------------------------------------------------------------------------------------

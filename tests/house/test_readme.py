@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from deqopt import JointProblem
 from deqopt.cli import main
 from deqopt.testing import check_task
 from paths import ROOT
@@ -80,9 +82,23 @@ def test_the_page_of_a_task_is_called_as_the_second_name_of_the_task() -> None:
 
 def test_the_page_on_extending_runs_from_top_to_bottom() -> None:
     page = (ROOT / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert "class ArrowHurwicz(JointSolver)" in blocks[0] and len(blocks[0].splitlines()) <= 15
+    assert "check_solver(ArrowHurwicz(" in "".join(blocks), "which raises where a clause is broken"
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)), names)
-    equilibrium = names["eq"]
+    exec("\n".join(blocks), names)
+    equilibrium, solved, point = names["eq"], names["solved"], names["point"]
+    assert bool(solved.converged.all())
+    (slope,) = torch.autograd.grad(point.z.sum(), names["gain"])
+    sine = torch.sin(names["gain"] * point.z)
+    assert torch.allclose(slope, (-point.z * sine / (1 + names["gain"] * sine)).sum(), rtol=1e-3)
+    one = names["ArrowHurwicz"](max_nfe=5).solve(
+        JointProblem(lambda z, x: names["gain"] * z + x, lambda z, x: (z - 1).square().sum(1)),
+        torch.zeros(2, 3),
+        torch.ones(2, 3),
+        adjoint=names["OneMoreStep"](),
+    )
+    assert torch.allclose(torch.autograd.grad(one.z.sum(), names["gain"])[0], one.z.sum())
     assert bool(equilibrium.converged.all())
     assert float((equilibrium.x.sum(1) - 1).abs().max()) < 1e-5
     assert float(equilibrium.x.min()) >= 0

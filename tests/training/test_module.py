@@ -350,7 +350,7 @@ def celeba_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, 
         ),
         ("fit", "val", ("psnr", "ssim")),
         ("validate", "val", ("psnr", "ssim")),
-        ("test", "test", ("psnr", "psnr_mean_image", "ssim")),
+        ("test", "test", ("psnr", "ssim", "psnr_ours", "psnr_mean_image", "ssim_ours", "ssim_mean_image")),
     ],
 )
 def test_every_stage_logs_its_figures(

@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {
     "task": {"class_path": "omniglot", "init_args": SETTINGS},
     "solver": {
         "class_path": "JointAnderson",
-        "init_args": {"max_nfe": 10, "step_size": 1.0, "step_rule": "PLAIN", "memory": 5},
+        "init_args": {"max_nfe": 10, "step_size": 1.0, "step_rule": "PLAIN", "history_size": 5},
     },
     "adjoint": {"class_path": "Implicit", "init_args": {"tol": 0.25, "max_nfe": 60}},
     "model": {
@@ -115,7 +115,7 @@ def test_test_says_what_is_reached_beside_the_baselines(
     words = ("--config=small.yaml", "--task.baselines=[PROTOTYPES]", f"--ckpt_path={checkpoint(trained)}")
     answer = succeeded("test", *words)
     said = caplog.text
-    assert "8 test episodes, 5-way 1-shot" in said and "it ends below its start in all 8 episodes" in said
+    assert "8 test episodes, 5-way 1-shot" in said and "below its start in all 8 episodes" in said
     assert "at least 600 are usual" in said
     run = folder / answer.run
     rows = {row["method"]: row for row in table(run / "figures" / "accuracy.csv")}
