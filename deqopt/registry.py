@@ -161,8 +161,8 @@ def listing(group: Group, width: int | None = None) -> str:
     A line in brackets follows for every distribution whose entry points cannot be read.
     """
     by_class: dict[tuple[str, str], list[Plugin]] = {}
-    for first in plugins(group).values():
-        for plugin in (first, *first.rivals):
+    for known in plugins(group).values():
+        for plugin in (known, *known.rivals):
             by_class.setdefault((plugin.target, plugin.distribution), []).append(plugin)
     malformed = [f"({one})" for one in registrations(group.value)[1]]
     if not by_class:
