@@ -15,6 +15,7 @@ import textwrap
 import warnings
 from dataclasses import dataclass, replace
 from enum import Enum
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from deqopt.command_line.markup import plain
@@ -72,7 +73,7 @@ class Plugin:
         if not module or not qualified_name:
             return f"(cannot be read: {_MALFORMED})"
         try:
-            tree = _parse(_source_file(module))
+            tree = _parsed(module)
         except (ImportError, OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return f"(cannot be read: {_one_line(str(error) or type(error).__name__)})"
         docstring = ast.get_docstring(_class_definition(tree, qualified_name) or tree) or ""
@@ -160,9 +161,9 @@ def listing(group: Group, width: int | None = None) -> str:
     A line in brackets follows for every distribution whose entry points cannot be read.
     """
     by_class: dict[tuple[str, str], list[Plugin]] = {}
-    for plugin in plugins(group).values():
-        for one in (plugin, *plugin.rivals):
-            by_class.setdefault((one.target, one.distribution), []).append(one)
+    for known in plugins(group).values():
+        for plugin in (known, *known.rivals):
+            by_class.setdefault((plugin.target, plugin.distribution), []).append(plugin)
     malformed = [f"({one})" for one in registrations(group.value)[1]]
     if not by_class:
         return "\n".join([_none_installed(group), *malformed])
@@ -187,28 +188,21 @@ def _none_installed(group: Group) -> str:
     )
 
 
-def _source_file(module: str) -> Path:
-    """Where the module's source is. Only the top-level package is looked up: that imports nothing, while the
+def _parsed(module: str) -> ast.Module:
+    """The module's source. Only the top-level package is looked up by its full name: that imports nothing, while the
     specification of a submodule would import its parents."""
     top, *below = module.split(".")
-    specification = importlib.util.find_spec(top)
-    if specification is None:
+    found = importlib.util.find_spec(top)
+    if found is None:
         raise ModuleNotFoundError(f"no module named {top}")
-    if below:
-        bases = [Path(folder, *below) for folder in specification.submodule_search_locations or ()]
-        candidates = [file for base in bases for file in (base / "__init__.py", base.parent / f"{base.name}.py")]
-    else:
-        candidates = [Path(specification.origin)] if specification.origin else []
-    for file in candidates:
-        if file.suffix == ".py" and file.is_file():
-            return file
-    raise ModuleNotFoundError(f"no source of {module}")
-
-
-def _parse(file: Path) -> ast.Module:
+    for name in below:
+        found = PathFinder.find_spec(name, list(found.submodule_search_locations or ())) if found else None
+    read = getattr(found and found.loader, "get_source", lambda _: None)
+    if found is None or (source := read(found.name)) is None:
+        raise ModuleNotFoundError(f"no source of {module}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a plugin's string escapes: not the reader's business here
-        return ast.parse(file.read_bytes(), filename=file.name)
+        return ast.parse(source, filename=Path(found.origin or module).name)
 
 
 def _class_definition(scope: ast.AST, qualified_name: str) -> ast.ClassDef | None:

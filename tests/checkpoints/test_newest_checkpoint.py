@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from command import SMALL, column, succeeded, user_folder
+from command import TINY, column, succeeded, user_folder
 from deqopt.checkpoints import Record, previous, read, write
 from deqopt.command_line.checkpoints import newest_checkpoint
 from deqopt.errors import CheckpointError
 
-folder = user_folder(SMALL)
+folder = user_folder(TINY)
 
 
 def kept(root: Path, version: int, name: str, age: int, step: int = 1, score: float | None = None) -> Path:

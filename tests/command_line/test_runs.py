@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from command import SMALL, SMALL_TRAINER, column, complaint, resolved, succeeded, user_folder
 from deqopt import JointModule
 from deqopt.solvers import solve_exactly
+from paths import SUPPORT
 
 TIMEOUT = 120
 
@@ -61,11 +62,12 @@ def test_fit_leaves_the_same_numbers_as_csv_and_for_tensorboard(trained: Path) -
 def test_the_saved_configuration_repeats_the_run(trained: Path) -> None:
     saved = trained / "config.yaml"
     assert yaml.safe_load(saved.read_text()) == resolved("fit", "--config", "small.yaml")
-    again = succeeded("fit", "--config", saved).run
-    other = succeeded("fit", "--config", saved, "--seed_everything=1").run
+    first = succeeded("fit", "--config=tiny.yaml").run
+    again = succeeded("fit", "--config", first / "config.yaml").run
+    other = succeeded("fit", "--config", first / "config.yaml", "--seed_everything=1").run
     for name in ("train/objective", "val/loss"):
-        assert column(again, name) == column(trained, name)
-        assert column(other, name) != column(trained, name)
+        assert column(again, name) == column(first, name)
+        assert column(other, name) != column(first, name)
 
 
 def test_checkpoints_hold_plain_data_and_the_end_of_training(trained: Path) -> None:
@@ -93,9 +95,9 @@ def test_a_checkpoint_alone_repeats_the_figures_of_its_run(command: str, trained
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_loss(folder: Path) -> None:
-    words = ("fit", "--config", "small.yaml", "--trainer.max_epochs=3", "--model.optimization.lr=1.0")
-    by_psnr = ("--checkpoint.monitor=val/psnr", "--checkpoint.mode=max")
-    for more, name, best in (((), "val/loss", min), (by_psnr, "val/psnr", max)):
+    words = ("fit", "--config", "tiny.yaml", "--trainer.max_epochs=3", "--model.optimization.lr=1.0")
+    by_mse = ("--checkpoint.monitor=val/mse", "--checkpoint.mode=max")
+    for more, name, best in (((), "val/loss", min), (by_mse, "val/mse", max)):
         run = succeeded(*words, *more).run
         figures = column(run, name)
         content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
@@ -134,7 +136,7 @@ def test_test_measures_at_the_feasible_point_whatever_names_the_checkpoint(
 
 def test_a_run_without_a_checkpoint_is_told_that_nothing_was_learned() -> None:
     with pytest.warns(UserWarning, match=r"validate without --ckpt_path: the network is new"):
-        succeeded("validate", "--config=small.yaml")
+        succeeded("validate", "--config=tiny.yaml")
 
 
 def test_predict_writes_reconstructions_and_latents_by_name(trained: Path, folder: Path) -> None:
@@ -158,7 +160,7 @@ def test_predict_writes_reconstructions_and_latents_by_name(trained: Path, folde
 
 def test_a_fast_run_writes_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    answer = succeeded("fit", "--config=small.yaml", "--trainer.fast_dev_run=true")
+    answer = succeeded("fit", "--config=tiny.yaml", "--trainer.fast_dev_run=true")
     assert sorted(folder.rglob("*")) == before and "This run is kept" not in answer.output
 
 
@@ -172,10 +174,10 @@ def test_a_fast_run_writes_nothing(folder: Path) -> None:
     ids=str,
 )
 def test_parts_of_a_run_can_be_left_out(words: list[str], left_out: str | None) -> None:
-    run = succeeded("fit", "--config=small.yaml", "--trainer.max_epochs=1", *words).run
+    run = succeeded("fit", "--config=tiny.yaml", "--trainer.max_epochs=1", *words).run
     expected = {"checkpoints", "figures", "config.yaml", "hparams.yaml", "metrics.csv"} - {left_out}
     assert {path.name for path in run.iterdir() if "tfevents" not in path.name} == expected
-    assert run.parent.name == "celeba" and bool(column(run, "train/loss")) == ("steps" not in words[0])
+    assert run.parent.name == "tiny" and bool(column(run, "train/loss")) == ("steps" not in words[0])
 
 
 def test_a_checkpoint_of_another_size_is_refused_in_one_line(trained: Path) -> None:
@@ -191,15 +193,16 @@ def test_a_checkpoint_of_another_size_is_refused_in_one_line(trained: Path) -> N
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_an_interrupted_run_goes_on(number: signal.Signals, folder: Path) -> None:
     root = folder / number.name
-    words = ["fit", "--config=small.yaml", f"--trainer.default_root_dir={root}", "--trainer.max_epochs=100000"]
-    words += ["--trainer.limit_train_batches=7", "--trainer.check_val_every_n_epoch=100000"]
-    code = "from deqopt.cli import main; main()"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = ["fit", "--config=tiny.yaml", f"--trainer.default_root_dir={root}", "--trainer.max_epochs=100000"]
+    words += ["--trainer.check_val_every_n_epoch=100000"]
+    code = "import tiny_task; from deqopt.cli import main; main()"
+    path = os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     with subprocess.Popen(
         [sys.executable, "-c", code, *words], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as process:
         try:
-            metrics = root / "celeba" / "version_0" / "metrics.csv"
+            metrics = root / "tiny" / "version_0" / "metrics.csv"
             deadline = time.monotonic() + TIMEOUT
             while not metrics.exists() or len(metrics.read_text().splitlines()) < 6:
                 assert process.poll() is None and time.monotonic() < deadline
@@ -212,7 +215,7 @@ def test_an_interrupted_run_goes_on(number: signal.Signals, folder: Path) -> Non
     assert "Traceback" not in error and "--ckpt_path last goes on from" in error
     assert not any(noise in error for noise in ("Tip", "LeafSpec", "many workers")), error
 
-    saved = torch.load(root / "celeba" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    saved = torch.load(root / "tiny" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] >= 5
     limit = f"--trainer.max_steps={saved['global_step'] + 3}"
     run = succeeded(*words, "--ckpt_path=last", limit).run

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from command import SMALL, complaint, succeeded, user_folder
+from command import TINY, complaint, succeeded, user_folder
 from deqopt.errors import ProblemError
 from deqopt.optimization import Optimization, Schedule
 
-folder = user_folder(SMALL)
+folder = user_folder(TINY)
 
 
 @pytest.mark.parametrize("schedule", Schedule)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+import tiny_task  # noqa: F401  (so that configurations may name its class)
 from deqopt.cli import main
 
 SMALL_TASK: dict[str, Any] = {
@@ -38,6 +39,12 @@ SMALL: dict[str, Any] = {
     "solver": {"class_path": "Tracking", "init_args": {"max_nfe": 8, "step_size": 2.0}},
     "trainer": SMALL_TRAINER,
 }
+TINY: dict[str, Any] = {
+    "task": {"class_path": "tiny_task.Tiny"},
+    "solver": {"class_path": "Tracking", "init_args": {"max_nfe": 6, "step_size": 0.3}},
+    "trainer": SMALL_TRAINER,
+}
+"""A run of as many steps as those of ``SMALL``, many times as fast: without images, and drawing little."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,8 @@ def written(path: Path, settings: Any) -> Path:
 
 
 def user_folder(settings: dict[str, Any]) -> Any:
-    """The fixture of a file whose commands share a folder, as those of a user would; ``small.yaml`` has settings."""
+    """The fixture of a file whose commands share a folder, as those of a user would; ``small.yaml`` has settings,
+    and ``tiny.yaml`` has TINY."""
 
     @pytest.fixture(scope="module", autouse=True)
     def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -105,6 +113,7 @@ def user_folder(settings: dict[str, Any]) -> Any:
             for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
                 patch.delenv(name)
             written(folder / "small.yaml", settings)
+            written(folder / "tiny.yaml", TINY)
             yield folder
 
     return folder

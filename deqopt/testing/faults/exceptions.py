@@ -38,7 +38,7 @@ def an_exception(case: Case) -> None:
     hooks = (*IN_A_STEP, *AROUND_STEPS) if case.random.random() < 0.8 else ()
     moment = drawn(case.random, STEPS, hooks)
     case.fault = f"{kind} raised {moment}"
-    _judge(case, kind, case.command("fit", prepare=[_raising(moment, kind)]))
+    _judge(case, kind, case.command("fit", prepare=[raising(moment, kind)]))
 
 
 def an_exception_in_the_data(case: Case) -> None:
@@ -127,7 +127,9 @@ def no_memory(case: Case) -> None:
     checkpoint_before_goes_on(case, case.command("fit", prepare=[install]))
 
 
-def _raising(moment: Moment, kind: str) -> Prepare:
+def raising(moment: Moment, kind: str) -> Prepare:
+    """Raises what :data:`RAISED` has under that name when the moment comes."""
+
     def install(shared: Shared, rank: int) -> None:
         def fail(_: object) -> None:
             shared.fire()

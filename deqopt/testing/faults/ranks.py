@@ -10,10 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from deqopt.testing.faults.exceptions import RAISED
-from deqopt.testing.faults.forked import LIMIT, Ended, Prepare, Running, Shared, Slot, heed_signals
+from deqopt.testing.faults.exceptions import RAISED, raising
+from deqopt.testing.faults.forked import LIMIT, Ended, Prepare, Running, Slot, heed_signals
 from deqopt.testing.faults.judgement import no_traceback, saved, status_of
 from deqopt.testing.faults.moments import IN_A_STEP, Moment
 from deqopt.testing.faults.numbers import PASSING, VALUES
@@ -73,7 +72,7 @@ def an_exception(case: Case) -> None:
     rank, kind = case.random.randrange(RANKS), case.random.choice(sorted(set(RAISED) - {"a bug"}))
     moment = Moment(case.random.choice(IN_A_STEP), case.random.randint(1, TOGETHER), case.random.random() < 0.5)
     case.fault = f"{kind} raised in rank {rank} {moment}"
-    ended = case.command("fit", *TWO, ranks=RANKS, prepare=[_in_rank(rank, _raise(moment, kind))])
+    ended = case.command("fit", *TWO, ranks=RANKS, prepare=[_in_rank(rank, raising(moment, kind))])
     no_traceback(ended)
     expect(all(ended.statuses) or not ended.fired, Outcome.OTHER, f"all ranks should fail: {ended}")
     certain = TOGETHER // EPOCHS if ended.steps_when_fired > TOGETHER // EPOCHS else 0
@@ -135,17 +134,6 @@ def _at_step(running: Running, step: int, gap: float) -> None:
 
 def _in_rank(rank: int, prepare: Prepare) -> Prepare:
     return lambda shared, this: prepare(shared, this) if this == rank else None
-
-
-def _raise(moment: Moment, kind: str) -> Prepare:
-    def install(shared: Shared, rank: int) -> None:
-        def fail(_: Any) -> None:
-            shared.fire()
-            raise RAISED[kind]()
-
-        moment.install(fail)
-
-    return install
 
 
 def _saved_and_goes_on(case: Case, ended: Ended, at_least: int) -> None:
