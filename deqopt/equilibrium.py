@@ -35,6 +35,20 @@ class BackwardReport:
     growth: Tensor | None = None
     lost: Tensor | None = None
 
+    def figures(self) -> dict[str, Tensor]:
+        """What there is to say of the last pass: ``growth``, the largest of all samples, and the means of ``residual``,
+        ``nfe`` and ``converged`` over the samples that are not NaN or infinite."""
+        found = {}
+        if self.growth is not None:
+            found["growth"] = self.growth.nan_to_num(nan=0.0).max().float()
+        if self.residual is None or self.nfe is None or self.status is None:
+            return found
+        usable = self.status != Status.NON_FINITE
+        if bool(usable.any()):
+            values = {"residual": self.residual, "nfe": self.nfe, "converged": self.status == Status.CONVERGED}
+            found |= {name: value[usable].float().mean() for name, value in values.items()}
+        return found
+
 
 @dataclass(frozen=True)
 class FixedPoint:

@@ -16,7 +16,7 @@ WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 
 
-def ssim(images: Tensor, targets: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of every image to its target, (B,) in [-1, 1]; 1 where they are equal.
 
     ``(2 m n + c1) (2 cov + c2) / ((m^2 + n^2 + c1) (var + var' + c2))`` of pixels in [0, 1], where means m and n,
@@ -28,21 +28,17 @@ def ssim(images: Tensor, targets: Tensor, data_range: tuple[float, float] = (-1.
     Of images below 11x11 the window is the largest odd square that fits: a value, but none to compare with others.
 
     Args:
-        images, targets: (B, channels, H, W).
-        data_range: the values of black and white; what lies outside is cut.
+        images, targets: (B, channels, H, W) in [0, 1]; what lies outside is cut.
 
     Raises:
-        ProblemError: other shapes, or an empty range.
+        ProblemError: other shapes.
     """
     if images.shape != targets.shape or images.dim() != 4 or not images.shape[1:].numel():
         raise ProblemError(
             "ssim compares images (B, channels, H, W) with targets of the same shape, "
             f"got {tuple(images.shape)} and {tuple(targets.shape)}"
         )
-    black, white = data_range
-    if not black < white:
-        raise ProblemError(f"data_range must be (black, white) with black < white, got {data_range}")
-    a, b = (((part.double() - black) / (white - black)).clamp(0, 1) for part in (images, targets))
+    a, b = (part.double().clamp(0, 1) for part in (images, targets))
     # Moments about 1/2 cancel less.
     u, v = a - 0.5, b - 0.5
     m, n, uu, vv, uv = (_windowed(part) for part in (u, v, u * u, v * v, u * v))
@@ -84,7 +80,7 @@ class StructuralSimilarity(Metric):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, targets: Tensor) -> None:
-        self.total = self.total + ssim(images.detach(), targets, self.data_range).double().sum()
+        self.total = self.total + ssim(images.detach(), targets).double().sum()
         self.count = self.count + len(images)
 
     def compute(self) -> Tensor:

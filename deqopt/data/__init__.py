@@ -1,31 +1,25 @@
-"""Images that several tasks share: embedded digits and photographs, folders, `.npz` archives and CelebA.
+"""Images that several tasks share: embedded digits and photographs, folders, `.npz` archives and published data sets.
 
-Every source gives float32 tensors (channels, size, size) in [-1, 1]. `open_images` finds the right source for
-what a user points at, `ImageDataModule` serves its splits to Lightning, and `save_image` writes a result. Images
-with labels, in [0, 1], are in `deqopt.data.labelled`, and here by name: `open_labelled`, `LabelledDataModule`.
+Every source gives float32 tensors (channels, size, size) in [0, 1], from black to white, with labels where it has them.
+`open_images` and `open_labelled` find the right source for what a user points at, `ImageDataModule` serves its splits
+to Lightning, and `save_image` writes a result. A network that works in [-1, 1] maps at its door, by `signed` and
+`unsigned`.
 """
 
 from deqopt.data.archive import ImageArchive
+from deqopt.data.augmentation import Augmentation
 from deqopt.data.celeba import CelebAFaces
 from deqopt.data.embedded import EmbeddedDigits, EmbeddedPhotographs
 from deqopt.data.epochs import EpochOrder, EpochSamples, epochs_of, generator_of
 from deqopt.data.folder import ImageFolder
-from deqopt.data.labelled import (
-    Augmentation,
-    Download,
-    LabelledBatch,
-    LabelledDataModule,
-    LabelledSample,
-    LabelledSource,
-    open_labelled,
-    open_unlabelled,
-)
+from deqopt.data.labelled_source import LabelledSource
 from deqopt.data.loader import EpochLoader
-from deqopt.data.module import ImageDataModule, SourceDataModule, SplitDataModule
-from deqopt.data.opening import open_images
-from deqopt.data.pixels import UnreadableImageError, save_image
-from deqopt.data.source import ImageBatch, ImageSample, ImageSource
-from deqopt.data.splits import Splits
+from deqopt.data.module import ImageDataModule, SplitDataModule
+from deqopt.data.opening import open_images, open_labelled
+from deqopt.data.pixels import UnreadableImageError, save_image, signed, unsigned
+from deqopt.data.published import Download
+from deqopt.data.source import ImageBatch, ImageSample, ImageSource, Source
+from deqopt.data.splits import Part, Splits
 
 __all__ = [
     "Augmentation",
@@ -42,11 +36,9 @@ __all__ = [
     "ImageFolder",
     "ImageSample",
     "ImageSource",
-    "LabelledBatch",
-    "LabelledDataModule",
-    "LabelledSample",
     "LabelledSource",
-    "SourceDataModule",
+    "Part",
+    "Source",
     "SplitDataModule",
     "Splits",
     "UnreadableImageError",
@@ -54,6 +46,7 @@ __all__ = [
     "generator_of",
     "open_images",
     "open_labelled",
-    "open_unlabelled",
     "save_image",
+    "signed",
+    "unsigned",
 ]

@@ -1,15 +1,11 @@
 """CelebA: aligned faces with official splits."""
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
-from numpy.typing import NDArray
 
 from deqopt.data.files import repeated_files, require_regular, said_of
-from deqopt.data.folder import output_names
-from deqopt.data.pixels import read_pixels
-from deqopt.data.source import ImageSource
+from deqopt.data.image_files import ImageFiles
 from deqopt.data.splits import Splits
 from deqopt.errors import DataError, printable, reason_of
 
@@ -19,7 +15,7 @@ FACE = 140
 LONGEST_PARTITION = 2**28
 
 
-class CelebAFaces(ImageSource):
+class CelebAFaces(ImageFiles):
     """CelebA's aligned faces: the central 140x140 of 178x218 pixels (of less, the largest square), resized.
 
     The layout is torchvision's: `root/celeba/img_align_celeba/000001.jpg` and on, and
@@ -39,21 +35,20 @@ class CelebAFaces(ImageSource):
     """
 
     def __init__(self, root: str | Path, size: int, channels: int = 3, *, download: bool = False) -> None:
-        super().__init__(str(root), size=size, channels=channels, crop=FACE)
         base = Path(root) / "celeba"
-        self._images = base / IMAGES
-        if download and not is_inside_celeba(base):
+        images = base / IMAGES
+        if download and not _is_inside(base):
             _download(Path(root))
-        if not is_inside_celeba(base):
+        if not _is_inside(base):
             there = {IMAGES: (base / IMAGES).is_dir(), PARTITION: (base / PARTITION).is_file()}
             lacks = " and ".join(name for name, found in there.items() if not found)
             advice = "download it there by hand, or set `download` to have torchvision do it"
             raise DataError(f"no CelebA in {root}: {base} lacks {lacks}, it should hold {LAYOUT}; {advice}")
         parts = _read_partition(base / PARTITION)
-        _check_present(self._images, list(parts))
-        parts = _each_once(self._images, parts)
-        self._files = [self._images / name for name in parts]
-        self._names = output_names(self._files)
+        _check_present(images, list(parts))
+        parts = _each_once(images, parts)
+        paths = [images / name for name in parts]
+        super().__init__(images, paths, where=str(root), size=size, channels=channels, crop=FACE)
         indices: list[list[int]] = [[], [], []]
         for index, part in enumerate(parts.values()):
             indices[part].append(index)
@@ -62,26 +57,25 @@ class CelebAFaces(ImageSource):
             raise DataError(f"{base / PARTITION} gives {counts} images to train, val and test: each needs one or more")
         self._splits = Splits(*indices)
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def name(self, index: int) -> str:
-        return self._names[index]
-
-    def pixels(self, index: int) -> NDArray[Any]:
-        return read_pixels(self._files[index])
-
     def splits(self, seed: int) -> Splits:
         """The official partition, whatever the seed."""
-        return self._splits
+        return self._splits.without(self.unreadable, self.where)
 
 
-def looks_like_celeba(root: Path) -> bool:
-    """Whether `root` holds CelebA in torchvision's layout, or a part of it."""
-    return (root / "celeba" / IMAGES).is_dir() or (root / "celeba" / PARTITION).is_file()
+def holds_celeba(root: Path) -> bool:
+    """Whether `root` holds CelebA in torchvision's layout, or a part of it.
+
+    Raises:
+        DataError: `root` is the inside of it.
+    """
+    if (root / "celeba" / IMAGES).is_dir() or (root / "celeba" / PARTITION).is_file():
+        return True
+    if _is_inside(root):
+        raise DataError(f"{root} is the inside of CelebA: root should be the folder that holds it, as 'celeba'")
+    return False
 
 
-def is_inside_celeba(folder: Path) -> bool:
+def _is_inside(folder: Path) -> bool:
     """Whether `folder` holds the images and the partition themselves, so that its parent is the root."""
     return (folder / IMAGES).is_dir() and (folder / PARTITION).is_file()
 

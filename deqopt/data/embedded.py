@@ -31,6 +31,9 @@ class EmbeddedDigits(ImageArray):
         super().__init__("scikit-learn's digits", images, "digit_", size=size, channels=channels)
         self.labels: NDArray[Any] = digits.target.astype(np.int64)
 
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
 
 class EmbeddedPhotographs(ImageSource):
     """The two sample photographs of scikit-learn, china and flower, cut into patches that do not overlap.

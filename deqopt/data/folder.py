@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
-from numpy.typing import NDArray
 
 from deqopt.data.files import Listing, list_files, said_of
-from deqopt.data.pixels import read_pixels
-from deqopt.data.source import ImageSource
+from deqopt.data.image_files import ImageFiles
 from deqopt.errors import DataError, printable
 
 SUFFIXES = (
@@ -27,15 +24,13 @@ SUFFIXES = (
     ".tiff",
     ".webp",
 )
-LONGEST_NAME = 200
-"""Bytes of a name for output files: file systems take 255, and more is put around it."""
 
 
-class ImageFolder(ImageSource):
+class ImageFolder(ImageFiles):
     """Every image in a folder and its subfolders, hidden ones left out, sorted by path.
 
-    Each is cut to its central square and resized. Files are decoded when they are asked for: a truncated one
-    is reported then, by name. A file that has several names, through links, is one image; a warning says so.
+    Each is cut to its central square and resized. Files are decoded when they are asked for; `unreadable` names those
+    that cannot be. A file that has several names, through links, is one image; a warning says so.
 
     Attributes:
         root: the folder.
@@ -64,33 +59,23 @@ class ImageFolder(ImageSource):
         every_name: bool = False,
         listing: Listing | None = None,
     ) -> None:
-        super().__init__(str(root), size=size, channels=channels)
         root = Path(root)
         if not root.is_dir():
             raise DataError(f"{root} is {'a file' if root.exists() else 'missing'}: it should be a folder of images")
         if listing is None:
             (listing,) = list_files([root], SUFFIXES) if every_name else list_images([root])
-        self.root, self.folders, self.paths = root, listing.folders, list(listing.files)
+        paths = list(listing.files)
         if every_name:
-            self.paths += [path for path in listing.repeated if not path.is_dir()]
-            self.paths.sort(key=lambda path: path.relative_to(root).as_posix())
-        if not self.paths:
+            paths += [path for path in listing.repeated if not path.is_dir()]
+            paths.sort(key=lambda path: path.relative_to(root).as_posix())
+        if not paths:
             accepted = ", ".join(SUFFIXES)
             alone = " that are not elsewhere too" if listing.repeated else ""
             raise DataError(
                 f"{root} and its subfolders hold no images{alone}: their names should end in one of {accepted}"
             )
-        self._names = output_names(self.paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        """The stem of the file; with its position before it if two files of the folder share a stem."""
-        return self._names[index]
-
-    def pixels(self, index: int) -> NDArray[Any]:
-        return read_pixels(self.paths[index])
+        super().__init__(root, paths, where=str(root), size=size, channels=channels)
+        self.folders = listing.folders
 
 
 def list_images(roots: Sequence[Path]) -> list[Listing]:
@@ -105,10 +90,3 @@ def list_images(roots: Sequence[Path]) -> list[Listing]:
         where = " and ".join(map(str, roots))
         rank_zero_warn(printable(said_of(repeated, where)))
     return listings
-
-
-def output_names(paths: Sequence[Path]) -> list[str]:
-    """The stems of files, each with its position before it if two share a stem; `printable`, and not too long."""
-    stems = [printable(path.stem).encode()[:LONGEST_NAME].decode(errors="ignore") for path in paths]
-    unique = len({stem.casefold() for stem in stems}) == len(stems)
-    return stems if unique else [f"{i:06d}_{stem}" for i, stem in enumerate(stems)]

@@ -1,8 +1,7 @@
 """The Lightning data module over a source of images, and what it has in common with those of other samples."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -10,22 +9,26 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
+from deqopt.data.augmentation import Augmentation
 from deqopt.data.epochs import EpochOrder, EpochSamples, epochs_of
 from deqopt.data.loader import EpochLoader
-from deqopt.data.source import ImageBatch, ImageSample, ImageSource, Source
+from deqopt.data.source import UNKNOWN, ImageBatch, ImageSample, ImageSource, Source
 from deqopt.data.splits import Splits
 from deqopt.errors import DataError
+from deqopt.ranges import at_least, not_negative
 
 SourceT = TypeVar("SourceT", bound=Source[Any])
+BatchT = TypeVar("BatchT", bound=tuple[Any, ...])
 Collate = Callable[[list[Any]], Any]
 
 
-class SplitDataModule(LightningDataModule, ABC, Generic[SourceT]):
+class SplitDataModule(LightningDataModule, Generic[SourceT]):
     """Batches of the splits of a source.
 
     Training is shuffled, anew in every epoch: its order comes from the global seed (`seed_everything`) and the epoch
     alone, and a run that is resumed keeps the seed that it began with. A last, smaller batch is dropped there, unless
-    it is the only one. What a batch is, and what to predict on, a subclass says.
+    it is the only one. What a batch is, and what to predict on, a subclass says. An image that cannot be read is named
+    by a warning when the data are opened, and the others are served.
 
     Args:
         source: opens the source, for example `functools.partial(open_images, "faces", size=32, channels=1)`;
@@ -35,22 +38,21 @@ class SplitDataModule(LightningDataModule, ABC, Generic[SourceT]):
         seed: fixes the splits, and nothing else.
 
     Raises:
-        DataError: a batch size below 1 or workers below 0; later, all that opening and splitting raise.
+        ProblemError: a batch size below 1 or workers below 0.
+        DataError: later, all that opening and splitting raise.
     """
 
     def __init__(self, source: Callable[[], SourceT], *, batch_size: int, workers: int = 0, seed: int = 0) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise DataError(f"batch_size is {batch_size}: it should be 1 or more")
-        if workers < 0:
-            raise DataError(f"workers is {workers}: it should be 0 (load in the main process) or more")
+        at_least(1, batch_size=batch_size)
+        not_negative(workers=workers)
         self._open = source
         self._batch_size, self._workers, self._seed = batch_size, workers, seed
         self._resumed: int | None = None
 
-    @abstractmethod
     def collate(self, training: bool) -> Collate:
-        """The function that makes a batch of samples; it is sent to the workers."""
+        """The function that makes a batch of samples; it is sent to the workers. By default PyTorch's."""
+        return default_collate
 
     def samples(self, split: list[int], training: bool = False) -> Dataset[Any]:
         """The samples of a split, in its order; in training, item ``epoch * len + i`` is the i-th in an epoch."""
@@ -90,13 +92,7 @@ class SplitDataModule(LightningDataModule, ABC, Generic[SourceT]):
         self._open_for(stage)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        split = self.splits.train
-        devices = 1 if self.trainer is None else self.trainer.world_size
-        return self._loader(
-            self.samples(split, training=True),
-            order=self.order(len(split)),
-            drop_last=len(split) > self._batch_size * devices,
-        )
+        return self._training_loader(self.samples(self.splits.train, training=True), len(self.splits.train))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.samples(self.splits.val))
@@ -108,6 +104,11 @@ class SplitDataModule(LightningDataModule, ABC, Generic[SourceT]):
         """Fail here, before the model is built up, and not in the first batch."""
         if stage != "predict":
             _ = self.splits
+
+    def _training_loader(self, samples: Dataset[Any], count: int) -> DataLoader[Any]:
+        """Of samples of which an epoch has ``count``."""
+        devices = 1 if self.trainer is None else self.trainer.world_size
+        return self._loader(samples, order=self.order(count), drop_last=count > self._batch_size * devices)
 
     def _loader(
         self, samples: Dataset[Any], *, order: Sampler[int] | None = None, drop_last: bool = False
@@ -125,59 +126,90 @@ class SplitDataModule(LightningDataModule, ABC, Generic[SourceT]):
         )
 
 
-class SourceDataModule(SplitDataModule[SourceT]):
-    """Batches of the splits of a source, and to predict, of all images of one in order.
+class ImageDataModule(SplitDataModule[ImageSource]):
+    """Batches (`ImageBatch`) of the splits of a source, and to predict, of all images of one in order.
+
+    Images to train on are moved and mirrored at random, anew in every epoch: by the global seed, the epoch and the
+    index of an image alone. Images of the other splits never are. Images to predict on have the label -1, and are those
+    that can be read.
 
     Args:
-        source, batch_size, workers, seed: as of every `SplitDataModule`.
-        predict_source: opens the images to predict on, by default those of `source`.
+        source: opens the source, for example `functools.partial(open_labelled, None, size=8, channels=1, classes=10)`.
+        batch_size, workers, seed: as of every `SplitDataModule`.
+        predict_source: opens the images to predict on, for example `functools.partial(open_images, "photos",
+            size=8, channels=1)`; by default those of `source`.
+        shift: the most pixels that an image moves to each side; what is uncovered is black. 0, the default: none.
+        flip: whether to swap left and right in half of the images; off by default, as digits and letters need it.
 
     Raises:
-        DataError: as every `SplitDataModule`.
+        DataError: as every `SplitDataModule`; at `setup`, a shift that is not below the images' size.
+        ProblemError: as every `SplitDataModule`; a negative shift.
+
+    Example:
+        >>> from functools import partial
+        >>> from deqopt.data import ImageDataModule, open_images
+        >>> data = ImageDataModule(partial(open_images, None, size=8, channels=1), batch_size=4)
+        >>> next(iter(data.val_dataloader())).image.shape
+        torch.Size([4, 1, 8, 8])
     """
 
     def __init__(
         self,
-        source: Callable[[], SourceT],
+        source: Callable[[], ImageSource],
         *,
         batch_size: int,
         workers: int = 0,
         seed: int = 0,
         predict_source: Callable[[], ImageSource] | None = None,
+        shift: int = 0,
+        flip: bool = False,
     ) -> None:
         super().__init__(source, batch_size=batch_size, workers=workers, seed=seed)
-        self._open_to_predict = predict_source
-
-    @abstractmethod
-    def images(self) -> ImageSource:
-        """All images of the source."""
+        self._open_to_predict, self._augmentation = predict_source, Augmentation(shift, flip)
 
     @cached_property
     def predict_source(self) -> ImageSource:
         """The images to predict on; its `name` says what an index in a batch is called."""
-        return self.images() if self._open_to_predict is None else self._open_to_predict()
+        return self.source if self._open_to_predict is None else self._open_to_predict()
+
+    def samples(self, split: list[int], training: bool = False) -> Dataset[Any]:
+        if training and self._augmentation != Augmentation():
+            return EpochSamples(self.source, split, self.order_seed, partial(_moved, self._augmentation))
+        return super().samples(split, training)
+
+    def collate(self, training: bool) -> Collate:
+        return partial(batch_of, ImageBatch)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.predict_source)
+        return self._loader(_Unlabelled(self.predict_source))
 
     def _open_for(self, stage: str) -> None:
         super()._open_for(stage)
+        shift = self._augmentation.shift
         if stage == "predict":
-            _ = self.predict_source
+            _ = self.predict_source.readable
+        elif shift >= (size := self.source.size):
+            right = f"0 to {size - 1}, so that a part stays in sight"
+            raise DataError(f"shift is {shift}, but the images have size {size}: it should be {right}")
 
 
-class ImageDataModule(SourceDataModule[ImageSource]):
-    """Batches (`ImageBatch`) of the splits of an `ImageSource`, and to predict, of all images of one in order.
-
-    Arguments and errors are those of `SourceDataModule`.
-    """
-
-    def images(self) -> ImageSource:
-        return self.source
-
-    def collate(self, training: bool) -> Collate:
-        return _collate
+def batch_of(kind: type[BatchT], samples: list[Any]) -> BatchT:
+    """A batch of some samples that are tuples: a named tuple with the same fields, stacked."""
+    return kind(*default_collate(samples))
 
 
-def _collate(samples: list[ImageSample]) -> ImageBatch:
-    return ImageBatch(*default_collate(samples))
+class _Unlabelled(Dataset[ImageSample]):
+    """The images of a source that can be read, without their labels."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source.readable)
+
+    def __getitem__(self, position: int) -> ImageSample:
+        return self._source[self._source.readable[position]]._replace(label=UNKNOWN)
+
+
+def _moved(augmentation: Augmentation, sample: ImageSample, generator: torch.Generator) -> ImageSample:
+    return sample._replace(image=augmentation(sample.image[None], generator)[0])

@@ -1,6 +1,7 @@
 """Images whose split into train and test is official."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -35,16 +36,28 @@ class OfficialParts(ImageSource):
         part, source, position = self._find(index)
         return f"{part.value}_{source.name(position)}"
 
+    def file(self, index: int) -> str:
+        part, source, position = self._find(index)
+        return f"{part.value}/{source.file(position)}"
+
     def pixels(self, index: int) -> NDArray[Any]:
         _, source, position = self._find(index)
         return source.pixels(position)
 
+    @cached_property
+    def unreadable(self) -> Mapping[int, str]:
+        return {
+            members[index]: reason
+            for members, source in self._parts.values()
+            for index, reason in source.unreadable.items()
+        }
+
     def splits(self, seed: int) -> Splits:
         """The official parts. Without an official val, a tenth of train is held out for it, drawn by `seed` alone."""
         indices = {part: list(members) for part, (members, _) in self._parts.items()}
-        if Part.VAL in indices:
-            return Splits(indices[Part.TRAIN], indices[Part.VAL], indices[Part.TEST])
-        return Splits(*hold_out(indices[Part.TRAIN], seed, self.where), indices[Part.TEST])
+        if Part.VAL not in indices:
+            indices[Part.TRAIN], indices[Part.VAL] = hold_out(indices[Part.TRAIN], seed, self.where)
+        return Splits(*(indices[part] for part in Part)).without(self.unreadable, self.where)
 
     def _find(self, index: int) -> tuple[Part, ImageSource, int]:
         for part, (members, source) in self._parts.items():

@@ -24,8 +24,12 @@ class UnreadableImageError(DataError):
     """An image that cannot be decoded."""
 
 
-def read_pixels(path: Path) -> NDArray[np.generic]:
+def read_pixels(path: Path, *, shrunk: bool = False) -> NDArray[np.generic]:
     """Decode an image file, upright by its EXIF tag, without transparency and, if animated, its first frame.
+
+    Args:
+        path: the file.
+        shrunk: whether a JPEG may come at an eighth of its size, which is quick and says whether it can be read.
 
     Returns:
         (H, W) for grey and (H, W, 3) for colour; uint8, or float32 in [0, 1] for images of 16 bits a pixel.
@@ -39,6 +43,8 @@ def read_pixels(path: Path) -> NDArray[np.generic]:
             raise UnreadableImageError(f"{path} has {length} bytes: an image should have {LARGEST_FILE} or fewer")
         with Image.open(path, formats=FORMATS) as file:
             _require_pixels(file, path)
+            if shrunk:
+                file.draft(None, (1, 1))
             image = ImageOps.exif_transpose(file)
             if image.mode == "F" or image.mode.startswith("I"):
                 return _deep_pixels(np.asarray(image, np.float32), path)
@@ -72,9 +78,7 @@ def _deep_pixels(values: NDArray[np.float32], path: Path) -> NDArray[np.float32]
     return values / np.float32(65535)
 
 
-def to_tensor(
-    pixels: NDArray[np.generic], *, size: int, channels: int, crop: int | None = None, black: float = -1.0
-) -> Tensor:
+def to_tensor(pixels: NDArray[np.generic], *, size: int, channels: int, crop: int | None = None) -> Tensor:
     """Cut the central square, convert the channels and resize (bilinear, antialiased where it shrinks).
 
     Args:
@@ -82,28 +86,42 @@ def to_tensor(
         size: height and width of the result.
         channels: 1 (colours become their luma) or 3 (grey is repeated).
         crop: side of the central square, at most min(H, W), which is also the default.
-        black: what 0 becomes, -1 (default) or 0; white becomes 1.
 
     Returns:
-        (channels, size, size), float32 in [black, 1].
+        (channels, size, size), float32 in [0, 1].
     """
     height, width = pixels.shape[:2]
     side = min(height, width, crop or height)
     top, left = (height - side) // 2, (width - side) // 2
-    image = whole_tensor(pixels[top : top + side, left : left + side], channels=channels, black=black)
+    image = whole_tensor(pixels[top : top + side, left : left + side], channels=channels)
     if side != size:
         image = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True)[0]
-    return image.clamp(black, 1)
+    return image.clamp(0, 1)
 
 
-def whole_tensor(pixels: NDArray[np.generic], *, channels: int, black: float = -1.0) -> Tensor:
-    """The same at its own size, neither cut nor resized: (channels, H, W), float32 in [black, 1]."""
+def whole_tensor(pixels: NDArray[np.generic], *, channels: int) -> Tensor:
+    """The same at its own size, neither cut nor resized: (channels, H, W), float32 in [0, 1]."""
     height, width = pixels.shape[:2]
     whole = torch.tensor(pixels).reshape(height, width, -1).permute(2, 0, 1)
-    image = whole.float() / (255 if whole.dtype == torch.uint8 else 1) * (1 - black) + black
+    image = whole.float() / (255 if whole.dtype == torch.uint8 else 1)
     if channels == 1 and len(image) == 3:
         image = torch.einsum("c,chw->hw", torch.tensor(LUMA), image)[None]
-    return image.clamp(black, 1).repeat(channels // len(image), 1, 1)
+    return image.clamp(0, 1).repeat(channels // len(image), 1, 1)
+
+
+def signed(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] as the networks here take and give them, in [-1, 1].
+
+    Example:
+        >>> signed(torch.tensor([0.0, 0.25, 1.0]))
+        tensor([-1.0000, -0.5000,  1.0000])
+    """
+    return 2 * pixels - 1
+
+
+def unsigned(values: Tensor) -> Tensor:
+    """The pixels in [0, 1] of values in [-1, 1]: the inverse of :func:`signed`."""
+    return (values + 1) / 2
 
 
 def save_image(path: str | Path, image: Tensor) -> None:
@@ -111,7 +129,7 @@ def save_image(path: str | Path, image: Tensor) -> None:
 
     Args:
         path: where to, ending in `.png`.
-        image: (1 or 3, H, W), floating point in [-1, 1]; what lies outside is clipped.
+        image: (1 or 3, H, W), floating point in [0, 1]; what lies outside is clipped.
 
     Raises:
         DataError: another suffix, shape or type, NaN or infinite pixels, or a place that cannot be written.
@@ -121,10 +139,10 @@ def save_image(path: str | Path, image: Tensor) -> None:
         raise DataError(f"cannot write {path}: images are written as PNG, so its name should end in .png")
     if image.ndim != 3 or len(image) not in (1, 3) or not image.is_floating_point():
         found = f"{tuple(image.shape)} of {image.dtype}"
-        raise DataError(f"cannot write {path}: the image is {found}, should be (1 or 3, H, W) of floats in [-1, 1]")
+        raise DataError(f"cannot write {path}: the image is {found}, should be (1 or 3, H, W) of floats in [0, 1]")
     if not image.isfinite().all():
-        raise DataError(f"cannot write {path}: the image has NaN or infinite pixels, should be in [-1, 1]")
-    levels = ((image.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        raise DataError(f"cannot write {path}: the image has NaN or infinite pixels, should be in [0, 1]")
+    levels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     array = levels.permute(1, 2, 0).cpu().numpy()
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:

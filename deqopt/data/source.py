@@ -1,6 +1,8 @@
 """What every source of images offers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -12,18 +14,35 @@ from deqopt.data.pixels import to_tensor
 from deqopt.data.splits import Splits, split_groups
 from deqopt.errors import DataError
 
+UNKNOWN = -1
+"""The label of an image whose class is not known."""
+
 
 class ImageSample(NamedTuple):
-    """One image, (channels, size, size), float32 in [-1, 1], and its index in the source."""
+    """One image.
+
+    Attributes:
+        image: (channels, size, size), float32 in [0, 1], from black to white.
+        label: its class, 0 or larger; -1 where it is not known.
+        index: in the source.
+    """
 
     image: Tensor
+    label: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nothing here needs
 
 
 class ImageBatch(NamedTuple):
-    """Images, (B, channels, size, size), float32 in [-1, 1], and their indices in the source, (B,) int64."""
+    """Several images.
+
+    Attributes:
+        image: (B, channels, size, size), float32 in [0, 1], from black to white.
+        label: (B,) int64, the classes, 0 or larger; -1 where they are not known, as in images to predict on.
+        index: (B,) int64, in the source.
+    """
 
     image: Tensor
+    label: Tensor
     index: Tensor  # type: ignore[assignment]
 
 
@@ -31,14 +50,33 @@ SampleT = TypeVar("SampleT", covariant=True)
 
 
 class Source(Dataset[SampleT], ABC):
-    """Samples with names and fixed splits: what a data module serves."""
+    """Samples with names and fixed splits: what a data module serves.
+
+    Attributes:
+        where: what the images are read from, for messages.
+        size: height and width of the images.
+        channels: 1 or 3.
+
+    Args:
+        where, size, channels: see the attributes.
+
+    Raises:
+        DataError: a size below 1 or another number of channels.
+    """
+
+    def __init__(self, where: str, *, size: int, channels: int) -> None:
+        if size < 1:
+            raise DataError(f"cannot resize the images of {where} to size {size}: it should be 1 or more")
+        if channels not in (1, 3):
+            raise DataError(f"cannot give the images of {where} {channels} channels: it should be 1 or 3")
+        self.where, self.size, self.channels = where, size, channels
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """A name for output files, without suffix and unlike that of any other image of the source."""
+        """A name for output files, without suffix and unlike that of any other sample of the source."""
 
     @abstractmethod
     def splits(self, seed: int) -> Splits:
@@ -46,44 +84,63 @@ class Source(Dataset[SampleT], ABC):
 
 
 class ImageSource(Source[ImageSample]):
-    """Square images in [-1, 1] with names and fixed splits.
+    """Square images with names and fixed splits.
 
     A new source says how many images it has (`__len__`), what they are called (`name`) and what their pixels
-    are (`pixels`), and calls `super().__init__`; cropping, resizing, channels and splits come from here.
+    are (`pixels`), and calls `super().__init__`; cropping, resizing, channels and splits come from here. One that knows
+    the classes of its images says them too (`label`).
+
+    Attributes:
+        crop: as given.
 
     Args:
-        where: what the images are read from, for messages.
-        size: height and width of the images.
-        channels: 1 or 3.
+        where, size, channels: as of every `Source`.
         crop: side of the central square that is kept, in pixels; by default the largest.
 
     Raises:
-        DataError: a size below 1 or another number of channels.
+        DataError: as every `Source`.
     """
 
     def __init__(self, where: str, *, size: int, channels: int, crop: int | None = None) -> None:
-        if size < 1:
-            raise DataError(f"cannot resize the images of {where} to size {size}: it should be 1 or more")
-        if channels not in (1, 3):
-            raise DataError(f"cannot give the images of {where} {channels} channels: it should be 1 or 3")
-        self.where, self.size, self.channels, self.crop = where, size, channels, crop
+        super().__init__(where, size=size, channels=channels)
+        self.crop = crop
 
     @abstractmethod
     def pixels(self, index: int) -> NDArray[Any]:
         """The original image: (H, W), (H, W, 1) or (H, W, 3); uint8 or floats in [0, 1]."""
 
-    def tensor(self, index: int, black: float = -1.0) -> Tensor:
-        """The image, (channels, size, size), float32 in [black, 1]; `black` is -1 or 0."""
-        return to_tensor(self.pixels(index), size=self.size, channels=self.channels, crop=self.crop, black=black)
+    def file(self, index: int) -> str:
+        """What an image is called in messages and tables; by default by its name."""
+        return self.name(index)
+
+    def label(self, index: int) -> int:
+        """The class of an image; -1, by default, where it is not known."""
+        return UNKNOWN
+
+    @cached_property
+    def unreadable(self) -> Mapping[int, str]:
+        """By index, what is wrong with the images that cannot be read; by default none. They are in no split."""
+        return {}
+
+    @cached_property
+    def readable(self) -> list[int]:
+        """The indices of the images that can be read, ascending."""
+        return [index for index in range(len(self)) if index not in self.unreadable]
+
+    def tensor(self, index: int) -> Tensor:
+        """The image, (channels, size, size), float32 in [0, 1]."""
+        return to_tensor(self.pixels(index), size=self.size, channels=self.channels, crop=self.crop)
 
     def __getitem__(self, index: int) -> ImageSample:
         index = range(len(self))[index]
-        return ImageSample(self.tensor(index), index)
+        return ImageSample(self.tensor(index), self.label(index), index)
 
     def splits(self, seed: int) -> Splits:
         """Train, val, test: 80, 10 and 10 percent drawn by `seed` alone, unless the source has official ones.
 
+        An image that cannot be read is missing in its split, and changes no other.
+
         Raises:
             DataError: too few images to give every split one.
         """
-        return split_groups(np.arange(len(self)), seed, self.where)
+        return split_groups(np.arange(len(self)), seed, self.where).without(self.unreadable, self.where)

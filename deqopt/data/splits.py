@@ -1,5 +1,8 @@
 """Honest splits: fixed by a seed, disjoint, and with no group in two of them."""
 
+from __future__ import annotations
+
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import Enum
 
@@ -19,11 +22,36 @@ class Part(Enum):
 
 @dataclass(frozen=True)
 class Splits:
-    """Ascending indices into one source; disjoint, and together all of it."""
+    """Ascending indices into one source; disjoint, and together all of it that can be read.
+
+    Example:
+        >>> Splits([0, 1, 4], [2], [3, 5]).without({1, 5}, "the faces")[Part.TEST]
+        [3]
+    """
 
     train: list[int]
     val: list[int]
     test: list[int]
+
+    def __getitem__(self, part: Part) -> list[int]:
+        indices: list[int] = getattr(self, part.value)
+        return indices
+
+    def without(self, lost: Container[int], where: str) -> Splits:
+        """The same without some indices.
+
+        Args:
+            lost: the indices.
+            where: the source, for the error message.
+
+        Raises:
+            DataError: a split of which nothing is left.
+        """
+        left = Splits(*([index for index in self[part] if index not in lost] for part in Part))
+        for part in Part:
+            if not left[part]:
+                raise DataError(f"none of the {len(self[part])} image(s) of {part.value} in {where} can be read")
+        return left
 
 
 def split_groups(groups: NDArray[np.integer], seed: int, where: str) -> Splits:

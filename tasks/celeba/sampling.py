@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, Subset
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from deqopt.callbacks.figures import figure_directory
-from deqopt.data import ImageBatch, ImageDataModule, ImageSample
+from deqopt.data import ImageDataModule
 from deqopt.errors import ProblemError, TrustError
 from deqopt.figures import image_mosaic, write_figure
 from deqopt.module import JointModule
@@ -110,23 +111,23 @@ class SampleGallery(Callback):
 
     def _latents(self, module: JointModule, weight: Tensor) -> Tensor:
         batches = self._batches(self._data.splits.train)
-        return torch.cat([module(ImageBatch(image.to(weight), index)).x for image, index in batches])
+        return torch.cat([module(batch._replace(image=batch.image.to(weight))).x for batch in batches])
 
     def _distance(self, metric: FrechetInceptionDistance, mixture: LatentMixture, weight: Tensor) -> float:
         split = self._data.splits.test
         if len(split) < 2:
             raise ProblemError(f"fid_features: an FID needs two test images or more, {self._data.source.where} gives 1")
         seen = 0
-        for image, _ in self._batches(split):
-            metric.update(_as_bytes(image.to(metric.device)), real=True)
-            seen += len(image)
+        for batch in self._batches(split):
+            metric.update(_as_bytes(batch.image.to(metric.device)), real=True)
+            seen += len(batch.image)
         for x in mixture.sample(seen).split(self._batch_size):
             metric.update(_as_bytes(self._decode(x.to(weight))), real=False)
         return float(metric.compute())
 
-    def _batches(self, split: list[int]) -> DataLoader[ImageSample]:
+    def _batches(self, split: list[int]) -> DataLoader[Any]:
         images = Subset(self._data.source, split[: self._images])
-        return DataLoader(images, self._batch_size, collate_fn=lambda samples: ImageBatch(*default_collate(samples)))
+        return DataLoader(images, self._batch_size, collate_fn=self._data.collate(training=False))
 
 
 def frechet_distance(features: int | str) -> FrechetInceptionDistance:
@@ -156,5 +157,5 @@ def _named_module(name: str) -> nn.Module:
 
 
 def _as_bytes(images: Tensor) -> Tensor:
-    images = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

@@ -15,15 +15,17 @@ from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from deqopt import Equilibrium, JointProblem, Task
-from deqopt.data import ImageBatch, ImageDataModule, open_images, save_image
-from deqopt.errors import ProblemError, check_finite
+from deqopt.callbacks import ReportUnreadable
+from deqopt.data import ImageBatch, ImageDataModule, open_images, save_image, signed, unsigned
+from deqopt.errors import check_finite
 from deqopt.figures import image_rows
 from deqopt.fixed_point import Anderson
 from deqopt.nn import Decoder
+from deqopt.ranges import at_least, not_negative
 from deqopt.ssim import StructuralSimilarity
 from deqopt.state import State, tensors_of
 
-from .baseline import MeanImageBaseline
+from .report import ReconstructionReport
 from .sampling import SampleGallery
 
 
@@ -31,7 +33,8 @@ class CelebA(Task):
     """Fits latents to images through an equilibrium decoder, and trains the decoder meanwhile.
 
     For every image y a latent x is sought with ``min_x |G(x) - y|^2 + prior |x|^2``, where ``G(x)`` is read off the
-    equilibrium ``z = f(z, x)``. The outer loss is the same objective a pixel, so its gradient is the envelope's.
+    equilibrium ``z = f(z, x)`` and pixels count from -1 (black) to 1 (white). The outer loss is the same objective a
+    pixel, so its gradient is the envelope's.
 
     Args:
         root: a folder with torchvision's ``celeba/`` inside, any folder of images, or an ``.npz`` with ``images``;
@@ -46,7 +49,7 @@ class CelebA(Task):
         latent: length of x.
         widths: channels of the cell's branches, finest first.
         resolution: of the finest branch; divides ``size``. By default half of ``size``.
-        prior: weight of ``|x|^2`` against the squared error summed over pixels (range [-1, 1]).
+        prior: weight of ``|x|^2`` against the squared error summed over pixels (on the range [-1, 1]).
         components: of the Gaussian mixture that is fitted to the training latents to draw samples.
         fid_features: for the FID of the samples in ``test``: a number of Inception features (64, 192, 768, 2048; needs
             the extra ``fid`` and its weights), or ``module.Class`` of an ``nn.Module`` from uint8 images (B, 3, H, W)
@@ -71,18 +74,21 @@ class CelebA(Task):
         fid_features: int | str | None = None,
     ) -> None:
         super().__init__()
-        if latent < 1 or not prior >= 0 or components < 1:
-            raise ProblemError(
-                "celeba: latent and components must be at least 1 and prior 0 or larger; "
-                f"got {latent}, {components} and {prior}"
-            )
+        at_least(1, "celeba", latent=latent, components=components)
+        not_negative("celeba", prior=prior)
         check_finite("celeba", prior=prior)
         self.latent, self.prior, self.image_shape = latent, prior, (image_channels, size, size)
         self.decoder = Decoder(latent, widths, size // 2 if resolution is None else resolution, image_channels, size)
         self._components, self._fid_features = components, fid_features
         opened = partial(open_images, root, size=size, channels=image_channels, download=download)
-        self._open, self._open_to_predict = partial(opened, groups=groups), opened
-        self._loading = {"batch_size": batch_size, "workers": workers, "seed": split_seed}
+        self._loaded = partial(
+            ImageDataModule,
+            partial(opened, groups=groups),
+            predict_source=opened,
+            batch_size=batch_size,
+            workers=workers,
+            seed=split_seed,
+        )
 
     @property
     def cell(self) -> nn.Module:
@@ -92,7 +98,7 @@ class CelebA(Task):
     @cached_property
     def data(self) -> ImageDataModule:
         """The images; made once, so that predictions can be named after their files."""
-        return ImageDataModule(self._open, predict_source=self._open_to_predict, **self._loading)
+        return self._loaded()
 
     def datamodule(self) -> ImageDataModule:
         return self.data
@@ -102,7 +108,7 @@ class CelebA(Task):
         return self.decoder.start(x0), x0
 
     def problem(self, batch: ImageBatch) -> JointProblem:
-        return JointProblem(self._f, self._objective, data=batch.image)
+        return JointProblem(self._f, self._objective, data=signed(batch.image))
 
     def _f(self, z: tuple[Tensor, ...], x: Tensor, y: Tensor) -> State:
         return self.decoder.f(z, x)
@@ -117,37 +123,38 @@ class CelebA(Task):
 
     def metrics(self) -> Mapping[str, Metric]:
         return {
-            "psnr": PeakSignalNoiseRatio(data_range=(-1.0, 1.0), dim=(1, 2, 3)),
-            "ssim": StructuralSimilarity(data_range=(-1.0, 1.0)),
+            "psnr": PeakSignalNoiseRatio(data_range=(0.0, 1.0), dim=(1, 2, 3)),
+            "ssim": StructuralSimilarity(),
         }
 
     def outcome(self, equilibrium: Equilibrium, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        return self.decoder.head(equilibrium.z), batch.image
+        return unsigned(self.decoder.head(equilibrium.z)), batch.image
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images (B, channels, size, size) in (-1, 1) of latents (B, latent), each at its exact equilibrium."""
+        """Images (B, channels, size, size) in (0, 1) of latents (B, latent), each at its exact equilibrium."""
         z = Anderson(max_nfe=100, tol=1e-5).solve(lambda z: self.decoder.f(tensors_of(z), x), self.decoder.start(x)).z
         with torch.no_grad():
-            return self.decoder.head(z)
+            return unsigned(self.decoder.head(z))
 
     def figures(self, equilibrium: Equilibrium, batch: ImageBatch) -> Mapping[str, Figure]:
         shown = slice(0, 10)
         images, target = self.outcome(equilibrium, batch)
         error = (images - target)[shown].square().flatten(1).mean(1)
-        psnr = [f"{value:.1f} dB" for value in (10 * torch.log10(4 / error)).tolist()]
+        psnr = [f"{value:.1f} dB" for value in (-10 * torch.log10(error)).tolist()]
         rows = {"original": target[shown], "reconstruction": images[shown]}
         return {"reconstructions": image_rows(rows, "Images and their reconstructions at the feasible point", psnr)}
 
     def callbacks(self) -> list[Callback]:
         return [
-            MeanImageBaseline(self.data),
+            ReconstructionReport(self.data, lambda equilibrium, batch: self.outcome(equilibrium, batch)[0]),
             SampleGallery(self.data, self.decode, components=self._components, features=self._fid_features),
+            ReportUnreadable(lambda: self.data.predict_source, "reconstructed"),
         ]
 
     def write_predictions(self, equilibrium: Equilibrium, batch: ImageBatch, directory: Path) -> list[Path]:
         """``NAME.png``, the reconstruction, and ``NAME.npy``, the latent (latent,), for every image NAME."""
         files = []
-        images = self.decoder.head(equilibrium.z).float().cpu()
+        images = self.outcome(equilibrium, batch)[0].float().cpu()
         for index, image, x in zip(batch.index.tolist(), images, equilibrium.x.float().cpu().numpy(), strict=True):
             name = self.data.predict_source.name(index)
             save_image(directory / f"{name}.png", image)

@@ -15,15 +15,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from deqopt import Equilibrium, JointProblem, Task
-from deqopt.data import (
-    Download,
-    LabelledBatch,
-    LabelledDataModule,
-    LabelledSource,
-    open_labelled,
-    open_unlabelled,
-    save_image,
-)
+from deqopt.callbacks import ReportUnreadable
+from deqopt.data import Download, ImageBatch, ImageDataModule, LabelledSource, open_images, open_labelled, save_image
 from deqopt.errors import DataError, ProblemError, check_finite
 from deqopt.figures import image_rows
 from deqopt.loop_settings import Norm
@@ -112,10 +105,10 @@ class Cifar(Task):
         self.classifier = Classifier(classes, image_channels, size, widths, half, unroll)
         self.class_names = [str(one) for one in range(classes)]
         self._attacks, self._attack_images, self._radii = attacks, attack_images, radii
-        self._opened_to_predict = partial(open_unlabelled, root, size=size, channels=image_channels)
+        self._opened_to_predict = partial(open_images, root, size=size, channels=image_channels)
         self._root, self._download, self._size, self._channels = root, download, size, image_channels
         self._loaded = partial(
-            LabelledDataModule, batch_size=batch_size, workers=workers, seed=split_seed, shift=shift, flip=flip
+            ImageDataModule, batch_size=batch_size, workers=workers, seed=split_seed, shift=shift, flip=flip
         )
 
     @property
@@ -124,16 +117,16 @@ class Cifar(Task):
         return self.classifier.cell
 
     @cached_property
-    def data(self) -> LabelledDataModule:
+    def data(self) -> ImageDataModule:
         """The images; made once, so that predictions can be named after their files."""
         return self._loaded(self._opened, predict_source=self._opened_to_predict)
 
-    def datamodule(self) -> LabelledDataModule:
+    def datamodule(self) -> ImageDataModule:
         return self.data
 
     # -- the problem ----------------------------------------------------------------------------------------------
 
-    def start(self, batch: LabelledBatch) -> tuple[State, Tensor]:
+    def start(self, batch: ImageBatch) -> tuple[State, Tensor]:
         """Beside clean images a tiny random x, because their divergence has no gradient where it is zero."""
         z0, x0 = self.attack_start(batch.image)
         if not self._loss.sees_clean:
@@ -141,7 +134,7 @@ class Cifar(Task):
         x0 = self.threat.feasible(batch.image).project(1e-3 * torch.randn_like(x0))
         return (*tensors_of(z0), *tensors_of(z0)), x0
 
-    def problem(self, batch: LabelledBatch) -> JointProblem:
+    def problem(self, batch: ImageBatch) -> JointProblem:
         """In training with the loss that was chosen; in evaluation the cross-entropy under attack, whatever the loss.
         Its logits are scaled down where they are more than ``2 SPREAD`` apart, because its gradient could vanish.
 
@@ -202,7 +195,7 @@ class Cifar(Task):
         """(B, 1) of the logits of images at their exact equilibrium."""
         return rescaling(ExactClassifier(self.classifier)(image))
 
-    def _label(self, batch: LabelledBatch) -> Tensor:
+    def _label(self, batch: ImageBatch) -> Tensor:
         """The labels; those that are not known (-1) as the network sees the clean image."""
         unknown = batch.label < 0
         return torch.where(unknown, self._seen(batch.image), batch.label) if bool(unknown.any()) else batch.label
@@ -213,7 +206,7 @@ class Cifar(Task):
 
     # -- what is made of the solution -----------------------------------------------------------------------------
 
-    def loss(self, equilibrium: Equilibrium, batch: LabelledBatch) -> Tensor:
+    def loss(self, equilibrium: Equilibrium, batch: ImageBatch) -> Tensor:
         """In training minus the inner objective: what the attack maximises, theta minimises. In evaluation the
         cross-entropy under attack."""
         if self.training:
@@ -224,13 +217,13 @@ class Cifar(Task):
         """``robust_accuracy``: under attack by the chosen solver; in training, of the images as the loss sees them."""
         return {"robust_accuracy": MulticlassAccuracy(self.classes, average="micro")}
 
-    def outcome(self, equilibrium: Equilibrium, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
+    def outcome(self, equilibrium: Equilibrium, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         return self._attacked_logits(equilibrium), batch.label
 
     def _attacked_logits(self, equilibrium: Equilibrium) -> Tensor:
         return self.classifier.logits(tensors_of(equilibrium.z)[-len(self.classifier.shapes) :])
 
-    def figures(self, equilibrium: Equilibrium, batch: LabelledBatch) -> Mapping[str, Figure]:
+    def figures(self, equilibrium: Equilibrium, batch: ImageBatch) -> Mapping[str, Figure]:
         """Images, their perturbations (grey is none, the largest one black or white) and what is seen in them."""
         shown = slice(0, 12)
         image, x = batch.image[shown], equilibrium.x[shown]
@@ -240,19 +233,20 @@ class Cifar(Task):
         notes = [f"{names[one]}\n\u2192 {names[other]}" for one, other in zip(before, after, strict=True)]
         rows = {"clean": image, "perturbation": magnified, "attacked": image + x}
         title = f"Attacked images, {self.threat}, and the classes that are seen before and after"
-        return {"attacks": image_rows({label: 2 * images - 1 for label, images in rows.items()}, title, notes)}
+        return {"attacks": image_rows(rows, title, notes)}
 
     def callbacks(self) -> list[Callback]:
         attacks = attacks_named(self._attacks, self.attack_problem, self.attack_start, self.classes)
+        common = [CleanAccuracy(self.classifier), ReportUnreadable(lambda: self.data.predict_source, "attacked")]
         if not attacks:
-            return [CleanAccuracy(self.classifier)]
+            return common
         swept = [attack for attack in attacks if attack.key in SWEPT] or attacks[:1]
         report = RobustnessReport(
             self.classifier, lambda batch: batch[:2], self.threat, attacks, swept, self._radii, self._attack_images
         )
-        return [CleanAccuracy(self.classifier), report]
+        return [*common, report]
 
-    def write_predictions(self, equilibrium: Equilibrium, batch: LabelledBatch, directory: Path) -> list[Path]:
+    def write_predictions(self, equilibrium: Equilibrium, batch: ImageBatch, directory: Path) -> list[Path]:
         """``NAME.png``, the attacked image, and ``NAME.json``, the classes and their probabilities, for every NAME."""
         files = []
         images = (batch.image + equilibrium.x).float().cpu()
@@ -267,7 +261,7 @@ class Cifar(Task):
                 "norm": self.threat.norm.name,
                 "radius": self.threat.radius,
             }
-            save_image(directory / f"{name}.png", 2 * images[row] - 1)
+            save_image(directory / f"{name}.png", images[row])
             (directory / f"{name}.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
             files += [directory / f"{name}.png", directory / f"{name}.json"]
         return files
@@ -299,7 +293,7 @@ class Cifar(Task):
         self.class_names = state["class_names"]
 
 
-def check_batch(batch: LabelledBatch, classes: int) -> None:
+def check_batch(batch: ImageBatch, classes: int) -> None:
     """Raise DataError for images outside [0, 1] and for labels that are neither a class nor -1, unknown."""
     low, high = (float(bound) for bound in batch.image.aminmax())
     if not (low >= 0 and high <= 1):

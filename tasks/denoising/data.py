@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from deqopt.data import (
-    ImageFolder,
-    ImageSource,
-    SplitDataModule,
-    UnreadableImageError,
-    generator_of,
-    open_images,
-)
-from deqopt.data.module import Collate
+from deqopt.data import ImageFolder, ImageSource, SplitDataModule, generator_of, open_images, signed
+from deqopt.data.module import Collate, batch_of
 from deqopt.data.pixels import whole_tensor
-from deqopt.data.unreadable import Unreadable
 from deqopt.errors import DataError
+from deqopt.ranges import not_negative
 
 from .operator import MeasurementOperator, measure
 
@@ -31,8 +24,8 @@ Size = tuple[int, int]
 
 
 class RestorationSample(NamedTuple):
-    """A clean image, (channels, size, size) in [-1, 1], or (0,) where it is not known; its measurement y; the
-    parameters of the operator; its index in the source. All float32."""
+    """A clean image, (channels, size, size) in [0, 1], or (0,) where it is not known; its measurement y, of the image
+    in [-1, 1]; the parameters of the operator; its index in the source. All float32."""
 
     clean: Tensor
     y: Tensor
@@ -41,8 +34,8 @@ class RestorationSample(NamedTuple):
 
 
 class RestorationBatch(NamedTuple):
-    """Clean images, (B, channels, size, size) in [-1, 1], or (B, 0) where they are not known; their measurements y,
-    (B, ...); the parameters of the operator, (B, ...); their indices in the source, (B,) int64."""
+    """Clean images, (B, channels, size, size) in [0, 1], or (B, 0) where they are not known; their measurements y,
+    (B, ...), of images in [-1, 1]; the parameters of the operator, (B, ...); the indices in the source, (B,) int64."""
 
     clean: Tensor
     y: Tensor
@@ -109,8 +102,7 @@ class DamagedImages(Dataset[RestorationSample]):
     All are read when it is made, so that whatever is wrong is said then. Those that cannot be read are left out.
 
     Attributes:
-        root: where they are.
-        unreadable: the files that are left out.
+        source: the images, those that are left out among them.
 
     Args:
         root: a folder, which is listed and whose images are named as by `deqopt.data.ImageFolder`, or an ``.npz`` file
@@ -124,62 +116,39 @@ class DamagedImages(Dataset[RestorationSample]):
     """
 
     def __init__(self, root: str | Path, operator: MeasurementOperator, channels: int) -> None:
-        self.root, self._operator = Path(root).expanduser(), operator
+        root, self._operator = Path(root).expanduser(), operator
         # Their own size is kept: the one that is given here has no part.
-        self._source: ImageSource = (
-            ImageFolder(self.root, 1, channels)
-            if self.root.is_dir()
-            else open_images(self.root, size=1, channels=channels)
-        )
-        self.unreadable: list[Unreadable] = []
-        self._readable = self._of_one_size()
+        opens = ImageFolder if root.is_dir() else open_images
+        self.source: ImageSource = opens(root, size=1, channels=channels)
+        self._check_size()
         for position in range(len(self)):
             _ = self[position]
 
     def __len__(self) -> int:
-        return len(self._readable)
-
-    @property
-    def count(self) -> int:
-        """How many can be read."""
-        return len(self)
+        return len(self.source.readable)
 
     def __getitem__(self, position: int) -> RestorationSample:
-        index = self._readable[position]
-        image = whole_tensor(self._source.pixels(index), channels=self._source.channels)
-        y, parameters = self._operator.read(image, self._source.name(index))
-        return RestorationSample(torch.empty(0), y, parameters, position)
+        index = self.source.readable[position]
+        image = signed(whole_tensor(self.source.pixels(index), channels=self.source.channels))
+        y, parameters = self._operator.read(image, self.source.name(index))
+        return RestorationSample(torch.empty(0), y, parameters, index)
 
     def name(self, index: int) -> str:
         """A name for output files of the image with this index in a batch."""
-        return self._source.name(self._readable[index])
+        return self.source.name(index)
 
-    def _of_one_size(self) -> list[int]:
-        """The indices of the images that can be read."""
-        found: dict[Size, list[int]] = {}
-        for index in range(len(self._source)):
-            try:
-                height, width = self._source.pixels(index).shape[:2]
-            except UnreadableImageError as error:
-                self.unreadable.append(Unreadable(self._file(index), str(error)))
-            else:
-                found.setdefault((height, width), []).append(index)
-        if not found:
-            first = self.unreadable[0].reason
-            raise DataError(f"none of the {len(self._source)} images of {self.root} can be read: {first}")
+    def _check_size(self) -> None:
+        found: dict[Size, list[str]] = {}
+        for index in self.source.readable:
+            height, width = self.source.pixels(index).shape[:2]
+            found.setdefault((height, width), []).append(self.source.file(index))
         if len(found) > 1:
             often = sorted(found.items(), key=lambda item: -len(item[1]))[:2]
-            sizes = " and ".join(f"{h} x {w} ({self._file(indices[0])})" for (h, w), indices in often)
+            sizes = " and ".join(f"{h} x {w} ({files[0]})" for (h, w), files in often)
             raise DataError(
-                f"the images of {self.root} have {len(found)} sizes, most often {sizes}: one run restores images of "
-                "one size, so sort them into folders by size"
+                f"the images of {self.source.where} have {len(found)} sizes, most often {sizes}: one run restores "
+                "images of one size, so sort them into folders by size"
             )
-        return next(iter(found.values()))
-
-    def _file(self, index: int) -> str:
-        if isinstance(self._source, ImageFolder):
-            return self._source.paths[index].relative_to(self.root).as_posix()
-        return self._source.name(index)
 
 
 class RestorationData(SplitDataModule[ImageSource]):
@@ -201,8 +170,9 @@ class RestorationData(SplitDataModule[ImageSource]):
             as in test.
 
     Raises:
-        DataError: as every `SplitDataModule`; a negative noise_seed.
-        ProblemError: when it is opened, an operator that does not fit the images.
+        DataError: as every `SplitDataModule`.
+        ProblemError: as every `SplitDataModule`; a negative noise_seed; when it is opened, an operator that does not
+            fit the images.
     """
 
     def __init__(
@@ -218,8 +188,7 @@ class RestorationData(SplitDataModule[ImageSource]):
         predict_source: Callable[[], DamagedImages] | None = None,
     ) -> None:
         super().__init__(source, batch_size=batch_size, workers=workers, seed=seed)
-        if noise_seed < 0:
-            raise DataError(f"noise_seed is {noise_seed}: it should be 0 or larger")
+        not_negative(noise_seed=noise_seed)
         self.operator = operator
         self._noise_seed, self._flip, self._open_to_predict = noise_seed, flip, predict_source
 
@@ -228,10 +197,10 @@ class RestorationData(SplitDataModule[ImageSource]):
         """What to predict on; its `name` says what an index in a batch is called."""
         return self.samples(self.splits.test) if self._open_to_predict is None else self._open_to_predict()
 
-    def damaged(self) -> DamagedImages | None:
+    def damaged(self) -> ImageSource | None:
         """What to predict on, where it is a user's."""
         images = self.predict_source
-        return images if isinstance(images, DamagedImages) else None
+        return images.source if isinstance(images, DamagedImages) else None
 
     def samples(self, split: list[int], training: bool = False) -> MeasuredImages:
         if training:
@@ -243,7 +212,7 @@ class RestorationData(SplitDataModule[ImageSource]):
         return self._noise_seed
 
     def collate(self, training: bool) -> Collate:
-        return _collate
+        return partial(batch_of, RestorationBatch)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.predict_source)
@@ -254,7 +223,3 @@ class RestorationData(SplitDataModule[ImageSource]):
         else:
             _ = self.splits
             self.operator.check((self.source.channels, self.source.size, self.source.size))
-
-
-def _collate(samples: list[RestorationSample]) -> RestorationBatch:
-    return RestorationBatch(*default_collate(samples))

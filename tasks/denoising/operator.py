@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -10,7 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from deqopt.errors import DataError, ProblemError
+from deqopt.data import signed
+from deqopt.errors import DataError, ProblemError, check_finite
+from deqopt.ranges import not_negative
 
 Shape = tuple[int, int, int]
 """(channels, height, width) of an image."""
@@ -25,13 +26,14 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class MeasurementOperator(ABC):
-    """``y = A x + sigma n`` with a linear A and white Gaussian n; images x are (B, channels, H, W) in [-1, 1].
+    """``y = A x + sigma n`` with a linear A and white Gaussian n; images x are (B, channels, H, W) in [-1, 1],
+    so that 0, an entry that is not measured, is a middle grey. Pixels in [0, 1] become such images in :func:`measure`.
 
     A subclass says what ``A`` and ``A_adjoint`` do. One whose A differs from sample to sample, such as a mask at a
     random place, draws its parameters in :meth:`draw` and gets them back, stacked for a batch, in :meth:`bind`.
 
     Args:
-        sigma: standard deviation of the noise, on the range [-1, 1]; 0 or larger.
+        sigma: standard deviation of the noise, on the range [-1, 1], twice that on [0, 1]; 0 or larger.
 
     Raises:
         ProblemError: a sigma that is negative or not finite.
@@ -40,8 +42,8 @@ class MeasurementOperator(ABC):
     sigma: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma < math.inf:
-            raise ProblemError(f"{type(self).__name__}: sigma must be 0 or larger and finite, got {self.sigma}")
+        not_negative(type(self).__name__, sigma=self.sigma)
+        check_finite(type(self).__name__, sigma=self.sigma)
 
     @abstractmethod
     def A(self, x: Tensor) -> Tensor:
@@ -144,7 +146,9 @@ def as_operator(operator: Any) -> MeasurementOperator:
 
 
 def measure(operator: MeasurementOperator, image: Tensor, generator: torch.Generator) -> Measurement:
-    """The measurement of a clean image, (channels, H, W): parameters and noise come from the generator alone.
+    """The measurement of a clean image, (channels, H, W) in [0, 1], which is mapped to [-1, 1] first.
+
+    Parameters and noise come from the generator alone.
 
     Raises:
         DataError: A gave something that is not finite.
@@ -153,7 +157,7 @@ def measure(operator: MeasurementOperator, image: Tensor, generator: torch.Gener
     parameters = operator.draw(shape, generator)
     bound = operator.bind(parameters[None])
     with torch.no_grad():
-        clean = bound.A(image[None])
+        clean = bound.A(signed(image)[None])
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
         y = clean + operator.sigma * bound.observed(noise)
     if not y.isfinite().all():

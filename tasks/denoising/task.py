@@ -16,9 +16,10 @@ from torchmetrics.image import PeakSignalNoiseRatio
 from deqopt import Equilibrium, JointProblem, Task
 from deqopt.adjoints import Adjoint, Unrolled
 from deqopt.callbacks import ReportUnreadable
-from deqopt.data import EmbeddedPhotographs, ImageSource, open_images, save_image
+from deqopt.data import EmbeddedPhotographs, open_images, save_image, signed, unsigned
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
+from deqopt.ranges import at_least
 from deqopt.solvers import JointAnderson, JointSolver, StepRule
 from deqopt.ssim import StructuralSimilarity
 from deqopt.state import State, tensors_of
@@ -27,7 +28,7 @@ from . import inpainting, latent_fit, operators, restorer  # noqa: F401  (their 
 from .compared import ComparedModel
 from .data import DamagedImages, RestorationBatch, RestorationData
 from .operator import MeasurementOperator, as_operator
-from .prior import Known, PriorFamily
+from .prior import MeasurementData, PriorFamily
 from .report import RestorationReport
 
 
@@ -38,9 +39,10 @@ class Denoising(Task):
 
         min_x  |A u(z, x) - y|^2 / 2 + R(z, x)     subject to   z = f(z, x),   x in X
 
-    and the outer loss compares u with the clean image, a pixel: ``|u - clean|^2 / pixels``. So its gradient must pass
-    through x: ``--adjoint Unrolled`` (the default here), ``Implicit`` or their kin. With ``Envelope`` the value of the
-    loss is the same, but what is learned is to lower the inner objective, which knows no clean image.
+    and the outer loss compares u with the clean image, a pixel: ``|u - clean|^2 / pixels``. Both are on the range
+    [-1, 1], as the noise is. So the gradient must pass through x: ``--adjoint Unrolled`` (the default here),
+    ``Implicit`` or their kin. With ``Envelope`` the value of the loss is the same, but what is learned is to lower the
+    inner objective, which knows no clean image.
 
     Args:
         root: a folder of clean images, an ``.npz`` with ``images``, or a folder with torchvision's ``celeba/`` inside;
@@ -82,15 +84,22 @@ class Denoising(Task):
         test_images: int = 64,
     ) -> None:
         super().__init__()
-        if test_images < 1:
-            raise ProblemError(f"denoising: test_images must be at least 1, got {test_images}")
+        at_least(1, "denoising", test_images=test_images)
         self.operator = operators.Denoising() if operator is None else as_operator(operator)
         self.image_shape = (image_channels, size, size)
         self.operator.check(self.image_shape)
         self.prior = (prior or restorer.Restorer()).build(self.image_shape)
         self._root = None if root is None else Path(root).expanduser()
         self._compared, self._test_images = compared, test_images
-        self._open = partial(_open_clean, root, size=size, channels=image_channels, download=download, groups=groups)
+        self._open = partial(
+            open_images,
+            root,
+            size=size,
+            channels=image_channels,
+            download=download,
+            groups=groups,
+            embedded=EmbeddedPhotographs,
+        )
         self._loaded = partial(
             RestorationData,
             batch_size=batch_size,
@@ -135,36 +144,39 @@ class Denoising(Task):
         feasible = self.prior.feasible(self.operator, known)
         return JointProblem(self._f, self._objective, feasible, data=known)
 
-    def _f(self, z: tuple[Tensor, ...], x: Tensor, known: Known) -> State:
+    def _f(self, z: tuple[Tensor, ...], x: Tensor, known: MeasurementData) -> State:
         return self.prior.f(z, x, known)
 
-    def _objective(self, z: tuple[Tensor, ...], x: Tensor, known: Known) -> Tensor:
+    def _objective(self, z: tuple[Tensor, ...], x: Tensor, known: MeasurementData) -> Tensor:
         image = self.prior.image(z, x)
         misfit = self.operator.bind(known.parameters).A(image.to(known.y.dtype)) - known.y
         return misfit.square().flatten(1).sum(1) / 2 + self.prior.energy(z, x, known)
 
     def estimate(self, batch: RestorationBatch) -> Tensor:
-        """(B, channels, H, W): the measurement as an image."""
-        return self.operator.bind(batch.parameters).estimate(batch.y)
+        """(B, channels, H, W): the measurement as an image, about [0, 1]."""
+        return unsigned(self.operator.bind(batch.parameters).estimate(batch.y))
 
-    def _known(self, batch: RestorationBatch) -> Known:
-        return Known.of(self.operator, batch.y, batch.parameters)
+    def _known(self, batch: RestorationBatch) -> MeasurementData:
+        return MeasurementData.of(self.operator, batch.y, batch.parameters)
 
     # -- what is made of the solution -----------------------------------------------------------------------------
 
     def restored(self, equilibrium: Equilibrium) -> Tensor:
-        """u, (B, channels, H, W)."""
-        return self.prior.image(tensors_of(equilibrium.z), equilibrium.x)
+        """u, (B, channels, H, W), as pixels: about [0, 1]."""
+        return unsigned(self.prior.image(tensors_of(equilibrium.z), equilibrium.x))
 
     def loss(self, equilibrium: Equilibrium, batch: RestorationBatch) -> Tensor:
-        """The squared error a pixel. Where the adjoint lets no gradient through z and x, but through the objective, the
-        value is the same and the gradient is that of the inner objective a pixel.
+        """The squared error a pixel, on the range [-1, 1].
+
+        Where the adjoint lets no gradient through z and x, but through the objective, the value is the same and the
+        gradient is that of the inner objective a pixel.
 
         Raises:
             ProblemError: the adjoint holds x, and the image is x itself, so that nothing would be learned.
         """
         equilibrium = equilibrium.detach_held()
-        error = (self.restored(equilibrium) - batch.clean).square().flatten(1).mean(1)
+        image = self.prior.image(tensors_of(equilibrium.z), equilibrium.x)
+        error = (image - signed(batch.clean)).square().flatten(1).mean(1)
         if not equilibrium.objective.requires_grad:
             return error
         if any(part.requires_grad for part in (*tensors_of(equilibrium.z), equilibrium.x)):
@@ -179,18 +191,18 @@ class Denoising(Task):
 
     def metrics(self) -> Mapping[str, Metric]:
         return {
-            "psnr": PeakSignalNoiseRatio(data_range=(-1.0, 1.0), dim=(1, 2, 3)),
-            "ssim": StructuralSimilarity(data_range=(-1.0, 1.0)),
+            "psnr": PeakSignalNoiseRatio(data_range=(0.0, 1.0), dim=(1, 2, 3)),
+            "ssim": StructuralSimilarity(),
         }
 
     def outcome(self, equilibrium: Equilibrium, batch: RestorationBatch) -> tuple[Tensor, Tensor]:
-        return self.restored(equilibrium).clamp(-1, 1), batch.clean
+        return self.restored(equilibrium).clamp(0, 1), batch.clean
 
     def figures(self, equilibrium: Equilibrium, batch: RestorationBatch) -> Mapping[str, Figure]:
         shown = slice(0, 10)
         image, clean = self.restored(equilibrium)[shown], batch.clean[shown]
-        error = (image.clamp(-1, 1) - clean).square().flatten(1).mean(1)
-        psnr = [f"{value:.1f} dB" for value in (10 * torch.log10(4 / error)).tolist()]
+        error = (image.clamp(0, 1) - clean).square().flatten(1).mean(1)
+        psnr = [f"{value:.1f} dB" for value in (-10 * torch.log10(error)).tolist()]
         rows = {"clean": clean, "measurement": self.estimate(batch)[shown], "restored": image}
         return {"restored": image_rows(rows, "Images, what was measured of them, and what was restored", psnr)}
 
@@ -221,9 +233,3 @@ class Denoising(Task):
             files.append(directory / f"{self.data.predict_source.name(index)}.png")
             save_image(files[-1], image)
         return files
-
-
-def _open_clean(root: str | None, *, size: int, channels: int, download: bool, groups: str | None) -> ImageSource:
-    if root is None and groups is None and not download:
-        return EmbeddedPhotographs(size, channels)
-    return open_images(root, size=size, channels=channels, download=download, groups=groups)

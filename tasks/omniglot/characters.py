@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.datasets import Omniglot  # type: ignore[import-untyped]
 
 from deqopt.data import Splits
 from deqopt.data.files import Listing, list_files, said_of
-from deqopt.data.pixels import read_pixels
+from deqopt.data.pixels import UnreadableImageError, read_pixels
 from deqopt.data.splits import hold_out
 from deqopt.errors import DataError, printable, reason_of
 
@@ -29,7 +29,7 @@ class OmniglotCharacters(ClassSource):
 
     The layout is torchvision's. The classes are those of the background set, 964 characters of 30 alphabets, then those
     of the evaluation set, 659 of 20, both sorted by name. Images are resized from 105 x 105 with antialiasing, as a
-    stroke is about two pixels wide.
+    stroke is about two pixels wide. A warning names each file that cannot be read, and its character has an image less.
 
     Args:
         root: the folder that holds `omniglot-py`.
@@ -38,7 +38,7 @@ class OmniglotCharacters(ClassSource):
         download: fetch and unpack what is missing through torchvision, which checks it; what is there stays.
 
     Raises:
-        DataError: files that are missing, not unpacked, incomplete or unreadable; a failed download.
+        DataError: files that are missing, not unpacked, incomplete or of another kind; a failed download.
     """
 
     def __init__(self, root: str | Path, size: int = 28, channels: int = 1, *, download: bool = False) -> None:
@@ -52,7 +52,9 @@ class OmniglotCharacters(ClassSource):
         self._background = len(background)
         characters = [*background.items(), *evaluation.items()]
         self._names = [name for name, _ in characters]
-        self._pixels = torch.stack([_drawings(files, size) for _, files in characters])
+        drawings = [_drawings(files, size) for _, files in characters]
+        self._counts = list(map(len, drawings))
+        self._pixels = nn.utils.rnn.pad_sequence(drawings, batch_first=True)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -66,7 +68,7 @@ class OmniglotCharacters(ClassSource):
         return self._names[c].split("/")[0]
 
     def count(self, c: int) -> int:
-        return DRAWERS
+        return self._counts[c]
 
     def images(self, classes: Tensor, numbers: Tensor) -> Tensor:
         return (self._pixels[classes, numbers].float() / 255)[:, None].repeat(1, self.channels, 1, 1)
@@ -128,25 +130,36 @@ def _characters(listing: Listing) -> dict[str, list[Path]]:
 
 
 def _drawings(files: list[Path], size: int) -> Tensor:
-    """(DRAWERS, size, size) uint8."""
-    pixels = [read_pixels(file) for file in files]
-    for file, found in zip(files, pixels, strict=True):
+    """(N, size, size) uint8, of the files that can be read."""
+    pixels = []
+    for file in files:
+        try:
+            found = read_pixels(file)
+        except UnreadableImageError as error:
+            rank_zero_warn(printable(error))
+            continue
         if found.shape != (SIDE, SIDE) or found.dtype != np.uint8:
             shape = " x ".join(map(str, found.shape))
             raise DataError(
                 f"{file} is {shape} of {found.dtype}: an image of Omniglot should be {SIDE} x {SIDE}, black and white"
             )
+        pixels.append(found)
+    if not pixels:
+        return torch.empty(0, size, size, dtype=torch.uint8)
     images = torch.from_numpy(np.stack(pixels))[:, None].float()
     if size != SIDE:
         images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     return images[:, 0].round().clamp(0, 255).to(torch.uint8)
 
 
-def looks_like_omniglot(root: Path) -> bool:
-    """Whether `root` holds Omniglot in torchvision's layout, or a part of it."""
-    return (root / FOLDER).is_dir()
+def holds_omniglot(root: Path) -> bool:
+    """Whether `root` holds Omniglot in torchvision's layout, or a part of it.
 
-
-def is_inside_omniglot(folder: Path) -> bool:
-    """Whether `folder` holds the sets themselves, so that its parent is the root."""
-    return (folder / BACKGROUND).is_dir() or (folder / EVALUATION).is_dir()
+    Raises:
+        DataError: `root` is the inside of it.
+    """
+    if (root / FOLDER).is_dir():
+        return True
+    if (root / BACKGROUND).is_dir() or (root / EVALUATION).is_dir():
+        raise DataError(f"{root} is the inside of Omniglot: root should be the folder that holds it, as {FOLDER}")
+    return False

@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from deqopt.data import SplitDataModule, generator_of
-from deqopt.data.module import Collate
-from deqopt.data.splits import Part
+from deqopt.data import Part, SplitDataModule, generator_of
 from deqopt.errors import DataError
+from deqopt.ranges import at_least, not_negative
 
 from .distortion import Distortion
 from .episodes import ClassPool, EpisodeBatch, Episodes, EpisodeShape, OwnChoice, Place
@@ -60,10 +59,10 @@ class EpisodeData(SplitDataModule[ClassSource]):
             one of them; by default predict serves the batches of test.
 
     Raises:
-        DataError: as every `SplitDataModule`; fewer than 2 ways, no shots, queries or episodes, a negative
-            episode_seed; when it is opened, a split with fewer classes than ways, a class with fewer images than shots
-            and queries.
-        ProblemError: when it is opened, learn2learn is asked for, but missing.
+        ProblemError: as every `SplitDataModule`; fewer than 2 ways, no shots, queries or episodes, a negative
+            episode_seed; when it is opened, learn2learn is asked for, but missing.
+        DataError: as every `SplitDataModule`; when it is opened, a split with fewer classes than ways, a class with
+            fewer images than shots and queries.
     """
 
     def __init__(
@@ -90,19 +89,10 @@ class EpisodeData(SplitDataModule[ClassSource]):
         super().__init__(source, batch_size=batch_size, workers=workers, seed=split_seed)
         train_ways = ways if train_ways is None else train_ways
         train_queries = queries if train_queries is None else train_queries
-        for name, value, least in (
-            ("ways", ways, 2),
-            ("shots", shots, 1),
-            ("queries", queries, 1),
-            ("train_ways", train_ways, 2),
-            ("train_queries", train_queries, 1),
-            ("train_episodes", train_episodes, 1),
-            ("val_episodes", val_episodes, 1),
-            ("test_episodes", test_episodes, 1),
-            ("episode_seed", episode_seed, 0),
-        ):
-            if value < least:
-                raise DataError(f"{name} is {value}: it should be {least} or more")
+        at_least(2, ways=ways, train_ways=train_ways)
+        at_least(1, shots=shots, queries=queries, train_queries=train_queries)
+        at_least(1, train_episodes=train_episodes, val_episodes=val_episodes, test_episodes=test_episodes)
+        not_negative(episode_seed=episode_seed)
         evaluated = EpisodeShape(ways, shots, queries)
         self.shapes = {
             Part.TRAIN: EpisodeShape(train_ways, shots, train_queries),
@@ -117,7 +107,7 @@ class EpisodeData(SplitDataModule[ClassSource]):
     @cached_property
     def episodes(self) -> dict[Part, Episodes]:
         """The episodes of every split."""
-        classes = {Part.TRAIN: self.splits.train, Part.VAL: self.splits.val, Part.TEST: self.splits.test}
+        classes = {part: self.splits[part] for part in Part}
         pools = {
             part: ClassPool(self.source, members, rotations=self._rotations and part is Part.TRAIN)
             for part, members in classes.items()
@@ -142,19 +132,12 @@ class EpisodeData(SplitDataModule[ClassSource]):
         """What to predict on."""
         return self.episodes[Part.TEST] if self._open_to_predict is None else self._open_to_predict()
 
-    def collate(self, training: bool) -> Collate:
-        return default_collate
-
     @property
     def order_seed(self) -> int:
         return self._episode_seed
 
     def train_dataloader(self) -> DataLoader[Any]:
-        count = self._counts[Part.TRAIN]
-        devices = 1 if self.trainer is None else self.trainer.world_size
-        return self._loader(
-            self.episodes[Part.TRAIN], order=self.order(count), drop_last=count > self._batch_size * devices
-        )
+        return self._training_loader(self.episodes[Part.TRAIN], self._counts[Part.TRAIN])
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.episodes[Part.VAL])

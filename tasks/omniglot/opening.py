@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from deqopt.errors import DataError
+from deqopt.data.opening import open_first
 
-from .characters import FOLDER, OmniglotCharacters, is_inside_omniglot, looks_like_omniglot
+from .characters import FOLDER, OmniglotCharacters, holds_omniglot
 from .glyphs import Glyphs
 from .sources import LAYOUT, ClassFolders, ClassSource
 
@@ -24,15 +25,14 @@ def open_classes(root: str | Path | None, *, size: int, channels: int, download:
     Raises:
         DataError: none of these, data that cannot be read, or a failed download.
     """
-    folder = None if root is None else Path(root).expanduser()
-    if download and (folder is None or folder.is_file()):
-        raise DataError(f"Omniglot cannot be downloaded to {root or 'nowhere'}: root should be a folder for it")
-    if folder is None:
-        return Glyphs(size, channels)
-    if download or looks_like_omniglot(folder):
-        return OmniglotCharacters(folder, size, channels, download=download)
-    if is_inside_omniglot(folder):
-        raise DataError(f"{folder} is the inside of Omniglot: root should be the folder that holds it, as {FOLDER}")
-    if not folder.exists():
-        raise DataError(f"{folder} is missing: root should be a folder that holds {FOLDER}/, or one of {LAYOUT}")
-    return ClassFolders(folder, size, channels)
+    fetch = "Omniglot", partial(OmniglotCharacters, size=size, channels=channels, download=True)
+    return open_first(
+        root,
+        [
+            (holds_omniglot, partial(OmniglotCharacters, size=size, channels=channels)),
+            (Path.exists, partial(ClassFolders, size=size, channels=channels)),
+        ],
+        embedded=partial(Glyphs, size, channels),
+        accepted=f"a folder that holds {FOLDER}/, or one of {LAYOUT}",
+        download=fetch if download else None,
+    )

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deqopt.callbacks.predictions import prediction_directory
-from deqopt.data import ImageFolder, UnreadableImageError
-from deqopt.data.labelled.folders import class_labels
-from deqopt.data.unreadable import Unreadable
+from deqopt.data import ImageFolder
+from deqopt.data.class_folders import class_labels
 from deqopt.errors import DataError, printable
 from deqopt.figures import write_figure
 from deqopt.tables import write_csv
@@ -33,12 +32,11 @@ class FolderEpisode(Dataset[EpisodeBatch]):
     """The episode of a user, in chunks of its queries, each with all of the support: rows of an `EpisodeBatch`.
 
     A batch holds one of them, because the last chunk may be smaller. All images are read when it is made, so that
-    whatever is wrong is said then. Queries that cannot be read are left out.
+    whatever is wrong is said then. A warning names each image that cannot be read, and the others are used.
 
     Attributes:
-        root: the folder of the queries.
+        queries: the images to classify, those that are left out among them.
         class_names: the names of the class folders, sorted: classes 0, 1 and on.
-        unreadable: the queries that are left out.
 
     Args:
         support: a folder with a folder of images for every class; two classes or more, one image or more of each.
@@ -49,8 +47,8 @@ class FolderEpisode(Dataset[EpisodeBatch]):
 
     Raises:
         DataError: a folder that is not given, missing or empty; a support folder that has images beside the folders of
-            classes, a class without images, or one class; a support image that cannot be read, or no query that can;
-            one folder in the other.
+            classes, a class without an image that can be read, or one class; no query that can be read; one folder in
+            the other.
     """
 
     def __init__(
@@ -62,47 +60,27 @@ class FolderEpisode(Dataset[EpisodeBatch]):
                 f"no {missing} folder is given: predict needs a folder of support images, with a folder for every "
                 "class, and a folder of query images to classify"
             )
-        known, self.root = Path(support).expanduser(), Path(query).expanduser()
-        _check_apart(known, self.root)
+        known, asked = Path(support).expanduser(), Path(query).expanduser()
+        _check_apart(known, asked)
         self.class_names, self._support, self._label = _read_support(known, size, channels)
-        self._queries, self._chunk = ImageFolder(self.root, size, channels), chunk
-        self.unreadable: list[Unreadable] = []
-        self._readable = [index for index in range(len(self._queries)) if self._can_read(index)]
-        if not self._readable:
-            first = self.unreadable[0].reason
-            raise DataError(f"none of the {len(self._queries)} images of {self.root} can be read: {first}")
+        self.queries, self._chunk = ImageFolder(asked, size, channels), chunk
+        _ = self.queries.readable
 
     def __len__(self) -> int:
-        return -(-self.count // self._chunk)
-
-    @property
-    def count(self) -> int:
-        """How many queries can be read."""
-        return len(self._readable)
+        return -(-len(self.queries.readable) // self._chunk)
 
     def __getitem__(self, index: int) -> EpisodeBatch:
-        query = torch.stack([self._queries.tensor(i, black=0.0) for i in self._indices(index)])
+        query = torch.stack([self.queries.tensor(i) for i in self._indices(index)])
         unknown = torch.full((len(query),), -1)
         return EpisodeBatch(self._support, self._label, query, unknown, torch.tensor(index))
 
     def files(self, index: int) -> list[str]:
         """The queries of a chunk: their paths below the folder."""
-        return [self._file(i) for i in self._indices(index)]
+        return [self.queries.file(i) for i in self._indices(index)]
 
     def _indices(self, chunk: int) -> list[int]:
         places = range(len(self))[chunk] * self._chunk
-        return self._readable[places : places + self._chunk]
-
-    def _file(self, index: int) -> str:
-        return self._queries.paths[index].relative_to(self.root).as_posix()
-
-    def _can_read(self, index: int) -> bool:
-        try:
-            self._queries.pixels(index)
-        except UnreadableImageError as error:
-            self.unreadable.append(Unreadable(self._file(index), str(error)))
-            return False
-        return True
+        return self.queries.readable[places : places + self._chunk]
 
 
 def classified_directory(query: str | Path) -> Path:
@@ -198,5 +176,8 @@ def _read_support(root: Path, size: int, channels: int) -> tuple[list[str], Tens
     label, names = class_labels(images)
     if len(names) < 2:
         raise DataError(f"{root} has a single class folder, {names[0]}: {layout}, and two classes or more")
-    support = torch.stack([images.tensor(i, black=0.0) for i in range(len(images))])
-    return names, support, torch.from_numpy(label)
+    label = label[images.readable]
+    for number, name in enumerate(names):
+        if number not in label:
+            raise DataError(f"none of the images of {root / name} can be read: {layout}")
+    return names, torch.stack([images.tensor(i) for i in images.readable]), torch.from_numpy(label)

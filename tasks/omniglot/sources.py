@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deqopt.data import ImageFolder, Splits
-from deqopt.data.files import subfolders
-from deqopt.data.labelled.folders import class_labels, part_folders
-from deqopt.data.source import Source
-from deqopt.data.splits import Part, split_groups
+from deqopt.data import ImageFolder, Part, Source, Splits
+from deqopt.data.class_folders import class_labels, is_in_parts, part_folders
+from deqopt.data.splits import split_groups
 from deqopt.errors import DataError
 
 LAYOUT = "CLASS/NAME.png, or train/CLASS/NAME.png and the same in val/ and test/, with other classes in each"
@@ -25,21 +23,8 @@ class ClassSource(Source[Tensor]):
     Images are float32 in [0, 1], as the files have them: paper is 1, ink is 0. Splits hold classes, not images: no
     class is in two of them.
 
-    Args:
-        where: what the images are read from, for messages.
-        size: height and width of the images.
-        channels: 1 or 3.
-
-    Raises:
-        DataError: a size below 1 or another number of channels.
+    Arguments and errors are those of every `Source`.
     """
-
-    def __init__(self, where: str, *, size: int, channels: int) -> None:
-        if size < 1:
-            raise DataError(f"cannot give the images of {where} size {size}: it should be 1 or more")
-        if channels not in (1, 3):
-            raise DataError(f"cannot give the images of {where} {channels} channels: it should be 1 or 3")
-        self.where, self.size, self.channels = where, size, channels
 
     @abstractmethod
     def count(self, c: int) -> int:
@@ -65,6 +50,8 @@ class ClassSource(Source[Tensor]):
 class ClassFolders(ClassSource):
     """Images in folders, one a class, decoded when they are asked for, cut to their central square and resized.
 
+    All are read once when it is made: a warning names each that cannot be, and its class is without it.
+
     The classes are the subfolders of `root`, or of its `train/`, `val/` and `test/`, as in mini-ImageNet: these are the
     splits then, and no class may be in two of them. Without them the splits are 80, 10 and 10 percent of the classes.
 
@@ -86,7 +73,7 @@ class ClassFolders(ClassSource):
         self._members: list[tuple[ImageFolder, list[int]]] = []
         self._names: list[str] = []
         self._parts: dict[Part, list[int]] = {}
-        if _is_in_parts(root):
+        if is_in_parts(root, tuple(Part), LAYOUT):
             for part, folder in part_folders(root, size, channels).items():
                 self._parts[part] = self._add(folder)
             self._check_disjoint()
@@ -107,7 +94,7 @@ class ClassFolders(ClassSource):
         found = []
         for c, i in zip(classes.tolist(), numbers.tolist(), strict=True):
             folder, members = self._members[c]
-            found.append(folder.tensor(members[i], black=0.0))
+            found.append(folder.tensor(members[i]))
         return torch.stack(found)
 
     def splits(self, seed: int) -> Splits:
@@ -129,7 +116,10 @@ class ClassFolders(ClassSource):
     def _add(self, folder: ImageFolder) -> list[int]:
         """Add the classes of a folder; their indices."""
         labels, names = class_labels(folder)
-        self._members += [(folder, np.flatnonzero(labels == label).tolist()) for label in range(len(names))]
+        members: list[list[int]] = [[] for _ in names]
+        for index in folder.readable:
+            members[labels[index]].append(index)
+        self._members += [(folder, one) for one in members]
         self._names += names
         return list(range(len(self._names) - len(names), len(self._names)))
 
@@ -141,14 +131,3 @@ class ClassFolders(ClassSource):
                     both = f"{found[name].value}/ and {part.value}/"
                     raise DataError(f"{self.where} has class {name} in {both}: a class should be in one of them only")
                 found[name] = part
-
-
-def _is_in_parts(root: Path) -> bool:
-    """Whether the subfolders are parts; else they are classes, one of which may be called train."""
-    folders, parts = set(subfolders(root)), [part.value for part in Part]
-    lacking = [part for part in parts if part not in folders]
-    if folders and (folders <= set(parts) or {Part.TRAIN.value, Part.TEST.value} <= folders) and lacking:
-        has = " and ".join(f"{part}/" for part in parts if part in folders)
-        lacks = " and ".join(f"{part}/" for part in lacking)
-        raise DataError(f"{root} has {has}, but lacks {lacks}: it should be {LAYOUT}")
-    return not lacking

@@ -151,7 +151,7 @@ def test_predict_writes_reconstructions_and_latents_by_name(trained: Path, folde
     for name in ("anna", "ben"):
         x = np.load(run / "predictions" / f"{name}.npy")
         assert x.shape == (4,) and x.dtype == np.float32 and np.abs(x).max() > 0
-        expected = (task.decode(torch.from_numpy(x)[None])[0, 0] + 1) * 127.5
+        expected = task.decode(torch.from_numpy(x)[None])[0, 0] * 255
         with Image.open(run / "predictions" / f"{name}.png") as image:
             assert np.abs(np.asarray(image) - expected.detach().numpy()).max() < 2
 

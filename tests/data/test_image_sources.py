@@ -70,12 +70,12 @@ def test_every_source_gives_named_square_float_images_in_range(
         "npz": lambda: write_npz(tmp_path / "a.npz", images=colours(5)),
         "celeba": lambda: write_celeba(tmp_path, "00112"),
     }
-    source = open_images(roots[kind](), size=size, channels=channels)
+    source, digits = open_images(roots[kind](), size=size, channels=channels), EmbeddedDigits().labels
     for i in (0, len(source) - 1):
-        image, index = source[i]
+        image, label, index = source[i]
         assert image.shape == (channels, size, size) and image.dtype == torch.float32
-        assert image.abs().max() <= 1
-        assert index == i
+        assert image.min() >= 0 and image.max() <= 1
+        assert (label, index) == (digits[i] if kind == "digits" else -1, i)
     assert source[-1].index == len(source) - 1
     with pytest.raises(IndexError):
         source[len(source)]
@@ -85,7 +85,7 @@ def test_every_source_gives_named_square_float_images_in_range(
 def test_digits_keep_their_values_and_grow_bilinearly() -> None:
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
-    original = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1
+    original = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 16
     assert torch.equal(all_images(EmbeddedDigits(size=8)), original)
     grown = torch.nn.functional.interpolate(original, size=(16, 16), mode="bilinear", antialias=False)
     torch.testing.assert_close(all_images(EmbeddedDigits()), grown)
@@ -102,7 +102,7 @@ def test_patches_of_the_photographs_are_put_together_row_by_row(size: int) -> No
     photographs = all_images(source).unflatten(0, (2, rows, columns)).permute(0, 1, 4, 2, 5, 3)
     for name, photograph in zip(("china", "flower"), photographs.flatten(3, 4).flatten(1, 2), strict=True):
         original = torch.tensor(load_sample_image(f"{name}.jpg"))[: rows * size, : columns * size]
-        torch.testing.assert_close((photograph + 1) * 127.5, original.float(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(photograph * 255, original.float(), atol=1e-4, rtol=0)
     names = [source.name(i) for i in range(len(source))]
     assert names[0] == "china_0000" and names[rows * columns + 1] == "flower_0001" and len(set(names)) == len(names)
 
@@ -112,10 +112,10 @@ def test_grey_photographs_are_the_luma_of_the_coloured_ones() -> None:
     torch.testing.assert_close(grey[0], 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2])
 
 
-def test_black_and_white_are_exactly_minus_one_and_one_whatever_stores_them(tmp_path: Path) -> None:
+def test_black_and_white_are_exactly_zero_and_one_whatever_stores_them(tmp_path: Path) -> None:
     grey = np.zeros((1, 6, 6), np.uint8)
     grey[:, :, 3:] = 255
-    expected = torch.where(torch.arange(6) < 3, -1.0, 1.0).expand(1, 3, 6, 6)
+    expected = torch.where(torch.arange(6) < 3, 0.0, 1.0).expand(1, 3, 6, 6)
     colour = np.repeat(grey[..., None], 3, axis=3)
     stored = [
         grey,
@@ -139,9 +139,9 @@ def test_resizing_keeps_left_and_right_and_top_and_bottom(size: int, tmp_path: P
     image[:, :8, :, 2] = 255  # blue at the top
     red, green, blue = ImageFolder(write_images(tmp_path, image), size)[0].image
     half = size // 2 - size // 16  # beside the seam
-    assert (red[:, :half] > 0.9).all() and (red[:, -half:] < -0.9).all()
-    assert (blue[:half] > 0.9).all() and (blue[-half:] < -0.9).all()
-    assert (green == -1).all()
+    assert (red[:, :half] > 0.95).all() and (red[:, -half:] < 0.05).all()
+    assert (blue[:half] > 0.95).all() and (blue[-half:] < 0.05).all()
+    assert (green == 0).all()
 
 
 def test_the_central_square_is_kept(tmp_path: Path) -> None:
@@ -156,14 +156,14 @@ def test_shrinking_averages_instead_of_picking_pixels(tmp_path: Path) -> None:
     stripes = np.zeros((1, 64, 64), np.uint8)
     stripes[:, :, ::2] = 255
     image = ImageFolder(write_images(tmp_path, stripes), 4, 1)[0].image
-    assert image.abs().max() < 0.1
+    assert (image - 0.5).abs().max() < 0.05
 
 
 def test_grey_and_colour_convert_as_in_pil(tmp_path: Path) -> None:
     images = colours(3, 8, 8)
     folder = write_images(tmp_path, images)
     expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
-    luma = (all_images(ImageFolder(folder, 8, 1))[:, 0] + 1) * 127.5
+    luma = all_images(ImageFolder(folder, 8, 1))[:, 0] * 255
     assert (luma - torch.tensor(expected)).abs().max() <= 1  # PIL rounds
     grey = ImageFolder(write_images(tmp_path / "grey", expected), 8, 3)
     assert (all_images(grey) == all_images(grey)[:, :1]).all()
@@ -193,7 +193,7 @@ FILE_KINDS = {
 @pytest.mark.parametrize("kind", FILE_KINDS)
 def test_middle_grey_is_middle_grey_in_every_kind_of_file(kind: str, channels: int, tmp_path: Path) -> None:
     FILE_KINDS[kind]().save(tmp_path / "a.tif" if kind in ("CMYK", "32 bits") else tmp_path / "a.png")
-    assert ImageFolder(tmp_path, 4, channels)[0].image.abs().max() < 0.02
+    assert (ImageFolder(tmp_path, 4, channels)[0].image - 0.5).abs().max() < 0.01
 
 
 def test_bits_and_transparent_palettes_and_rotated_photographs(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_bits_and_transparent_palettes_and_rotated_photographs(tmp_path: Path) -
     left.save(tmp_path / "c.png", exif=exif)
     bits, opaque, photograph = all_images(ImageFolder(tmp_path, 8, 1))
     assert (bits == 1).all() and (opaque == 1).all()
-    assert (photograph[0, :4] == 1).all() and (photograph[0, 4:] == -1).all()
+    assert (photograph[0, :4] == 1).all() and (photograph[0, 4:] == 0).all()
 
 
 # Files and names

@@ -15,10 +15,10 @@ from deqopt_tasks.omniglot.prediction import FolderEpisode
 from PIL import Image
 from torch import Tensor
 
-from deqopt.data import ImageFolder, open_images, open_labelled, open_unlabelled
+from deqopt.data import ImageFolder, ImageSource, open_images, open_labelled
 
 Read = Callable[[Path], list[Tensor]]
-"""All images in a folder; raises what the reader raises."""
+"""All images in a folder that can be read; raises what the reader raises."""
 
 SIDE = 4
 
@@ -37,10 +37,14 @@ def classes(root: Path, first: int = 0) -> Path:
     return root
 
 
+def readable(source: ImageSource) -> list[Tensor]:
+    return [source[index].image for index in source.readable]
+
+
 def labelled(root: Path) -> list[Tensor]:
     source = open_labelled(root, size=SIDE, channels=1, classes=3)
     assert source.class_names == ["ant", "bee", "cat"]
-    return [sample.image for sample in source]
+    return readable(source)
 
 
 def by_class(root: Path) -> list[Tensor]:
@@ -70,17 +74,14 @@ def support(root: Path) -> list[Tensor]:
 
 
 READERS: dict[str, Read] = {
-    "ImageFolder": lambda root: [sample.image / 2 + 0.5 for sample in ImageFolder(root, SIDE, 1)],
-    "open_images": lambda root: [sample.image / 2 + 0.5 for sample in open_images(root, size=SIDE, channels=1)],
+    "ImageFolder": lambda root: readable(ImageFolder(root, SIDE, 1)),
+    "open_images": lambda root: readable(open_images(root, size=SIDE, channels=1)),
     "open_labelled": labelled,
-    "open_unlabelled": lambda root: [one.image / 2 + 0.5 for one in open_unlabelled(root, size=SIDE, channels=1)],
     "classes of episodes": by_class,
     "images to restore": damaged,
     "queries": queries,
     "support": support,
 }
-FORGIVING = ("images to restore", "queries")
-"""Those that leave out what cannot be read, and name it."""
 
 
 def levels(images: list[Tensor]) -> Counter[int]:

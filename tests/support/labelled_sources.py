@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from deqopt.data import Download
+from deqopt.data import Download, ImageBatch, ImageDataModule, ImageSource, open_labelled
 
 NAMES = ["bee", "ant", "cat"]
 CIFAR = {
@@ -155,3 +158,28 @@ LAYOUTS: dict[str, Callable[[Path], Stored]] = {
     "CIFAR-10": lambda folder: cifar(folder, Download.CIFAR10),
     "CIFAR-100": lambda folder: cifar(folder, Download.CIFAR100),
 }
+
+# Since Python 3.12, forking a process that has threads (PyTorch's own) warns.
+with_worker = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+AUGMENTED: dict[str, Any] = {"shift": 2, "flip": True}
+
+
+def archive_of(folder: Path, count: int = 50) -> partial[ImageSource]:
+    """Noise; the label of image i is i modulo 3."""
+    np.savez(folder / f"{count}.npz", images=pixels(count), labels=np.arange(count) % 3)
+    return partial(open_labelled, folder / f"{count}.npz", size=8, channels=3, classes=3)
+
+
+def module_of(folder: Path, stage: str = "fit", **settings: Any) -> ImageDataModule:
+    data = ImageDataModule(archive_of(folder), **{"batch_size": 8, **settings})
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def whole(batches: Iterable[ImageBatch]) -> ImageBatch:
+    return ImageBatch(*map(torch.cat, zip(*batches, strict=True)))
+
+
+def originals(data: ImageDataModule, batch: ImageBatch) -> Tensor:
+    return torch.stack([data.source[i].image for i in batch.index.tolist()])

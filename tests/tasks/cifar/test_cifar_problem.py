@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deqopt.adjoints import Envelope
-from deqopt.data import LabelledBatch
+from deqopt.data import ImageBatch
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import DataError, ProblemError
 from deqopt.fixed_point import Anderson, Damped, FixedPointSolver
@@ -47,20 +47,20 @@ def small(**settings: Any) -> Cifar:
     return Cifar(**{**SETTINGS, **settings})
 
 
-def batch_of(count: int = 6, classes: int = 10, dtype: torch.dtype = torch.float32) -> LabelledBatch:
+def batch_of(count: int = 6, classes: int = 10, dtype: torch.dtype = torch.float32) -> ImageBatch:
     """Random images, a quarter of whose pixels are black and a quarter white."""
     noise = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    return LabelledBatch((2 * noise - 0.5).clamp(0, 1), torch.arange(count) % classes, torch.arange(count))
+    return ImageBatch((2 * noise - 0.5).clamp(0, 1), torch.arange(count) % classes, torch.arange(count))
 
 
-def digits(count: int) -> LabelledBatch:
+def digits(count: int) -> ImageBatch:
     """Digits to learn, in a task's own batch."""
     data = small(batch_size=count).datamodule()
     data.setup("fit")
     return next(iter(data.train_dataloader()))
 
 
-def solved(task: Cifar, batch: LabelledBatch, solver: JointSolver = SOLVER) -> tuple[JointProblem, Equilibrium]:
+def solved(task: Cifar, batch: ImageBatch, solver: JointSolver = SOLVER) -> tuple[JointProblem, Equilibrium]:
     problem = task.problem(batch)
     return problem, solver.solve(problem, *task.start(batch), adjoint=Envelope())
 
@@ -204,7 +204,7 @@ def test_the_gradient_is_that_of_the_loss_at_its_worst(kind: str, norm: Norm) ->
     assert slope == pytest.approx((moved(step) - moved(-step)) / (2 * step), rel=2e-3)
 
 
-def learned(task: Cifar, batch: LabelledBatch, steps: int) -> list[float]:
+def learned(task: Cifar, batch: ImageBatch, steps: int) -> list[float]:
     """Trains on one batch, with a penalty that keeps f contracting; the losses."""
     optimiser, penalty, losses = torch.optim.Adam(task.parameters(), 1e-2), SpectralPenalty(), []
     for _ in range(steps):
@@ -291,7 +291,7 @@ def test_confidence_is_no_robustness_for_the_solver_that_trains(kind: str) -> No
     assert len(left) == 1, left
 
 
-def accuracies(task: Cifar, batch: LabelledBatch) -> tuple[float, float]:
+def accuracies(task: Cifar, batch: ImageBatch) -> tuple[float, float]:
     """Clean, and under attack."""
     (metric,) = task.eval().metrics().values()
     clean = ExactClassifier(task.classifier).predict(batch.image).label == batch.label
@@ -419,7 +419,7 @@ BAD: dict[str, tuple[type[Exception], Callable[[], object], str]] = {
     "unroll": (
         ProblemError,
         lambda: small(unroll=0),
-        r"^unroll must be at least 1, or null for the equilibrium; got 0$",
+        r"^unroll must be at least 1, got 0$",
     ),
     "label": (
         DataError,

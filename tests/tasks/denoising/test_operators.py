@@ -19,6 +19,7 @@ from deqopt_tasks.denoising.operators import (
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from deqopt.data import signed
 from deqopt.spec import NotPlainError, spec
 from deqopt.testing.rebuilding import made_again
 from operator_catalogue import (
@@ -206,7 +207,7 @@ def test_a_measurement_is_what_its_parameters_say(name: str, shape: Shape) -> No
     assert torch.equal(y, other.y) == (operator.sigma == 0 and not drawn)
     one = operator.bind(parameters[None])
     assert one.sigma == operator.sigma and torch.equal(one.observed(y[None])[0], y)
-    assert torch.equal(y, one.A(image[None])[0]) == (operator.sigma == 0)
+    assert torch.equal(y, one.A(signed(image)[None])[0]) == (operator.sigma == 0)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_noise_is_white_and_of_sigma_where_something_is_measured(operator: Measu
     image = images((3, 64, 48), count=1)[0]
     y, parameters = measure(operator, image, torch.Generator().manual_seed(3))
     one = operator.bind(parameters[None])
-    noise = (y - one.A(image[None])[0]).flatten()
+    noise = (y - one.A(signed(image)[None])[0]).flatten()
     seen = one.observed(torch.ones_like(y)[None])[0].flatten().bool()
     assert not noise[~seen].any() and (noise[seen] != 0).all()
     count = int(seen.sum())

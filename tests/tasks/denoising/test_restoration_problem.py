@@ -19,13 +19,14 @@ from deqopt_tasks.denoising.operators import (
     SuperResolution,
 )
 from deqopt_tasks.denoising.operators import Denoising as Noise
-from deqopt_tasks.denoising.prior import Known, PriorFamily
+from deqopt_tasks.denoising.prior import MeasurementData, PriorFamily
 from deqopt_tasks.denoising.restorer import Restorer
 from deqopt_tasks.denoising.task import Denoising
 from torch import Tensor
 
 from deqopt import Equilibrium
 from deqopt.adjoints import Adjoint, Envelope, Implicit, InputHeld, JacobianFree, Phantom, Unrolled
+from deqopt.data import signed, unsigned
 from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere
 from deqopt.solvers import JointAnderson, StepRule
@@ -59,7 +60,7 @@ def batch_of(task: Denoising, count: int = 4, size: tuple[int, int] | None = Non
     generator = torch.Generator().manual_seed(1)
     channels, height, width = (task.image_shape[0], *(size or task.image_shape[1:]))
     waves = torch.randn(count, channels, height, width, generator=generator).cumsum(2).cumsum(3)
-    clean = torch.tanh(waves / waves.flatten(1).std(1)[:, None, None, None])
+    clean = unsigned(torch.tanh(waves / waves.flatten(1).std(1)[:, None, None, None]))
     measured = [measure(task.operator, image, generator) for image in clean]
     y, parameters = (torch.stack(part) for part in zip(*measured, strict=True))
     return RestorationBatch(clean, y, parameters, torch.arange(count))
@@ -100,7 +101,9 @@ def test_the_objective_is_half_the_misfit_and_the_energy(operator: str) -> None:
             misfit = task.operator.bind(batch.parameters[row : row + 1]).A(image) - batch.y[row : row + 1]
             expected.append(
                 0.5 * misfit.pow(2).sum()
-                + task.prior.energy(parts, x[row : row + 1], Known(*(part[row : row + 1] for part in problem.data)))[0]
+                + task.prior.energy(
+                    parts, x[row : row + 1], MeasurementData(*(part[row : row + 1] for part in problem.data))
+                )[0]
             )
         torch.testing.assert_close(problem.J(z, x), torch.stack(expected))
 
@@ -112,7 +115,7 @@ def test_what_was_measured_without_noise_stays_as_it_is(operator: str) -> None:
     batch = batch_of(task)
     found = solved(task, batch, SHORT, None)
     bound = task.operator.bind(batch.parameters)
-    torch.testing.assert_close(bound.A(task.restored(found)), batch.y, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bound.A(signed(task.restored(found))), batch.y, rtol=1e-4, atol=1e-5)
     assert (task.restored(found) - task.estimate(batch)).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 
@@ -157,7 +160,7 @@ def test_an_operator_of_the_documentation_works_as_it_stands() -> None:
     batch = batch_of(task)
     x, y = torch.randn_like(batch.clean), torch.randn_like(batch.y)
     torch.testing.assert_close((task.operator.A(x) * y).sum(), (x * task.operator.A_adjoint(y)).sum())
-    torch.testing.assert_close(task.operator.A(task.restored(solved(task, batch, SHORT, None))), batch.y)
+    torch.testing.assert_close(task.operator.A(signed(task.restored(solved(task, batch, SHORT, None)))), batch.y)
 
 
 # -- the outer loss and its gradients ---------------------------------------------------------------------------------
@@ -198,7 +201,7 @@ def test_every_adjoint_has_the_same_loss(prior: str) -> None:
     batch = batch_of(task)
     adjoints: list[Adjoint] = [Envelope(), Unrolled(), Implicit(tol=0.5), Phantom(), JacobianFree()]
     values = [task.loss(solved(task, batch, SHORT, adjoint), batch) for adjoint in adjoints]
-    clean = (task.restored(solved(task, batch, SHORT, None)) - batch.clean).square().mean(dim=(1, 2, 3))
+    clean = (2 * (task.restored(solved(task, batch, SHORT, None)) - batch.clean)).square().mean(dim=(1, 2, 3))
     for value in values:
         torch.testing.assert_close(value.detach(), clean)
 
@@ -208,7 +211,7 @@ def test_the_envelope_knows_no_clean_image(prior: str) -> None:
     """Its gradient is that of the inner objective: other clean images, the same gradient; with Unrolled another."""
     task = task_of(PRIORS[prior])
     batch = batch_of(task)
-    other = batch._replace(clean=-batch.clean)
+    other = batch._replace(clean=1 - batch.clean)
 
     def gradients(adjoint: Adjoint, given: RestorationBatch, inner: bool = False) -> Tensor:
         found = solved(task, given, SHORT, adjoint)
@@ -252,8 +255,8 @@ def test_padding_repeats_the_border() -> None:
     x = torch.randn(2, 1, 7, 5)
     wide = torch.cat([x, x[..., -1:, :]], dim=2)
     wide = torch.cat([wide, wide[..., -1:]], dim=3)
-    (first,), _ = task.prior.start(Known.of(task.operator, x, torch.empty(2, 0)))
-    (second,), _ = task.prior.start(Known.of(task.operator, wide, torch.empty(2, 0)))
+    (first,), _ = task.prior.start(MeasurementData.of(task.operator, x, torch.empty(2, 0)))
+    (second,), _ = task.prior.start(MeasurementData.of(task.operator, wide, torch.empty(2, 0)))
     torch.testing.assert_close(first, second)
 
 
@@ -281,10 +284,10 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], text: str) -> None:
     [
         (Restorer, {"widths": []}, "widths must be positive numbers"),
         (Restorer, {"widths": [0]}, "widths must be positive numbers"),
-        (Restorer, {"factor": 0}, "factor at least 1"),
-        (Restorer, {"first_scale": 0.0}, "first_scale larger than 0"),
+        (Restorer, {"factor": 0}, "factor must be at least 1"),
+        (Restorer, {"first_scale": 0.0}, "first_scale must be larger than 0"),
         (LatentFit, {"latent": 0}, "latent must be at least 1"),
-        (LatentFit, {"weight": -1.0}, "weight 0 or larger"),
+        (LatentFit, {"weight": -1.0}, "weight must be 0 or larger"),
     ],
 )
 def test_families_refuse_what_cannot_be_meant(kind: type[PriorFamily], settings: dict[str, Any], text: str) -> None:

@@ -1,0 +1,49 @@
+"""Images to train on, moved and mirrored at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deqopt.ranges import not_negative
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Moves every image of a batch by up to `shift` pixels in each direction, and mirrors half of them.
+
+    All moves are equally likely, 0 included. What a move uncovers is black.
+
+    Args:
+        shift: the most pixels that an image moves; 0, the default, moves none.
+        flip: whether to swap left and right with probability 1/2; off by default.
+
+    Raises:
+        ProblemError: a negative shift.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        not_negative("Augmentation", shift=self.shift)
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B, channels, size, size) of the same, with black as 0; a new tensor where anything is changed.
+
+        Args:
+            images: (B, channels, size, size).
+            generator: of the draws; by default PyTorch's global one.
+        """
+        if self.flip:
+            mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+            images = torch.where(mirrored, images.flip(3), images)
+        if self.shift:
+            height, width = images.shape[2:]
+            windows = F.pad(images, [self.shift] * 4).unfold(2, height, 1).unfold(3, width, 1)
+            top, left = torch.randint(2 * self.shift + 1, (2, len(images)), generator=generator)
+            images = windows[torch.arange(len(images)), :, top, left]
+        return images

@@ -1,0 +1,89 @@
+"""Images in files, and which of them cannot be read."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+
+from deqopt.data.pixels import UnreadableImageError, read_pixels
+from deqopt.data.source import ImageSource
+from deqopt.errors import DataError, printable
+
+LONGEST_NAME = 200
+"""Bytes of a name for output files: file systems take 255, and more is put around it."""
+
+READERS = 4
+"""Threads that look for files that cannot be read: more would hold more images in memory at once."""
+
+
+class ImageFiles(ImageSource):
+    """Images in files, decoded when they are asked for.
+
+    Attributes:
+        root: the folder of the files.
+        paths: the files, in the order of the indices.
+
+    Args:
+        root: the folder, below which all files are.
+        paths: the files.
+        where, size, channels, crop: as of every `ImageSource`.
+
+    Raises:
+        UnreadableImageError: on access, an image that cannot be read.
+    """
+
+    def __init__(
+        self, root: Path, paths: Sequence[Path], *, where: str, size: int, channels: int, crop: int | None = None
+    ) -> None:
+        super().__init__(where, size=size, channels=channels, crop=crop)
+        self.root, self.paths = root, list(paths)
+        self._names = output_names(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The stem of the file; with its position before it if two files share a stem."""
+        return self._names[index]
+
+    def file(self, index: int) -> str:
+        """The path below the folder."""
+        return self.paths[index].relative_to(self.root).as_posix()
+
+    def pixels(self, index: int) -> NDArray[Any]:
+        return read_pixels(self.paths[index])
+
+    @cached_property
+    def unreadable(self) -> Mapping[int, str]:
+        """By index, what is wrong with the files that cannot be read: all are read, once, and a warning names each.
+
+        Raises:
+            DataError: none can be read.
+        """
+        with ThreadPoolExecutor(READERS) as pool:
+            found = {index: reason for index, reason in enumerate(pool.map(_reason, self.paths)) if reason}
+        if len(found) == len(self):
+            raise DataError(f"none of the {len(self)} images of {self.where} can be read: {found[0]}")
+        for reason in found.values():
+            rank_zero_warn(printable(reason))
+        return found
+
+
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """The stems of files, each with its position before it if two share a stem; `printable`, and not too long."""
+    stems = [printable(path.stem).encode()[:LONGEST_NAME].decode(errors="ignore") for path in paths]
+    unique = len({stem.casefold() for stem in stems}) == len(stems)
+    return stems if unique else [f"{i:06d}_{stem}" for i, stem in enumerate(stems)]
+
+
+def _reason(path: Path) -> str:
+    """Why a file cannot be read; empty where it can."""
+    try:
+        read_pixels(path, shrunk=True)
+    except UnreadableImageError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,76 @@
+"""Images with the class of each."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deqopt.data.archive import check_integers
+from deqopt.data.source import ImageSource
+from deqopt.data.splits import Splits
+from deqopt.errors import DataError, printable
+
+
+class LabelledSource(ImageSource):
+    """The images of a source with labels; all else is theirs.
+
+    Attributes:
+        images, labels: as given; the labels as int64.
+        classes: as given.
+        class_names: one a class, `printable`; a class that was given no name is called by its number.
+
+    Args:
+        images: the source of the images.
+        labels: (N,) integers in 0 .. classes - 1.
+        class_names: of classes 0, 1 and on; possibly of none.
+        classes: how many the network tells apart; at least 2, and enough for all names and labels.
+
+    Raises:
+        DataError: labels of another number or type, or outside the classes; more names than classes.
+    """
+
+    def __init__(
+        self, images: ImageSource, labels: NDArray[Any], class_names: Sequence[str] = (), *, classes: int
+    ) -> None:
+        where = images.where
+        super().__init__(where, size=images.size, channels=images.channels, crop=images.crop)
+        self.images, self.classes = images, classes
+        if classes < 2:
+            raise DataError(f"classes is {classes}: it should be 2 or more, the number of classes of {where}")
+        if len(class_names) > classes:
+            found = f"{where} has {len(class_names)} classes, from {class_names[0]} to {class_names[-1]}"
+            raise DataError(f"{found}, but classes is {classes}: set classes to {len(class_names)}")
+        check_integers(labels, len(images), f"the array of labels of {where}")
+        for index in (int(labels.argmin()), int(labels.argmax())):
+            label = int(labels[index])
+            if not 0 <= label < classes:
+                advice = f", or set classes to {label + 1}" if label > 0 else ""
+                found = f"{where} has label {label} (of image {images.name(index)})"
+                raise DataError(f"{found}: labels should be 0 to {classes - 1}{advice}")
+        self.labels = labels.astype(np.int64)
+        self.class_names = [*map(printable, class_names), *map(str, range(len(class_names), classes))]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def file(self, index: int) -> str:
+        return self.images.file(index)
+
+    def pixels(self, index: int) -> NDArray[Any]:
+        return self.images.pixels(index)
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    @cached_property
+    def unreadable(self) -> Mapping[int, str]:
+        return self.images.unreadable
+
+    def splits(self, seed: int) -> Splits:
+        """As of the images: 80, 10 and 10 percent drawn by `seed`, or the official parts."""
+        return self.images.splits(seed)
