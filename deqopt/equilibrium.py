@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from deqopt.batch import pick
 from deqopt.iteration import Status, Trace
 from deqopt.scale import Scale
-from deqopt.state import State, detach
+from deqopt.state import State, detach, state_of, tensors_of
 
 
 @dataclass
@@ -133,6 +133,17 @@ class Equilibrium:
         """(B,) whether a sample gives a gradient to theta: false where it is not usable, and where its solve diverged,
         so that what is returned says nothing of the solution."""
         return self.usable & (self.status != Status.DIVERGED)
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """The tensors of z and of mu, and x."""
+        return (*tensors_of(self.z), *tensors_of(self.mu), self.x)
+
+    def with_values(self, values: Sequence[Tensor], objective: Tensor, backward: BackwardReport) -> Equilibrium:
+        """The same with other :attr:`values`, another objective and another report."""
+        count = len(tensors_of(self.z))
+        z, mu = state_of(values[:count], self.z), state_of(values[count:-1], self.mu)
+        return replace(self, z=z, mu=mu, x=values[-1], objective=objective, backward=backward)
 
     def pick(self, keep: Tensor) -> Equilibrium:
         """The samples where ``keep``, (B,), is true. ``backward`` stays shared: it is of all samples."""

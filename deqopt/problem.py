@@ -57,6 +57,16 @@ class JointProblem:
             that are finished leave the batch. What all samples share belongs into the functions.
 
     theta is whatever ``cell`` and ``objective`` reach. Neither may couple the samples of a batch (no BatchNorm).
+
+    Example:
+        >>> weight = torch.tensor(0.5, requires_grad=True)
+        >>> problem = JointProblem(
+        ...     cell=lambda z, x: weight * z + x,
+        ...     objective=lambda z, x: (z - 1).square().sum(1) + x.square().sum(1),
+        ... )
+        >>> z0, x0 = torch.zeros(2, 3), torch.zeros(2, 3)
+        >>> problem.evaluate(z0, x0, mu=torch.ones(2, 3)).objective
+        tensor([3., 3.])
     """
 
     cell: Callable[..., State]

@@ -30,6 +30,12 @@ class Envelope(Adjoint):
 
     The gradient to parameters of the feasible set is added where its projection carries one, see
     :func:`envelope_objective`.
+
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
+        >>> from deqopt.solvers import JointAnderson
+        >>> eq = JointAnderson(tol=1e-5).solve(problem, z0, x0, adjoint=Envelope())
+        >>> torch.autograd.grad(eq.objective.sum(), weight)  # J* = 3 (1 - w)^2 / (1 + (1 - w)^2) a sample
+        (tensor(-3.8400),)
     """
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:

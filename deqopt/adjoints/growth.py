@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,17 +50,9 @@ class Growth:
         """The same values, from where a backward pass begins. Only ``differentiable`` samples get a gradient."""
         self._report, self._lost = report_of(equilibrium), ~equilibrium.differentiable
         z, mu, x = equilibrium.z, equilibrium.mu, equilibrium.x
-        count = len(tensors_of(z))
         self._sizes = _length(tensors_of(z)), _length(tensors_of(mu)), _length((x,))
-        objective, *parts = _Begin.apply(self, count, equilibrium.objective, *tensors_of(z), *tensors_of(mu), x)
-        return replace(
-            equilibrium,
-            z=state_of(parts[:count], z),
-            mu=state_of(parts[count:-1], mu),
-            x=parts[-1],
-            objective=objective,
-            backward=self._report,
-        )
+        objective, *parts = _Begin.apply(self, len(tensors_of(z)), equilibrium.objective, *equilibrium.values)
+        return equilibrium.with_values(parts, objective, self._report)
 
     def begin(self, count: int, *cotangents: Tensor) -> tuple[Tensor, ...]:
         """A backward pass begins with these, the first of which is that of the objective: it counts where it comes to z

@@ -42,6 +42,12 @@ class Implicit(StationaryAdjoint):
         restart: how many vectors of the size of (z, mu, x) are kept before GMRES starts again from what it has; less
             than ``max_nfe`` saves memory and may cost many more products.
         on_failure: what to do where ``tol`` is not reached.
+
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
+        >>> from deqopt.solvers import JointAnderson
+        >>> eq = JointAnderson(tol=1e-5).solve(problem, z0, x0, adjoint=Implicit())
+        >>> torch.autograd.grad(eq.x.sum(), weight)  # x* = (1 - w) / (1 + (1 - w)^2)
+        (tensor(-2.8800),)
     """
 
     tol: float = 1e-3

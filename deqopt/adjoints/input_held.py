@@ -28,6 +28,12 @@ class InputHeld(Adjoint):
     Args:
         tol: of the relative residual of u.
         max_nfe: products with ``(d_z f)^T`` a backward pass.
+
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
+        >>> from deqopt.solvers import JointAnderson
+        >>> eq = JointAnderson(tol=1e-5).solve(problem, z0, x0, adjoint=InputHeld())
+        >>> torch.autograd.grad(eq.z.sum(), weight)  # z = x / (1 - w) with x = 0.4
+        (tensor(9.6000),)
     """
 
     tol: float = 1e-3

@@ -33,6 +33,13 @@ class Phantom(StationaryAdjoint):
         damping: in (0, 1]; smaller values contract where the plain step does not.
         step_size: a of T's ``Proj(x - a g_x)``, in units of x per unit of its gradient; if None it is fitted to the
             curvature of the Lagrangian, by three more products.
+
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
+        >>> from deqopt.solvers import JointAnderson
+        >>> eq = JointAnderson(tol=1e-5).solve(problem, z0, x0, adjoint=Phantom(steps=200, damping=0.5))
+        >>> (gradient,) = torch.autograd.grad(eq.x.sum(), weight)
+        >>> bool((gradient + 2.88).abs() < 0.01)
+        True
     """
 
     steps: int = 5
@@ -81,6 +88,12 @@ class JacobianFree(Phantom):
     Args:
         step_size: a, the step of x, in units of x per unit of its gradient; if None it is fitted to the curvature of
             the Lagrangian, by three products.
+
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
+        >>> from deqopt.solvers import JointAnderson
+        >>> eq = JointAnderson(tol=1e-5).solve(problem, z0, x0, adjoint=JacobianFree())
+        >>> torch.autograd.grad(eq.z.sum(), weight)  # z of one more step is w z + x
+        (tensor(4.8000),)
     """
 
     steps: int = field(default=1, init=False, repr=False)

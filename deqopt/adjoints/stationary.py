@@ -44,17 +44,8 @@ class StationaryAdjoint(Adjoint):
         point = point_of(who, problem, equilibrium)
         objective = envelope_objective(who, point, equilibrium.objective, report)
         system = Linearised.of_problem(point.problem, point.z, point.mu, point.x, self.step_of_x())
-        z, count = equilibrium.z, len(tensors_of(equilibrium.z))
-        values = (*tensors_of(z), *tensors_of(equilibrium.mu), equilibrium.x)
-        w = connected(who, system, values, report, self.multiplier)
-        return replace(
-            equilibrium,
-            z=state_of(w[:count], z),
-            mu=state_of(w[count:-1], z),
-            x=w[-1],
-            objective=objective,
-            backward=report,
-        )
+        w = connected(who, system, equilibrium.values, report, self.multiplier)
+        return equilibrium.with_values(w, objective, report)
 
     def attach_fixed_point(self, f: Callable[[State], State], found: FixedPoint) -> FixedPoint:
         report = BackwardReport(lost=~found.differentiable)

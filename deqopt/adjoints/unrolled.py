@@ -31,6 +31,12 @@ class Unrolled(Adjoint):
         checkpoint: keep of every evaluation only its inputs (z, x, mu), and evaluate once more in the backward pass
             (Chen et al. 2016). What ``cell`` and ``objective`` need from other learned functions is best handed over
             as ``data``: what they close over is differentiated down to its parameters for every evaluation.
+
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
+        >>> from deqopt.solvers import Tracking
+        >>> eq = Tracking(max_nfe=48, step_size=0.5).solve(problem, z0, x0, adjoint=Unrolled(checkpoint=True))
+        >>> torch.autograd.grad(eq.objective.sum(), weight)[0].isfinite()
+        tensor(True)
     """
 
     checkpoint: bool = False

@@ -135,6 +135,10 @@ class Anderson(MixingSolver):
     Args:
         ridge: regularises the mixture, relative to differences of unit length.
         kind: type I or II.
+
+    Example:
+        >>> Anderson(tol=1e-6).solve(torch.cos, torch.zeros(1, 2)).z
+        tensor([[0.7391, 0.7391]])
     """
 
     ridge: float = 1e-8

@@ -102,7 +102,7 @@ class FixedPointSolver(LoopSettings, ABC, Generic[MemoryT]):
             >>> a = torch.tensor(0.5, requires_grad=True)
             >>> found = Anderson().solve(lambda z: a * z + 1, torch.zeros(1, 1), adjoint=Implicit())
             >>> torch.autograd.grad(found.z.sum(), a)  # z = 1 / (1 - a)
-            (tensor(4.0000),)
+            (tensor(4.),)
         """
         check_samples(data, len(tensors_of(z0)[0]))
         layout = Layout.of(z0)

@@ -70,7 +70,12 @@ class BroydenUpdates(Mixing):
 
 @dataclass(frozen=True)
 class Broyden(MixingSolver):
-    """Broyden's good method for ``z = f(z)``: see :class:`MixingSolver` for its settings."""
+    """Broyden's good method for ``z = f(z)``: see :class:`MixingSolver` for its settings.
+
+    Example:
+        >>> Broyden(tol=1e-6).solve(torch.cos, torch.zeros(1, 2)).z
+        tensor([[0.7391, 0.7391]])
+    """
 
     def begin(self, w: Tensor) -> BroydenUpdates:
         return BroydenUpdates(w, self.history_size, [w.shape[1]])

@@ -18,6 +18,10 @@ class Damped(FixedPointSolver):
 
     Args:
         damping: in (0, 1]; 1 is the plain iteration.
+
+    Example:
+        >>> Damped(damping=0.7, tol=1e-6).solve(torch.cos, torch.zeros(1, 2)).z
+        tensor([[0.7391, 0.7391]])
     """
 
     damping: float = 1.0

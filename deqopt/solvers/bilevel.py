@@ -52,6 +52,12 @@ class Bilevel(JointSolver[Solves]):
     Raises:
         ProblemError: x would never move; an adjoint that differentiates through the solve (its inner ones keep no
             graph).
+
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
+        >>> from deqopt.solvers import PGD
+        >>> solver = Bilevel(descent=PGD(lr=0.05), inner=Anderson(max_nfe=10, tol=1e-6))
+        >>> solver.solve(problem, z0, x0).x[0]
+        tensor([0.4000, 0.4000, 0.4000])
     """
 
     max_nfe: int = 575

@@ -37,6 +37,10 @@ class PGD(Descent):
         lr: the step; with a norm its length in that norm, in units of x.
         norm: None for ``d = g_x``; else d is the direction of steepest descent in that norm, as attacks use it:
             ``g_x / |g_x|`` for L2, ``sign(g_x)`` for LINF. Such steps do not shrink.
+
+    Example:
+        >>> PGD(lr=0.05, norm=Norm.LINF)
+        PGD(lr=0.05, norm=<Norm.LINF: inf>)
     """
 
     lr: float = 0.1
@@ -71,6 +75,10 @@ class Adam(Descent[Moments]):
         lr: about how far an entry of x moves in a step, in units of x.
         betas: decay of the averages of the gradient and of its square.
         eps: added to the root of the latter.
+
+    Example:
+        >>> Adam(lr=0.05, betas=(0.9, 0.99)).eps
+        1e-08
     """
 
     lr: float = 0.1
@@ -141,6 +149,10 @@ class LBFGS(Descent[Curvature]):
         lr: length of the first step where the terms of ``g_x`` do not cancel, in units of x.
         history_size: how many pairs of differences are kept. Those without positive curvature are left out.
         longest: no step is longer, in units of x.
+
+    Example:
+        >>> LBFGS(history_size=5).longest
+        1.0
     """
 
     lr: float = 0.1

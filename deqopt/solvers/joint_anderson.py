@@ -20,6 +20,10 @@ class JointAnderson(JointMixing):
         ridge: regularises the mixture, relative to differences of unit length.
         kind: type I approximates the Jacobian, type II minimises the residual. The solution is a saddle of the
             Lagrangian, far from which a smaller residual is no progress: there type II gets stuck more often.
+
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
+        >>> JointAnderson(tol=1e-5).solve(problem, z0, x0).x[0]
+        tensor([0.4000, 0.4000, 0.4000])
     """
 
     ridge: float = 1e-4

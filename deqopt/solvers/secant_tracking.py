@@ -32,6 +32,11 @@ class SecantTracking(Tracking):
     Args:
         history_size: how many points are remembered.
         coupling: how strictly the mixture must explain the move of x.
+
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
+        >>> eq = SecantTracking(max_nfe=48, step_size=0.5).solve(problem, z0, x0)
+        >>> bool((eq.x - 0.4).abs().max() < 0.05)
+        True
     """
 
     inner: int = 1

@@ -51,6 +51,11 @@ class Tracking(JointSolver[TrackingMemory]):
         warmup: evaluations at the start in which x rests, because the first multipliers are those of the start, z0: a
             few long steps should not be spent on them.
         settle: evaluations at the end in which x rests.
+
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
+        >>> eq = Tracking(max_nfe=96, step_size=0.5).solve(problem, z0, x0)
+        >>> bool((eq.x - 0.4).abs().max() < 0.1)
+        True
     """
 
     max_nfe: int = 48

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from catalogue import picked, same_bits
 from deqopt.errors import ProblemError
-from deqopt.fixed_point import Anderson, AndersonMixing, Broyden, Damped, FixedPointSolver, MixingType
+from deqopt.fixed_point import Anderson, Broyden, Damped, FixedPointSolver, MixingType
 from deqopt.iteration import Status
 from deqopt.loop_settings import Norm
 from deqopt.state import State
@@ -97,25 +97,6 @@ def test_the_kinds_of_mixing_are_told_apart() -> None:
     kinds = [*(Anderson(max_nfe=5, tol=0, kind=kind) for kind in MixingType), Broyden(max_nfe=5, tol=0)]
     first, second, third = (solve(kind, f, z0).z for kind in kinds)
     assert min((first - second).norm(), (second - third).norm(), (first - third).norm()) > 1e-5
-
-
-@pytest.mark.parametrize("kind", MixingType)
-def test_anderson_meets_the_secant_condition_of_its_kind(kind: MixingType) -> None:
-    """After three points, the mixture of the residuals is orthogonal to Y (type II) or to S (type I)."""
-    f, w = mixture(), torch.randn(2, 6, dtype=torch.float64)
-    mixing = AndersonMixing(w, history_size=3, ridge=0.0, widths=[6], kind=kind)
-    points, residuals = [], []
-    for _ in range(3):
-        points.append(w)
-        residuals.append(f(w) - w)
-        w = mixing.mix(w, f(w), 1.0)
-    s = torch.stack([points[1] - points[0], points[2] - points[1]], 2)
-    y = torch.stack([residuals[1] - residuals[0], residuals[2] - residuals[1]], 2)
-    gamma = torch.linalg.lstsq(s + y, (points[2] + residuals[2] - w).unsqueeze(2)).solution
-    left = residuals[2].unsqueeze(2) - y @ gamma
-    against = y if kind is MixingType.II else s
-    cosine = (against.mT @ left).squeeze(2) / against.norm(dim=1) / left.norm(dim=1)
-    assert cosine.abs().max() < 1e-4
 
 
 def test_anderson_is_done_after_as_many_steps_as_an_affine_map_has_dimensions() -> None:
@@ -320,30 +301,6 @@ def test_the_budget_is_counted_in_calls(name: str, budget: int) -> None:
     kind = type(SOLVERS[name])
     solution = solve(kind(max_nfe=budget, tol=0), f, torch.ones(2, 6, dtype=torch.float64))
     assert calls == budget and solution.nfe.tolist() == [budget] * 2
-
-
-@pytest.mark.parametrize("memory", [1, 5, 10])
-def test_a_singular_history_is_harmless(memory: int) -> None:
-    """More memory than dimensions, and steps that do not move any more."""
-    solver = Anderson(max_nfe=60, tol=0, history_size=memory)
-    solution = solve(solver, lambda z: 0.3 * z + 1, torch.zeros(2, 1, dtype=torch.float64))
-    assert torch.allclose(solution.z, torch.full((2, 1), 1 / 0.7, dtype=torch.float64), atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_mixing_at_a_fixed_point_stays_there(dtype: torch.dtype) -> None:
-    w = torch.tensor([[2.0, -1.0, 3.0], [0.0, 0.0, 0.0]], dtype=dtype)
-    mixing = AndersonMixing(w, history_size=10, ridge=1e-8, widths=[1, 2])
-    for _ in range(12):
-        assert torch.allclose(mixing.mix(w, w, 1.0), w, rtol=1e-6)
-
-
-@pytest.mark.parametrize("ridge", [0.0, 1e-8])
-def test_mixing_of_repeated_points_stays_between_them(ridge: float) -> None:
-    w, target = torch.zeros(1, 4), torch.ones(1, 4)
-    mixing = AndersonMixing(w, history_size=5, ridge=ridge, widths=[4])
-    for _ in range(8):
-        assert torch.allclose(mixing.mix(w, target, 1.0), target, atol=1e-5)
 
 
 def test_half_precision_is_solved_in_single() -> None:

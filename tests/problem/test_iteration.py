@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from deqopt.errors import ProblemError
 from deqopt.iteration import Measured, Outcome, Status, iterate
 from deqopt.loop_settings import LoopSettings, Norm
 from deqopt.memory import Memory
@@ -322,23 +321,6 @@ def test_nothing_over_nothing_is_nothing() -> None:
 def test_norms() -> None:
     rows = torch.tensor([[3.0, -4.0], [0.0, 0.0]])
     assert Norm.L2.of(rows).tolist() == [5, 0] and Norm.LINF.of(rows).tolist() == [4, 0]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_nfe": 0}, "max_nfe must be at least 1, got 0"),
-        ({"tol": -1.0}, r"tol must be 0 or larger, got -1\.0"),
-        ({"atol": -1.0}, r"atol must be 0 or larger, got -1\.0"),
-        ({"atol": 1e-3, "tol": 0.0}, r"atol needs a tol larger than 0, .*: got 0\.0"),
-        ({"restarts": -1}, "restarts must be 0 or larger, got -1"),
-    ],
-)
-def test_settings_that_cannot_be_meant(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ProblemError, match=message):
-        LoopSettings(**settings)
-    with pytest.raises(ProblemError, match=message):
-        replace(LoopSettings(), **settings)
 
 
 # -- memories ---------------------------------------------------------------------------------------------------------
