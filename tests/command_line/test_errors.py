@@ -21,7 +21,6 @@ from deqopt.feasible import L2Ball, LinfBall
 from tiny_task import Batch, Targets, Tiny
 
 HERE = Path(__file__).stem
-with_worker = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
