@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,19 +211,6 @@ def test_mnist_is_unpacked_when_asked_and_read_as_it_is(mnist: Path) -> None:
     assert mean == pytest.approx(0.1307, abs=0.001)
     again = open_labelled(mnist, size=28, channels=1, classes=10)
     assert torch.equal(again[69_999].image, source[69_999].image) and again.splits(0) == splits
-
-
-@with_mnist
-def test_a_sample_of_mnist_costs_well_under_a_fifth_of_a_millisecond(mnist: Path) -> None:
-    source = open_labelled(mnist, size=28, channels=1, classes=10, download=Download.MNIST)
-
-    def seconds() -> float:
-        begin = time.process_time()
-        for i in range(69_000, 70_000):
-            source[i]
-        return (time.process_time() - begin) / 1000
-
-    assert min(seconds() for _ in range(5)) < 2e-4
 
 
 @with_cifar
