@@ -169,15 +169,15 @@ def test_half_of_the_images_to_train_on_are_mirrored_and_no_others(tmp_path: Pat
 class Kept(ImageArchive):
     """Hands out the same tensors every time."""
 
-    def tensor(self, index: int, black: float = -1.0) -> Tensor:
-        return self.__dict__.setdefault(f"image {index}", super().tensor(index, black))
+    def tensor(self, index: int) -> Tensor:
+        return self.__dict__.setdefault(f"image {index}", super().tensor(index))
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_a_source_keeps_its_images_as_they_were(kind: str, tmp_path: Path) -> None:
     archive(tmp_path)
     data = data_of(partial(Kept, tmp_path / "60.npz", 8, 1), OPERATORS[kind], flip=True)
-    before = [image.clone() for image, _ in (data.source[i] for i in range(60))]
+    before = [data.source[i].image.clone() for i in range(60)]
     for batch in [*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]:
         batch.y.zero_()
         batch.clean.zero_()
