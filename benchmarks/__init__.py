@@ -1,1 +1,1 @@
-"""Every strategy against every other, against torchdeq and against one bare evaluation: ``python -m benchmarks``."""
+"""Benchmarks: contests of solvers in ``solvers``, races of trainings in ``training``."""

@@ -30,7 +30,7 @@ def finite_samples(batch: Any) -> Tensor:
     """(B,) whether every floating-point entry of a sample is finite."""
     size = size_of(batch)
     floating = [leaf for leaf in leaves(batch) if leaf.is_floating_point() and leaf.dim() and leaf.shape[0] == size]
-    finite = [leaf.reshape(size, -1).isfinite().all(1) for leaf in floating]
+    finite = [leaf.isfinite().reshape(size, leaf.shape[1:].numel()).all(1) for leaf in floating]
     return torch.stack(finite).all(0) if finite else torch.ones(size, dtype=torch.bool)
 
 

@@ -13,6 +13,8 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map
 
+from deqopt.errors import ProblemError
+
 
 class CompiledCell:
     """Compiles ``cell`` for the solve loop, which differentiates in z and x and never in the weights.
@@ -27,6 +29,21 @@ class CompiledCell:
         self._names, plain = _plain_copy(cell)
         self._plain = plain
         self._call = torch.compile(lambda weights, *call: functional_call(plain, weights, *call))
+
+    @classmethod
+    def of(cls, task: nn.Module) -> CompiledCell:
+        """The cell of a task.
+
+        Raises:
+            ProblemError: the task has no module named ``cell``.
+        """
+        cell = getattr(task, "cell", None)
+        if not isinstance(cell, nn.Module):
+            raise ProblemError(
+                f"compile needs a module named 'cell' in the task, and {type(task).__name__} has none: "
+                "name it so, or leave compile off"
+            )
+        return cls(cell)
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What a joint solve returns."""
+"""What a solve returns."""
 
 from __future__ import annotations
 
@@ -34,6 +34,44 @@ class BackwardReport:
     nfe: Tensor | None = None
     growth: Tensor | None = None
     lost: Tensor | None = None
+
+    def figures(self) -> dict[str, Tensor]:
+        """What there is to say of the last pass: ``growth``, the largest of all samples, and the means of ``residual``,
+        ``nfe`` and ``converged`` over the samples that are not NaN or infinite."""
+        found = {}
+        if self.growth is not None:
+            found["growth"] = self.growth.nan_to_num(nan=0.0).max().float()
+        if self.residual is None or self.nfe is None or self.status is None:
+            return found
+        usable = self.status != Status.NON_FINITE
+        if bool(usable.any()):
+            values = {"residual": self.residual, "nfe": self.nfe, "converged": self.status == Status.CONVERGED}
+            found |= {name: value[usable].float().mean() for name, value in values.items()}
+        return found
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """A point with ``z = f(z)`` up to ``residual``.
+
+    Attributes:
+        z: shaped like the start.
+        residual: (B,) ``|f(z) - z| / |f(z)|``.
+        status: (B,) values of :class:`deqopt.Status`.
+        nfe: (B,) evaluations of f.
+        backward: how the backward pass went, with an adjoint.
+    """
+
+    z: State
+    residual: Tensor
+    status: Tensor
+    nfe: Tensor
+    backward: BackwardReport | None = None
+
+    @property
+    def differentiable(self) -> Tensor:
+        """(B,) whether a sample gives a gradient: false where its start was NaN or infinite, or its solve diverged."""
+        return (self.status != Status.NON_FINITE) & (self.status != Status.DIVERGED)
 
 
 @dataclass(frozen=True, repr=False)

@@ -167,11 +167,12 @@ class GuardedModule(LightningModule):
         """Count ``lost`` of ``count`` samples of a batch that are left out, and say so."""
         if not lost:
             return
-        if self.trainer.training:
+        training = self._trainer is None or self.trainer.training
+        if training:
             self.guard.left_out += lost
         if lost == count:
             self.note(f"all {lost} {what}", advice)
-        if lost < count or self.trainer.training:  # else an error says so
+        if lost < count or training:  # else an error says so
             warnings.warn(f"{lost} of {count} {what}: left out", stacklevel=3)
 
     def note(self, what: str, advice: str) -> None:

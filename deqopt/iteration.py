@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum, IntEnum
+from enum import IntEnum
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from deqopt.errors import ProblemError, check_finite, check_kinds
+from deqopt.loop_settings import LoopSettings
 from deqopt.memory import Memory
 from deqopt.state import known_all
 
@@ -54,96 +54,30 @@ class Status(IntEnum):
         return next(member for member in cls if member == int(value))
 
 
-# Vectors of float32 that are shorter than this may have entries whose squares are not told from zero.
-UNDERFLOWS = 1e-14
-
-
-class Norm(Enum):
-    """In which norm residuals are measured."""
-
-    L2 = 2
-    LINF = float("inf")
-
-    def of(self, rows: Tensor) -> Tensor:
-        """(B,) norms of the rows of (B, width); in double precision where squares of float32 may underflow."""
-        norms = torch.linalg.vector_norm(rows, ord=self.value, dim=1)
-        small = norms < UNDERFLOWS
-        if rows.dtype is not torch.float32 or known_all(~small):
-            return norms
-        exact = torch.linalg.vector_norm(rows, ord=self.value, dim=1, dtype=torch.float64)
-        return torch.where(small, exact.to(rows.dtype), norms)
-
-
 @dataclass(frozen=True)
-class LoopSettings:
-    """What every solver lets the user say about the loop.
+class Measured:
+    """An evaluation: where it was made, what came of it, (B, width) each, and what the loop must know of it, (B,) each.
 
-    Args:
-        max_nfe: budget in evaluations, a sample.
-        tol: a sample has converged once the relative residual of each of its blocks is at most this.
-        atol: or once the absolute one is; 0 for the relative tolerance alone.
-        norm: in which residuals are measured.
-        restarts: how often a sample starts again from its best point, with half the step, after its iterates became
-            NaN, grew without bound or settled at a worse point. Unless it converges then, its status says so.
-
-    Raises:
-        ProblemError: a setting that cannot be meant.
+    Attributes:
+        point: the rows that were evaluated.
+        image: what the point should be equal to, or the part of it that is known.
+        residual: by which convergence is judged.
+        objective: what is reported of the point, and with the next two ranks it.
+        distance: how far the point is off its constraint.
+        slope: how much the objective may change over a unit of that distance.
+        scope: how much the objective may change over the length of the point: its relative error makes this share of
+            it.
+        figures: (B, any number) what else the system wants to know of the point that is returned.
     """
 
-    max_nfe: int = 100
-    tol: float = 1e-4
-    atol: float = 0.0
-    norm: Norm = Norm.L2
-    restarts: int = 2
-
-    def __post_init__(self) -> None:
-        check_kinds(self)
-        if self.max_nfe < 1:
-            raise ProblemError(f"max_nfe must be at least 1, got {self.max_nfe}")
-        if not self.tol >= 0:
-            raise ProblemError(f"tol must be 0 or larger, got {self.tol}")
-        if not self.atol >= 0:
-            raise ProblemError(f"atol must be 0 or larger, got {self.atol}")
-        if self.atol and not self.tol:
-            raise ProblemError(
-                f"atol needs a tol larger than 0, for a residual is reported as relative: got {self.tol}"
-            )
-        if self.restarts < 0:
-            raise ProblemError(f"restarts must be 0 or larger, got {self.restarts}")
-        check_finite(**vars(self))
-
-    def relative(self, residual: Tensor, size: Tensor) -> Tensor:
-        """``residual / max(size, atol / tol)``: at most ``tol`` where one of the two tolerances is met."""
-        floor = self.atol / self.tol if self.atol else torch.finfo(size.dtype).tiny
-        return residual / size.clamp_min(floor)
-
-
-class Measured(Protocol):
-    """What the loop must know of an evaluated point: (B,) each."""
-
-    @property
-    def residual(self) -> Tensor:
-        """By which convergence is judged."""
-
-    @property
-    def objective(self) -> Tensor:
-        """What is reported of the point, and with the next two ranks it."""
-
-    @property
-    def distance(self) -> Tensor:
-        """How far the point is off its constraint."""
-
-    @property
-    def slope(self) -> Tensor:
-        """How much the objective may change over a unit of that distance."""
-
-    @property
-    def scope(self) -> Tensor:
-        """How much the objective may change over the length of the point: its relative error makes this share of it."""
-
-    @property
-    def figures(self) -> Tensor:
-        """(B, any number) What else the system wants to know of the point that is returned."""
+    point: Tensor
+    image: Tensor
+    residual: Tensor
+    objective: Tensor
+    distance: Tensor
+    slope: Tensor
+    scope: Tensor
+    figures: Tensor
 
 
 E = TypeVar("E", bound=Measured, covariant=True)
@@ -155,8 +89,8 @@ class System(Protocol[E]):
     def evaluate(self, w: Tensor) -> E:
         """One evaluation at the rows of ``w``; must not couple them."""
 
-    def confirm(self, w: Tensor, evaluation: Any, claimed: Tensor) -> Any:
-        """The evaluation at ``w``, its residual checked for the rows that seem to have converged, ``claimed``, (B,)."""
+    def confirm(self, at: Any, claimed: Tensor) -> Any:
+        """The evaluation, its residual checked for the rows that seem to have converged, ``claimed``, (B,)."""
 
     def pick(self, keep: Tensor) -> Any:
         """The same system for the rows where ``keep``, (B,), is true; None if it cannot be had without the others."""
@@ -255,7 +189,7 @@ class _Rows:
 
 def iterate(
     system: System[E],
-    step: Callable[[Any, Tensor, Any, Any], Tensor],
+    step: Callable[[Any, Any, Any], Tensor],
     memory: Memory,
     w: Tensor,
     settings: LoopSettings,
@@ -263,7 +197,7 @@ def iterate(
     record: bool = False,
     visits: int = 0,
 ) -> Outcome:
-    """Repeat ``w = step(system, w, system.evaluate(w), memory)`` until every row has converged, diverged or spent its
+    """Repeat ``w = step(system, system.evaluate(w), memory)`` until every row has converged, diverged or spent its
     budget.
 
     Of every row the best iterate is kept: that of the lowest merit ``objective + slope distance``. A point knows its
@@ -272,7 +206,7 @@ def iterate(
     than its tolerance explains.
 
     Args:
-        step: the solver: point and evaluation to the next point. Must not couple rows.
+        step: the solver: from an evaluation to the next point. Must not couple rows.
         memory: what the step remembers; told when rows leave or start again.
         w: the start, (B, width).
         record: keep a :class:`Trace`.
@@ -286,14 +220,14 @@ def iterate(
 
     for k in range(settings.max_nfe):
         look = looks(k, w.device, settings)
-        evaluation = system.evaluate(rows.w)
-        if k and look and bool((claimed := rows.active & (evaluation.residual <= settings.tol)).any()):
-            evaluation = system.confirm(rows.w, evaluation, claimed)
-        rows, again, sane = _judged(rows, evaluation, memory, settings, look, early=k < 3)
+        at = system.evaluate(rows.w)
+        if k and look and bool((claimed := rows.active & (at.residual <= settings.tol)).any()):
+            at = system.confirm(at, claimed)
+        rows, again, sane = _judged(rows, at, memory, settings, look, early=k < 3)
         everyone = everyone if k else rows
         compacted = len(places) < len(everyone.w)
         if record:
-            now = (evaluation.objective, evaluation.residual)
+            now = (at.objective, at.residual)
             history.append(_spread(now, places, history[-1]) if compacted else now)
         if visits and k:
             slot = k - 1 if k <= visits else int(torch.randint(k, ()))
@@ -310,10 +244,10 @@ def iterate(
             if smaller is not None:
                 keep, system = rows.active, smaller
                 everyone = everyone.put(places, rows)
-                evaluation, again, places, rows = _picked(evaluation, keep), again[keep], places[keep], rows.pick(keep)
+                at, again, places, rows = _picked(at, keep), again[keep], places[keep], rows.pick(keep)
                 memory.pick(keep)
         with torch.autocast(w.device.type, enabled=False):
-            after = step(system, rows.w, evaluation, memory)
+            after = step(system, at, memory)
         if k == 0:
             rows = replace(rows, limit=BLOW_UP * (1 + rows.w.norm(dim=1) + after.norm(dim=1)).detach())
         rows = _moved(rows, after, memory)
@@ -334,11 +268,11 @@ def looks(k: int, device: torch.device, settings: LoopSettings) -> bool:
 
 
 def _judged(
-    rows: _Rows, evaluation: Measured, memory: Memory, settings: LoopSettings, look: bool, early: bool
+    rows: _Rows, at: Measured, memory: Memory, settings: LoopSettings, look: bool, early: bool
 ) -> tuple[_Rows, Tensor, Tensor]:
     """The rows after an evaluation; which of them start again from their best; which had finite values."""
-    residual, objective = evaluation.residual.detach(), evaluation.objective
-    distance, slope = evaluation.distance.detach(), evaluation.slope.detach()
+    residual, objective = at.residual.detach(), at.objective
+    distance, slope = at.distance.detach(), at.slope.detach()
     merit = objective.detach() + slope * distance
     lowest = rows.objective.detach() + torch.maximum(slope, rows.slope) * rows.distance
     finite = residual.isfinite() & merit.isfinite() & objective.isfinite()
@@ -349,7 +283,7 @@ def _judged(
     none = torch.zeros_like(sane)
     claimed = rows.active & sane & (residual <= settings.tol)
     settled, waiting = (claimed, none) if look else (none, claimed)
-    trapped = settled & (merit > lowest + EXPLAINED * settings.tol * evaluation.scope.detach())
+    trapped = settled & (merit > lowest + EXPLAINED * settings.tol * at.scope.detach())
     converged = settled & ~trapped
     keep = rows.active & sane & better | converged
     lost = rows.active & ~sane if look else none
@@ -358,7 +292,7 @@ def _judged(
     status = rows.status.masked_fill(converged, int(Status.CONVERGED)).masked_fill(trapped, int(Status.TRAPPED))
     status = status.masked_fill(lost & seen, int(Status.DIVERGED))
     status = status.masked_fill(lost & ~seen, int(Status.NON_FINITE))
-    first = rows.figures.shape[1] < evaluation.figures.shape[1]
+    first = rows.figures.shape[1] < at.figures.shape[1]
     judged = replace(
         rows,
         best=_where(keep, rows.w, rows.best),
@@ -367,7 +301,7 @@ def _judged(
         distance=torch.where(keep, distance, rows.distance),
         slope=torch.where(keep, slope, rows.slope),
         worst=torch.where(sane, torch.maximum(merit, rows.worst), rows.worst),
-        figures=evaluation.figures if first else _where(keep, evaluation.figures, rows.figures),
+        figures=at.figures if first else _where(keep, at.figures, rows.figures),
         status=status,
         nfe=nfe,
         restarts=rows.restarts - again.long(),
@@ -391,8 +325,8 @@ def _where(chosen: Tensor, some: Tensor, others: Tensor) -> Tensor:
     return torch.where(chosen[:, None], some, others)
 
 
-def _picked(evaluation: Any, keep: Tensor) -> Any:
-    return replace(evaluation, **{name: value[keep] for name, value in vars(evaluation).items()})
+def _picked(at: Any, keep: Tensor) -> Any:
+    return replace(at, **{name: value[keep] for name, value in vars(at).items()})
 
 
 def _spread(now: tuple[Tensor, Tensor], places: Tensor, before: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,9 @@ class Memory:
     start, and what is left of a row that starts again. So the loop can drop finished rows and restart lost ones without
     knowing the solver.
 
+    Args:
+        like: (B, any number) rows of the type and on the device of the solve.
+
     Attributes:
         rate: (B, 1) the share of the nominal step that a row takes: 1, and half of it after every restart.
         spent: (B,) evaluations that the last step itself spent on a row, beyond the one that follows it; None for none.
@@ -23,8 +28,8 @@ class Memory:
 
     cost: int = 1
 
-    def __init__(self, w: Tensor) -> None:
-        self.rate = torch.ones_like(w[:, :1])
+    def __init__(self, like: Tensor) -> None:
+        self.rate = like.new_ones(len(like), 1)
         self.spent: Tensor | None = None
 
     def damped(self, w: Tensor, target: Tensor, damping: Tensor | float = 1.0) -> Tensor:
@@ -55,6 +60,16 @@ class Memory:
                 setattr(self, name, value.masked_fill(lost.reshape(-1, *[1] * (value.dim() - 1)), 0))
             elif isinstance(value, Memory):
                 value.restart(lost)
+
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    MemoryT = TypeVar("MemoryT", bound=Memory, default=Any)
+else:
+    from typing import TypeVar
+
+    MemoryT = TypeVar("MemoryT", bound=Memory)
 
 
 def write(buffer: Tensor, slot: int, rows: Tensor) -> Tensor:

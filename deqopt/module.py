@@ -13,14 +13,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from deqopt.adjoints import Adjoint
+from deqopt.adjoints import Adjoint, Unrolled
 from deqopt.batch import pick, size_of
+from deqopt.batch_loss import BatchLoss
 from deqopt.callbacks.resume import Resume
 from deqopt.compiled import CompiledCell
 from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.errors import NonFiniteError, ProblemError, require
 from deqopt.guarded import CHECK_DATA, LOST_AT_START, LOST_DATA, GuardedModule
-from deqopt.iteration import Status
 from deqopt.optimization import Optimization
 from deqopt.problem import JointProblem
 from deqopt.rebuilding import FromCheckpoint
@@ -82,12 +82,12 @@ class JointModule(FromCheckpoint, GuardedModule):
                 for stage in ("train", "val", "test")
             }
         )
-        if compile and self.adjoint.through_the_solve:
+        if compile and isinstance(self.adjoint, Unrolled):
             raise ProblemError(
                 f"{type(self.adjoint).__name__} differentiates the solve, and compiled code cannot be differentiated "
                 "twice: leave compile off, or use another adjoint"
             )
-        self._compiled = CompiledCell(self._cell()) if compile else None
+        self._compiled = CompiledCell.of(task) if compile else None
         self._describe(compile)
         self._batch_started = 0.0
         self._backward: BackwardReport | None = None
@@ -122,12 +122,12 @@ class JointModule(FromCheckpoint, GuardedModule):
         problem = self.task.problem(batch)
         z0, x0 = self.task.start(batch)
         visits = max((one.visits for one in self.regularizers), default=0) if adjoint is not None else 0
-        through = adjoint if adjoint is not None and adjoint.through_the_solve else None
-        with self._compiled.active() if self._compiled else nullcontext():
-            equilibrium = self.solver.solve(problem, z0, x0, adjoint=through, record=record, visits=visits)
-        if adjoint is None or adjoint is through:
-            return problem, equilibrium
-        return problem, adjoint.attach(problem, equilibrium)
+
+        def run(problem: JointProblem) -> Equilibrium:
+            with self._compiled.active() if self._compiled else nullcontext():
+                return self.solver.solve(problem, z0, x0, record=record, visits=visits)
+
+        return problem, run(problem) if adjoint is None else adjoint.solve(run, problem)
 
     def forward(self, batch: Any) -> Equilibrium:
         """The solution for a batch, without gradients to theta."""
@@ -152,35 +152,51 @@ class JointModule(FromCheckpoint, GuardedModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._batch_started = time.perf_counter()
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The mean loss of the samples that can be learned from, and the penalties.
+    def loss_of(self, batch: Any) -> BatchLoss:
+        """The mean loss of the samples that can be learned from, and the penalties: what :meth:`training_step`
+        differentiates. It needs no Trainer and logs nothing, so that it serves in a loop of one's own:
+
+            loss = module.loss_of(batch).total
+            loss.backward()
 
         Left out are samples whose data, start or loss is NaN or infinite, or whose solve diverged: the task sees the
         others alone, because 0 times NaN is NaN in a gradient. Where there are none, their loss is 0.
+
+        Raises:
+            ProblemError: the batch has no samples.
         """
-        self._backward, self._holds = None, False
         batch = self.finite(batch)
         if batch is None:
-            return zero_loss(self)
+            return BatchLoss(zero_loss(self), zero_loss(self))
         with cached_weights(self):
-            problem, equilibrium = self._solved(batch, self.adjoint)
-            self._backward, self._holds = equilibrium.backward, bool(equilibrium.held)
-            self._differentiable = equilibrium.differentiable
-            losses, used, used_batch = self._learned_from(equilibrium, batch)
-            objective_loss = losses.mean() if len(losses) else zero_loss(self)
-            loss, points = objective_loss, equilibrium.detach_held()
+            problem, solved = self._solved(batch, self.adjoint)
+            losses, used, used_batch = self._learned_from(solved, batch)
+            total = mean = losses.mean() if len(losses) else zero_loss(self)
+            points, penalties = solved.detach_held(), {}
             for regularizer in self.regularizers:
-                penalty = regularizer.penalty(problem, points)
-                loss = loss + regularizer.weight * penalty
-                self._log("train", regularizer.name, penalty, batch)
-            if len(losses):
-                self.offered += len(losses)
-                self._log_solve("train", used, used_batch)
-                self._log("train", "loss", objective_loss, used_batch)
+                penalties[regularizer.name] = regularizer.penalty(problem, points)
+                total = total + regularizer.weight * penalties[regularizer.name]
+        return BatchLoss(total, mean, used_batch, used, solved, penalties)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """What :meth:`loss_of` gives to differentiate; logs what it is made of."""
+        self._backward, self._holds = None, False
+        with cached_weights(self):
+            loss = self.loss_of(batch)
+            if loss.equilibrium is None or loss.solved is None:
+                return loss.total
+            self._backward, self._holds = loss.solved.backward, bool(loss.solved.held)
+            self._differentiable = loss.solved.differentiable
+            for name, penalty in loss.penalties.items():
+                self._log("train", name, penalty, batch)
+            if loss.samples:
+                self.offered += loss.samples
+                self._log_solve("train", loss.equilibrium, loss.batch)
+                self._log("train", "loss", loss.mean, loss.batch)
                 every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
                 if every and (self.global_step + 1) % every == 0:
-                    self._update_metrics("train", used, used_batch)
-        return loss
+                    self._update_metrics("train", loss.equilibrium, loss.batch)
+        return loss.total
 
     def _learned_from(self, equilibrium: Equilibrium, batch: Any) -> tuple[Tensor, Equilibrium, Any]:
         """The losses of the samples that can be learned from, their solutions, and their part of the batch. Asks an
@@ -206,23 +222,12 @@ class JointModule(FromCheckpoint, GuardedModule):
                 "--adjoint Implicit or Unrolled"
             )
         report = self._backward
-        if report is not None and report.lost is not None:
+        if report is None:
+            return
+        if report.lost is not None:
             self.count_lost(report.lost & self._differentiable)
-        if report is not None and report.growth is not None:
-            growth = report.growth.nan_to_num(nan=0.0)
-            self.log("train/backward_growth", growth.max().float(), batch_size=len(growth))
-        if report is None or report.residual is None or report.nfe is None or report.status is None:
-            return
-        usable = report.status != Status.NON_FINITE
-        if not bool(usable.any()):
-            return
-        figures = {
-            "backward_residual": report.residual[usable],
-            "backward_nfe": report.nfe[usable],
-            "backward_converged": report.status[usable] == Status.CONVERGED,
-        }
-        for name, values in figures.items():
-            self.log(f"train/{name}", values.float().mean(), batch_size=len(report.status))
+        for name, value in report.figures().items():
+            self.log(f"train/backward_{name}", value, batch_size=len(self._differentiable))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         elapsed = time.perf_counter() - self._batch_started
@@ -283,15 +288,6 @@ class JointModule(FromCheckpoint, GuardedModule):
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         return [*self.task.callbacks(), Resume()]
-
-    def _cell(self) -> nn.Module:
-        cell = getattr(self.task, "cell", None)
-        if not isinstance(cell, nn.Module):
-            raise ProblemError(
-                f"compile needs a module named 'cell' in the task, and {type(self.task).__name__} has none: "
-                "name it so, or leave compile off"
-            )
-        return cell
 
     def _describe(self, compile: bool) -> None:
         """Write into the hyper-parameters what a checkpoint needs to make this module again; plain data only."""

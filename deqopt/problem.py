@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class JointProblem:
     objective: Callable[..., Tensor]
     feasible: FeasibleSet = field(default_factory=Everywhere)
     data: Any = None
+    recorded: ClassVar[bool] = False
+    """Whether autograd records every evaluation of a solve."""
 
     def __post_init__(self) -> None:
         require(self.feasible, FeasibleSet, "feasible")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deqopt.feasible import Everywhere, FeasibleSet
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.problem import JointProblem, fork, pull_back
 from deqopt.state import State, leaf, state_of, tensors_of
 

@@ -1,6 +1,6 @@
 """How gradients reach theta from the solution of a joint problem: one file a method."""
 
-from deqopt.adjoints.base import Adjoint
+from deqopt.adjoint import Adjoint
 from deqopt.adjoints.envelope import Envelope
 from deqopt.adjoints.fixed_point import implicit_fixed_point
 from deqopt.adjoints.implicit import Implicit, OnFailure

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from deqopt.adjoints.base import once
+from deqopt.connection import final
 from deqopt.problem import Evaluation, JointProblem, pull_back
 from deqopt.state import State, leaf, state_of, tensors_of
 
@@ -65,7 +65,7 @@ class _Recomputed(torch.autograd.Function):
         outputs = [*tensors_of(found.f), *tensors_of(found.g_z), found.objective, found.g_x]
         with without_hooks(ctx.saved_tensors[theta_starts:]):
             gradients = pull_back(outputs, inputs, cotangents, retain_graph=True)
-        return None, None, None, *(once(one, outputs[0]) for one in gradients)
+        return None, None, None, *(final(one, outputs[0]) for one in gradients)
 
 
 @contextmanager

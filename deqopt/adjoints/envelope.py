@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deqopt.adjoints.base import Adjoint, check_reaches_theta, once
+from deqopt.adjoint import Adjoint
 from deqopt.adjoints.held import hold
 from deqopt.adjoints.left_out import point_of, report_of, without_lost
+from deqopt.adjoints.reporting import check_reaches_theta
+from deqopt.connection import connect
 from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.feasible import FeasibleSet
 from deqopt.problem import JointProblem
@@ -61,8 +63,14 @@ def envelope_objective(who: str, point: UsablePoint, objective: Tensor, report: 
         if bounds is not None:
             value = value + bounds
     check_reaches_theta(value)
-    attached: Tensor = _Carried.apply(who, objective, value, report)
-    return attached
+    lost, dtype = report.lost, value.dtype
+
+    def pull(cotangents: tuple[Tensor, ...]) -> list[Tensor]:
+        assert lost is not None
+        _, (kept,) = without_lost(who, report, lost, cotangents)
+        return [kept.to(dtype)]
+
+    return connect([objective], [value], pull)[0]
 
 
 def _value_of_bounds(point: UsablePoint) -> Tensor | None:
@@ -88,22 +96,3 @@ def _learns(part: Any) -> bool:
     if isinstance(part, (tuple, list)):
         return any(map(_learns, part))
     return isinstance(part, FeasibleSet) and _learns(vars(part))
-
-
-class _Carried(torch.autograd.Function):
-    """A value with the first derivative of another."""
-
-    @staticmethod
-    def forward(ctx: Any, who: str, value: Tensor, source: Tensor, report: BackwardReport) -> Tensor:
-        ctx.who, ctx.report, ctx.lost = who, report, report.lost
-        ctx.save_for_backward(source)
-        ctx.set_materialize_grads(False)
-        return value.detach()
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[None, None, Tensor | None, None]:
-        (source,) = ctx.saved_tensors
-        if cotangent is None:
-            return None, None, None, None
-        _, (kept,) = without_lost(ctx.who, ctx.report, ctx.lost, [cotangent])
-        return None, None, once(kept.to(source.dtype), source), None

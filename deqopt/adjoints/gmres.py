@@ -27,7 +27,7 @@ class LinearSolution:
     nfe: Tensor
 
 
-def gmres(product: Callable[[Tensor], Tensor], b: Tensor, *, tol: float, max_nfe: int, memory: int) -> LinearSolution:
+def gmres(product: Callable[[Tensor], Tensor], b: Tensor, *, tol: float, max_nfe: int, restart: int) -> LinearSolution:
     """The u of least residual in the Krylov space of ``b``, row by row. Rows that are not finite get 0 and NaN.
 
     Every row has scalars of its own and stops by itself: no row can spoil another.
@@ -37,7 +37,7 @@ def gmres(product: Callable[[Tensor], Tensor], b: Tensor, *, tol: float, max_nfe
         b: (B, width).
         tol: of the relative residual.
         max_nfe: products, at least 2.
-        memory: vectors of the size of b that are kept before the method starts again from what it has.
+        restart: vectors of the size of b that are kept before the method starts again from what it has.
     """
     given = b.isfinite().all(1)
     b = b.masked_fill(~given[:, None], 0)
@@ -48,7 +48,7 @@ def gmres(product: Callable[[Tensor], Tensor], b: Tensor, *, tol: float, max_nfe
     active, spent = residual > tol, 0
     while spent + 2 <= max_nfe and bool(active.any()):
         goal = tol * length / _norm(remainder).clamp_min(torch.finfo(b.dtype).tiny)
-        update, products = _cycle(product, remainder, active, goal, min(memory, max_nfe - spent - 1))
+        update, products = _cycle(product, remainder, active, goal, min(restart, max_nfe - spent - 1))
         proposal = u + update
         left = b - product(proposal)
         measured = _norm(left) / length

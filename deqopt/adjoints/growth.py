@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deqopt.adjoints.base import warn_of_backward
 from deqopt.adjoints.left_out import report_of, without_lost
+from deqopt.adjoints.reporting import warn_of_backward
 from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.state import State, state_of, tensors_of
 

@@ -8,12 +8,14 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from deqopt.adjoints.base import describe_backward, warn_of_backward, worst_of
 from deqopt.adjoints.gmres import gmres
-from deqopt.adjoints.stationary import StationaryAdjoint, StationarySystem
+from deqopt.adjoints.linearised import Linearised
+from deqopt.adjoints.reporting import describe_backward, warn_of_backward, worst_of
+from deqopt.adjoints.stationary import StationaryAdjoint
 from deqopt.equilibrium import BackwardReport
-from deqopt.errors import BackwardError, ProblemError, check_finite
+from deqopt.errors import BackwardError, check_finite
 from deqopt.iteration import Status
+from deqopt.ranges import at_least, positive
 
 
 class OnFailure(Enum):
@@ -37,32 +39,29 @@ class Implicit(StationaryAdjoint):
         tol: of the relative residual ``|(d_w F)^T lam + d_w loss| / |d_w loss|``, every unknown in units of its own
             size. On decoders, 1e-3 left an error of up to 2 % in the gradient to theta, 1e-2 of up to 100 %.
         max_nfe: products a backward pass, at least 5: three of them measure these units.
-        memory: how many vectors of the size of (z, mu, x) are kept; less than ``max_nfe`` saves memory and may cost
-            many more products.
+        restart: how many vectors of the size of (z, mu, x) are kept before GMRES starts again from what it has; less
+            than ``max_nfe`` saves memory and may cost many more products.
         on_failure: what to do where ``tol`` is not reached.
     """
 
     tol: float = 1e-3
     max_nfe: int = 200
-    memory: int = 200
+    restart: int = 200
     on_failure: OnFailure = OnFailure.WARN
 
     def __post_init__(self) -> None:
-        if not self.tol > 0:
-            raise ProblemError(f"tol must be larger than 0, got {self.tol}")
+        positive(tol=self.tol)
         check_finite(tol=self.tol)
-        if self.max_nfe < 5 or self.memory < 1:
-            raise ProblemError(
-                f"max_nfe must be at least 5 and memory at least 1, got {self.max_nfe} and {self.memory}"
-            )
+        at_least(5, max_nfe=self.max_nfe)
+        at_least(1, restart=self.restart)
 
-    def multiplier(self, system: StationarySystem, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
+    def multiplier(self, system: Linearised, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
         found = gmres(
             lambda rows: system.scale * system.transposed(rows / system.scale),
             -system.scale * cotangent,
             tol=self.tol,
             max_nfe=self.max_nfe - system.nfe,
-            memory=self.memory,
+            restart=self.restart,
         )
         status = torch.where(found.residual <= self.tol, int(Status.CONVERGED), int(Status.OUT_OF_BUDGET))
         status = status.masked_fill(found.residual.isnan(), int(Status.NON_FINITE))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from deqopt.adjoints.base import Adjoint
+from deqopt.adjoint import Adjoint
 from deqopt.adjoints.envelope import envelope_objective
-from deqopt.adjoints.fixed_point import attach_fixed_point
+from deqopt.adjoints.fixed_point import solved_by
 from deqopt.adjoints.held import hold
 from deqopt.adjoints.left_out import point_of, report_of
+from deqopt.adjoints.stationary import connected_map
 from deqopt.equilibrium import Equilibrium
-from deqopt.errors import ProblemError, check_finite
+from deqopt.errors import check_finite
 from deqopt.fixed_point import Anderson
 from deqopt.problem import JointProblem
+from deqopt.ranges import at_least, positive
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,14 @@ class InputHeld(Adjoint):
     max_nfe: int = 50
 
     def __post_init__(self) -> None:
-        if not self.tol > 0 or self.max_nfe < 1:
-            raise ProblemError(f"tol must be larger than 0 and max_nfe at least 1, got {self.tol} and {self.max_nfe}")
+        positive(tol=self.tol)
+        at_least(1, max_nfe=self.max_nfe)
         check_finite(tol=self.tol)
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
         who, report = type(self).__name__, report_of(equilibrium)
         point = point_of(who, problem, equilibrium)
         objective = envelope_objective(who, point, equilibrium.objective, report)
-        solver = Anderson(max_nfe=self.max_nfe, tol=self.tol)
-        z = attach_fixed_point(who, lambda z: point.problem.f(z, point.x), point.z, equilibrium.z, solver, report)
+        multiplier = solved_by(who, Anderson(max_nfe=self.max_nfe, tol=self.tol))
+        z = connected_map(who, lambda z: point.problem.f(z, point.x), point.z, equilibrium.z, report, multiplier)
         return hold(replace(equilibrium, z=z, objective=objective, backward=report), ("x", "mu"), who)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from deqopt.adjoints.base import warn_of_samples
+from deqopt.adjoints.reporting import warn_of_samples
 from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.iteration import Status
 from deqopt.problem import JointProblem

@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from deqopt.adjoints.base import warn_of_backward, worst_of
-from deqopt.adjoints.stationary import StationaryAdjoint, StationarySystem
+from deqopt.adjoints.linearised import Linearised
+from deqopt.adjoints.reporting import warn_of_backward, worst_of
+from deqopt.adjoints.stationary import StationaryAdjoint
 from deqopt.equilibrium import BackwardReport
-from deqopt.errors import ProblemError, check_finite
+from deqopt.errors import check_finite
 from deqopt.iteration import Status
+from deqopt.ranges import at_least, positive, positive_share
 
 # A series whose last term is this many times longer than its first diverges. A little growth may pass.
 GROWN = 10.0
 
 
 @dataclass(frozen=True)
-class JacobianFree(StationaryAdjoint):
-    """The gradient of one step ``w <- T(w) = (f, g_z, Proj(x - a g_x))`` from the solution (Fung et al. 2022): lam = v.
-
-    It takes no product at all, and has a positive inner product with the implicit gradient where T contracts enough.
-    One step does not lead from x to z: the gradient of a loss of z alone does not know that theta moves x.
-
-    Args:
-        step_size: a, the step of x, in units of x per unit of its gradient; if None it is fitted to the curvature of
-            the Lagrangian, by three products.
-    """
-
-    step_size: float | None = None
-
-    def __post_init__(self) -> None:
-        check_step(self.step_size)
-
-    def step_of_x(self) -> float | None:
-        return self.step_size
-
-    def multiplier(self, system: StationarySystem, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
-        return neumann(type(self).__name__, system, cotangent, lost, steps=1, damping=1.0)
-
-
-@dataclass(frozen=True)
 class Phantom(StationaryAdjoint):
-    """The gradient of ``steps`` damped steps ``w <- w + damping (T(w) - w)`` from the solution (Geng et al. 2021).
+    """The gradient of ``steps`` damped steps ``w <- w + damping (T(w) - w)`` from the solution (Geng et al. 2021), with
+    ``T(w) = (f, g_z, Proj(x - a g_x))``.
 
     With ``M = I + damping d_w F`` it is ``lam = damping (I + M + ... + M^(steps - 1))^T v``, v the gradient of the loss
     in w. Where M contracts, the error falls as its spectral radius to the power of ``steps``. A series that grows is
@@ -61,45 +40,48 @@ class Phantom(StationaryAdjoint):
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ProblemError(f"steps must be at least 1, got {self.steps}")
-        if not 0 < self.damping <= 1:
-            raise ProblemError(f"damping must be in (0, 1], got {self.damping}")
-        check_step(self.step_size)
+        at_least(1, steps=self.steps)
+        positive_share(damping=self.damping)
+        if self.step_size is not None:
+            positive(step_size=self.step_size)
+        check_finite(step_size=self.step_size)
 
     def step_of_x(self) -> float | None:
         return self.step_size
 
-    def multiplier(self, system: StationarySystem, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
-        return neumann(type(self).__name__, system, cotangent, lost, self.steps, self.damping)
+    def multiplier(self, system: Linearised, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
+        """``lam_0 = 0``, ``lam <- lam + damping (v + (d_w F)^T lam)``, ``steps`` times, for the cotangent v.
+
+        The reported residual is that before the last step, ``|v + (d_w F)^T lam| / |v|``, every unknown in units of its
+        own size: the length of the last term of the series relative to the first.
+        """
+        term, lam = cotangent, self.damping * cotangent
+        for _ in range(self.steps - 1):
+            term = cotangent + system.transposed(lam)
+            lam = lam + self.damping * term
+        first, last = (torch.linalg.vector_norm(system.scale * part, dim=1) for part in (cotangent, term))
+        residual = torch.where(first > 0, last / first, 0)
+        status = torch.where(residual <= GROWN, int(Status.OUT_OF_BUDGET), int(Status.DIVERGED))
+        warn_of_backward(
+            type(self).__name__,
+            (status == Status.DIVERGED)[~lost],
+            f"is a Neumann series that grows, so that they give no gradient, {worst_of(residual[~lost])}",
+            "lower damping or step_size, train with a Jacobian penalty, or use Implicit",
+        )
+        return lam, BackwardReport(residual, status, torch.full_like(status, self.steps - 1 + system.nfe))
 
 
-def neumann(
-    who: str, system: StationarySystem, v: Tensor, lost: Tensor, steps: int, damping: float
-) -> tuple[Tensor, BackwardReport]:
-    """``lam_0 = 0``, ``lam <- lam + damping (v + (d_w F)^T lam)``, ``steps`` times.
+@dataclass(frozen=True)
+class JacobianFree(Phantom):
+    """The gradient of one step ``w <- T(w) = (f, g_z, Proj(x - a g_x))`` from the solution (Fung et al. 2022): lam = v.
 
-    The reported residual is that before the last step, ``|v + (d_w F)^T lam| / |v|``, every unknown in units of its own
-    size: the length of the last term of the series relative to the first. v is 0 in samples that are ``lost``.
+    It takes no product at all, and has a positive inner product with the implicit gradient where T contracts enough.
+    One step does not lead from x to z: the gradient of a loss of z alone does not know that theta moves x.
+
+    Args:
+        step_size: a, the step of x, in units of x per unit of its gradient; if None it is fitted to the curvature of
+            the Lagrangian, by three products.
     """
-    term, lam = v, damping * v
-    for _ in range(steps - 1):
-        term = v + system.transposed(lam)
-        lam = lam + damping * term
-    first, last = (torch.linalg.vector_norm(system.scale * part, dim=1) for part in (v, term))
-    residual = torch.where(first > 0, last / first, 0)
-    status = torch.where(residual <= GROWN, int(Status.OUT_OF_BUDGET), int(Status.DIVERGED))
-    warn_of_backward(
-        who,
-        (status == Status.DIVERGED)[~lost],
-        f"is a Neumann series that grows, so that they give no gradient, {worst_of(residual[~lost])}",
-        "lower damping or step_size, train with a Jacobian penalty, or use Implicit",
-    )
-    return lam, BackwardReport(residual, status, torch.full_like(status, steps - 1 + system.nfe))
 
-
-def check_step(step_size: float | None) -> None:
-    """Raise ProblemError unless the step of x is positive and finite."""
-    if step_size is not None and not step_size > 0:
-        raise ProblemError(f"step_size must be larger than 0, got {step_size}")
-    check_finite(step_size=step_size)
+    steps: int = field(default=1, init=False, repr=False)
+    damping: float = field(default=1.0, init=False, repr=False)

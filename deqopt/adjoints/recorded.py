@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from deqopt.adjoints.checkpoint import checkpointed
 from deqopt.adjoints.growth import Growth
 from deqopt.problem import Evaluation, JointProblem
 from deqopt.state import State, filled_where, tensors_of, zero_where
 from deqopt.usable import UsablePoint, finite_rows
-
-Evaluate = Callable[[JointProblem, State, Tensor, State], Evaluation]
 
 
 @dataclass
@@ -22,15 +21,21 @@ class RecordedSolve:
 
     Attributes:
         growth: of the gradient, on its way back.
+        checkpoint: whether of every evaluation only its inputs are kept.
         started: whether there was an evaluation.
         start_learns: whether the start carries a gradient.
         spoiled: (B,) samples without finite values at the start; None where there are none.
     """
 
     growth: Growth
+    checkpoint: bool = False
     started: bool = False
     start_learns: bool = False
     spoiled: Tensor | None = None
+
+    def plain(self, problem: JointProblem, z: State, x: Tensor, mu: State) -> Evaluation:
+        """An evaluation with a graph, whatever its values are."""
+        return (checkpointed if self.checkpoint else JointProblem.evaluate_with_graph)(problem, z, x, mu)
 
 
 @dataclass(frozen=True)
@@ -45,27 +50,35 @@ class RecordedProblem(JointProblem):
     solve: RecordedSolve = field(default_factory=lambda: RecordedSolve(Growth("Unrolled")))
     samples: Tensor | None = None
 
-    @classmethod
-    def of(cls, problem: JointProblem, who: str) -> RecordedProblem:
-        """For a new solve. ``who`` warns of gradients that grow."""
-        own = {one.name: getattr(problem, one.name) for one in fields(JointProblem)}
-        return cls(**own, solve=RecordedSolve(Growth(who)))
+    recorded: ClassVar[bool] = True
 
-    def record(self, evaluate: Evaluate, z: State, x: Tensor, mu: State) -> Evaluation:
-        """``evaluate(self, z, x, mu)``, NaN and without a gradient in samples that are spoiled or not finite here."""
+    @classmethod
+    def of(cls, problem: JointProblem, who: str, checkpoint: bool = False) -> RecordedProblem:
+        """For a new solve.
+
+        Args:
+            who: warns of gradients that grow.
+            checkpoint: keep of every evaluation only its inputs.
+        """
+        own = {one.name: getattr(problem, one.name) for one in fields(JointProblem)}
+        return cls(**own, solve=RecordedSolve(Growth(who), checkpoint))
+
+    def evaluate(self, z: State, x: Tensor, mu: State) -> Evaluation:
+        """Differentiable in z, x, mu and theta; NaN and without a gradient in samples that are spoiled or not finite
+        here."""
         solve = self.solve
         if not solve.started:
             solve.start_learns = any(part.requires_grad for part in (*tensors_of(z), *tensors_of(mu), x))
         lost = ~finite_rows(*tensors_of(z), *tensors_of(mu), x)
         z, mu, (x,) = zero_where(lost, z), zero_where(lost, mu), tensors_of(zero_where(lost, x))
         z, x, mu = solve.growth.watched(self._samples(x), z, x, mu)
-        found = evaluate(self, z, x, mu)
+        found = solve.plain(self, z, x, mu)
         if not solve.started:
             solve.started = True
             spoiled = ~finite_rows(found.objective, *tensors_of(found.f), *tensors_of(found.g_z), found.g_x)
             if bool(spoiled.any()):
                 solve.spoiled = spoiled
-                found = evaluate(self, z, x, mu)
+                found = solve.plain(self, z, x, mu)
         if solve.spoiled is not None:
             lost = lost | solve.spoiled[self._samples(x)]
         f, g_z = (filled_where(lost, part, torch.nan) for part in (found.f, found.g_z))

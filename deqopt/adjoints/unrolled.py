@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from deqopt.adjoints.base import Adjoint, check_reaches_theta
-from deqopt.adjoints.checkpoint import checkpointed
+from deqopt.adjoint import Adjoint
 from deqopt.adjoints.left_out import point_of
 from deqopt.adjoints.recorded import RecordedProblem
+from deqopt.adjoints.reporting import check_reaches_theta
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
-from deqopt.problem import Evaluation, JointProblem
-from deqopt.state import State
+from deqopt.problem import JointProblem
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,9 @@ class Unrolled(Adjoint):
 
     checkpoint: bool = False
 
-    @property
-    def through_the_solve(self) -> bool:
-        return True
-
-    def begin(self, problem: JointProblem) -> JointProblem:
-        return RecordedProblem.of(problem, type(self).__name__)
-
-    def evaluate(self, problem: JointProblem, z: State, x: Tensor, mu: State) -> Evaluation:
-        """An evaluation that is differentiable in z, x, mu and theta; samples that are not finite carry no gradient."""
-        if not isinstance(problem, RecordedProblem):
-            problem = RecordedProblem.of(problem, type(self).__name__)
-        return problem.record(checkpointed if self.checkpoint else JointProblem.evaluate_with_graph, z, x, mu)
+    def solve(self, run: Callable[[JointProblem], Equilibrium], problem: JointProblem) -> Equilibrium:
+        recorded = RecordedProblem.of(problem, type(self).__name__, self.checkpoint)
+        return self.attach(recorded, run(recorded))
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
         if not isinstance(problem, RecordedProblem) or not problem.solve.start_learns:

@@ -1,6 +1,7 @@
-"""What happens around training: checkpoints, figures, written predictions, files that cannot be read."""
+"""What happens around training: checkpoints, figures, comparisons, written predictions, files that cannot be read."""
 
 from deqopt.callbacks.checkpoint import RunCheckpoint
+from deqopt.callbacks.comparison import ComparisonReport
 from deqopt.callbacks.figures import FigureWriter
 from deqopt.callbacks.interruption import Interruption
 from deqopt.callbacks.predictions import PredictionWriter
@@ -9,6 +10,7 @@ from deqopt.callbacks.together import EndTogether
 from deqopt.callbacks.unreadable import ReportUnreadable
 
 __all__ = [
+    "ComparisonReport",
     "EndTogether",
     "FigureWriter",
     "Interruption",

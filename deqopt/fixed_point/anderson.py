@@ -9,10 +9,9 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from deqopt.errors import ProblemError
-from deqopt.fixed_point.base import FixedPointSolver
-from deqopt.fixed_point.mixing import Mixing, check_mixing, least_square, power_or_zero, solved_or_zero
-from deqopt.memory import Memory, write_difference
+from deqopt.fixed_point.mixing import Mixing, MixingSolver, least_square, power_or_zero, solved_or_zero
+from deqopt.memory import write_difference
+from deqopt.ranges import not_negative
 
 
 class MixingType(Enum):
@@ -27,8 +26,8 @@ class MixingType(Enum):
 class AndersonMixing(Mixing):
     """The memory of Anderson mixing.
 
-    With residuals ``r_k = T(w_k) - w_k`` of the last ``memory`` points, Y their differences and S those of the points,
-    it solves
+    With residuals ``r_k = T(w_k) - w_k`` of the last ``history_size`` points, Y their differences and S those of the
+    points, it solves
 
         Y^T D (r - Y gamma) = 0   (type II)       S^T D (r - Y gamma) = 0   (type I)
 
@@ -40,60 +39,39 @@ class AndersonMixing(Mixing):
 
     Args:
         like: the rows to be mixed.
-        memory: how many points are mixed, one more than differences are remembered; with 1 it is the damped step.
+        history_size: how many points are mixed, one more than differences are remembered; with 1 it is the damped step.
         ridge: of the regularisation, relative to the columns.
         widths: of the blocks; they cover the row.
     """
 
     def __init__(
-        self, like: Tensor, memory: int, ridge: float, widths: Sequence[int], kind: MixingType = MixingType.II
+        self, like: Tensor, history_size: int, ridge: float, widths: Sequence[int], kind: MixingType = MixingType.II
     ) -> None:
-        super().__init__(like, len(widths))
-        batch, width = like.shape
-        self._kind, self._ridge, self._widths, self._slots, self._mixed = kind, ridge, list(widths), memory - 1, 0
+        super().__init__(like, history_size, widths)
+        self._kind, self._ridge, self._all_widths = kind, ridge, self._widths
         self._strides = [sampling_stride(width) for width in self._widths]
-        seen = [len(range(0, width, stride)) for width, stride in zip(self._widths, self._strides, strict=True)]
-        self._sampled_widths = seen
-        self._proposals = like.new_zeros(batch, self._slots, width)
-        self._changes = like.new_zeros(batch, self._slots, sum(seen))
+        self._widths = [len(range(0, width, stride)) for width, stride in zip(widths, self._strides, strict=True)]
+        self._changes = like.new_zeros(len(like), self._slots, sum(self._widths))
         self._moves = torch.zeros_like(self._changes) if kind is MixingType.I else self._changes[:, :0]
-        self._products = like.new_zeros(batch, len(self._widths), self._slots, self._slots, dtype=torch.float64)
-        self._right = like.new_zeros(batch, len(self._widths), self._slots, dtype=torch.float64)
         self._squares = torch.stack([torch.zeros_like(self._right)] * 2, 1)
-        self._proposal = torch.zeros_like(like)
         self._point, self._residual = (torch.zeros_like(self._sampled(like)) for _ in range(2))
-        self._seen = torch.zeros_like(like[:, :1])
 
-    def mix(self, w: Tensor, target: Tensor, damping: Tensor | float) -> Tensor:
-        """Remember ``T(w) = target`` and return the mixed proposal, (B, width). ``damping`` broadcasts to the rows."""
-        proposal = self.damped(w, target, damping)
-        if not self._slots:
-            return proposal
-        slot, filled = self._mixed % self._slots, min(self._mixed + 1, self._slots)
-        self._mixed += 1
+    def _remember(self, slot: int, filled: int, w: Tensor, target: Tensor) -> Tensor:
         point, image = self._sampled(w), self._sampled(target)
         residual = image - point
         self._changes = write_difference(self._changes, slot, residual, self._residual, self._seen)
-        self._proposals = write_difference(self._proposals, slot, proposal, self._proposal, self._seen)
         if self._kind is MixingType.I:
             self._moves = write_difference(self._moves, slot, point, self._point, self._seen)
-        self._point, self._residual, self._proposal = point, residual, proposal
-        self._seen = torch.ones_like(self._seen)
+        self._point, self._residual = point, residual
         self._multiply(slot, filled)
-        gamma = self._coefficients(filled, self._weights(self._sums(image.square()), image.dtype)).to(w.dtype)
-        mixed = torch.baddbmm(proposal.unsqueeze(1), gamma.unsqueeze(1), self._proposals[:, :filled], alpha=-1)
-        return mixed.squeeze(1)
+        return image
 
     def _sampled(self, rows: Tensor) -> Tensor:
         """The entries of (B, width) that D sees."""
         if max(self._strides) == 1:
             return rows
-        blocks = rows.split(self._widths, dim=1)
+        blocks = rows.split(self._all_widths, dim=1)
         return torch.cat([block[:, ::stride] for block, stride in zip(blocks, self._strides, strict=True)], dim=1)
-
-    def _sums(self, entries: Tensor) -> Tensor:
-        """The sum over each block of sampled entries, (B, blocks)."""
-        return torch.stack([block.sum(1) for block in entries.split(self._sampled_widths, dim=1)], 1).double()
 
     def _multiply(self, slot: int, filled: int) -> None:
         """Enter the products of the newest difference, and bring those of the residual up to date.
@@ -101,21 +79,15 @@ class AndersonMixing(Mixing):
         The residual grew by the newest change, so its product with an older difference did by the product of the two.
         """
         left = self._moves if self._kind is MixingType.I else self._changes
-        rows, columns, start = [], [], 0
-        for width in self._sampled_widths:
-            block = slice(start, start + width)
-            start += width
-            change, newest = self._changes[:, slot, block], left[:, slot, block]
-            columns.append(_products(left[:, :filled, block], change))
-            rows.append(_products(self._changes[:, :filled, block], newest) if left is self._moves else columns[-1])
-        column, row = torch.stack(columns, 1).double(), torch.stack(rows, 1).double()
+        column = row = self._per_block(left[:, :filled], self._changes[:, slot])
         if column.requires_grad:
             self._products, self._squares = self._products.clone(), self._squares.clone()
-        self._products[:, :, :filled, slot] = column
-        self._products[:, :, slot, :filled] = row
         if left is self._moves:
+            row = self._per_block(self._changes[:, :filled], self._moves[:, slot])
             for side, newest in enumerate((self._moves[:, slot], self._changes[:, slot])):
                 self._squares[:, side, :, slot] = self._sums(newest.square())
+        self._products[:, :, :filled, slot] = column
+        self._products[:, :, slot, :filled] = row
         self._right = self._right + torch.nn.functional.pad(column, (0, self._slots - filled))
         self._right[:, :, slot] = self._sums(left[:, slot] * self._residual)
 
@@ -152,40 +124,25 @@ def sampling_stride(width: int) -> int:
     return stride
 
 
-def _products(rows: Tensor, vector: Tensor) -> Tensor:
-    """``rows`` (B, n, width) times ``vector`` (B, width), as (B, n); the other way round is far slower on a CPU."""
-    return torch.bmm(vector.unsqueeze(1), rows.mT).squeeze(1)
-
-
 # An empty column must not make the system singular.
 _SMALLEST_RIDGE = 1e-14
 
 
 @dataclass(frozen=True)
-class Anderson(FixedPointSolver):
-    """Anderson mixing for ``z = f(z)``.
+class Anderson(MixingSolver):
+    """Anderson mixing for ``z = f(z)``: see :class:`MixingSolver` for its first settings.
 
     Args:
-        memory: how many points are mixed.
-        damping: in (0, 1]: the share of the new residual in the mixture.
         ridge: regularises the mixture, relative to differences of unit length.
         kind: type I or II.
     """
 
-    memory: int = 6
-    damping: float = 1.0
     ridge: float = 1e-8
     kind: MixingType = MixingType.II
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_mixing(self.memory, self.damping)
-        if not self.ridge >= 0:
-            raise ProblemError(f"ridge must be 0 or larger, got {self.ridge}")
+        not_negative(ridge=self.ridge)
 
     def begin(self, w: Tensor) -> AndersonMixing:
-        return AndersonMixing(w, self.memory, self.ridge, [w.shape[1]], self.kind)
-
-    def step(self, w: Tensor, target: Tensor, memory: Memory) -> Tensor:
-        assert isinstance(memory, Mixing)
-        return memory.mix(w, target, self.damping)
+        return AndersonMixing(w, self.history_size, self.ridge, [w.shape[1]], self.kind)

@@ -5,54 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
+from deqopt.adjoint import Adjoint
 from deqopt.batch import check_samples, pick
-from deqopt.iteration import LoopSettings, iterate
-from deqopt.memory import Memory
+from deqopt.equilibrium import FixedPoint
+from deqopt.errors import require
+from deqopt.iteration import Measured, iterate
+from deqopt.loop_settings import LoopSettings
+from deqopt.memory import Memory, MemoryT
 from deqopt.state import Layout, State, check_same_layout, state_of, tensors_of, work_dtype
-
-
-@dataclass(frozen=True)
-class FixedPoint:
-    """A point with ``z = f(z)`` up to ``residual``.
-
-    Attributes:
-        z: shaped like the start.
-        residual: (B,) ``|f(z) - z| / |f(z)|``.
-        status: (B,) values of :class:`deqopt.Status`.
-        nfe: (B,) evaluations of f.
-    """
-
-    z: State
-    residual: Tensor
-    status: Tensor
-    nfe: Tensor
-
 
 # A fixed point counts as zero at this share of the length of the first image: relative to zero nothing is small.
 ZERO = 1e-6
 
 
-@dataclass(frozen=True)
-class Image:
-    """``f(z)`` in rows, and the measures that the loop asks for: points are ranked by ``|f(z) - z|``."""
-
-    target: Tensor
-    residual: Tensor
-    objective: Tensor
-    distance: Tensor
-    slope: Tensor
-    scope: Tensor
-    figures: Tensor
-
-
 @dataclass
 class FixedPointSystem:
-    """``z = f(z, data)`` in rows.
+    """``z = f(z, data)`` in rows. Points are ranked by ``|f(z) - z|``.
 
     Attributes:
         size: (B,) the length of the first image.
@@ -64,18 +37,18 @@ class FixedPointSystem:
     data: Any
     size: Tensor | None = None
 
-    def evaluate(self, w: Tensor) -> Image:
+    def evaluate(self, w: Tensor) -> Measured:
         target, norm = self._image(w), self.settings.norm
         distance, length = norm.of(target - w), norm.of(target)
         if self.size is None:
             self.size = length
         residual = self.settings.relative(distance, torch.maximum(length, ZERO * self.size))
         zero = torch.zeros_like(residual)
-        return Image(target, residual, zero, distance, torch.ones_like(zero), length, w[:, :0])
+        return Measured(w, target, residual, zero, distance, torch.ones_like(zero), length, w[:, :0])
 
-    def confirm(self, w: Tensor, evaluation: Image, claimed: Tensor) -> Image:
+    def confirm(self, at: Measured, claimed: Tensor) -> Measured:
         """The evaluation as it is: its residual says all."""
-        return evaluation
+        return at
 
     def pick(self, keep: Tensor) -> FixedPointSystem | None:
         if self.data is None:
@@ -93,22 +66,24 @@ class FixedPointSystem:
 
 
 @dataclass(frozen=True)
-class FixedPointSolver(LoopSettings, ABC):
-    """Settings that all fixed-point solvers have: those of :class:`deqopt.iteration.LoopSettings`."""
+class FixedPointSolver(LoopSettings, ABC, Generic[MemoryT]):
+    """Settings that all fixed-point solvers have: those of :class:`deqopt.loop_settings.LoopSettings`."""
 
     max_nfe: int = 50
     tol: float = 1e-5
 
-    def begin(self, w: Tensor) -> Memory:
+    def begin(self, w: Tensor) -> MemoryT:
         """The empty memory of a solve from the rows ``w``."""
-        return Memory(w)
+        return Memory(w)  # type: ignore[return-value]
 
     @abstractmethod
-    def step(self, w: Tensor, target: Tensor, memory: Memory) -> Tensor:
-        """The next point from ``w`` and ``f(w) = target``. Must not couple rows."""
+    def step(self, at: Measured, memory: MemoryT) -> Tensor:
+        """The next point from an evaluation, ``at.image = f(at.point)`` in rows. Must not couple rows."""
 
-    def solve(self, f: Callable[..., State], z0: State, data: Any = None) -> FixedPoint:
-        """Solve ``z = f(z)`` from ``z0`` for every sample alone. No gradient flows: see :mod:`deqopt.adjoints`.
+    def solve(
+        self, f: Callable[..., State], z0: State, data: Any = None, *, adjoint: Adjoint | None = None
+    ) -> FixedPoint:
+        """Solve ``z = f(z)`` from ``z0`` for every sample alone.
 
         Args:
             f: keeps the shapes of z; must not couple samples.
@@ -116,18 +91,29 @@ class FixedPointSolver(LoopSettings, ABC):
             data: per-sample data: tensors with the batch first, in tuples, lists, dicts or dataclasses. With it
                 ``f(z, data)`` is called, and samples that have converged are left out of the batch; without it they are
                 only frozen.
+            adjoint: how gradients reach what f reaches; with None, and under ``no_grad``, the result carries none.
+
+        Raises:
+            ProblemError: an adjoint that is for joint problems alone.
+
+        Example:
+            >>> from deqopt.adjoints import Implicit
+            >>> from deqopt.fixed_point import Anderson
+            >>> a = torch.tensor(0.5, requires_grad=True)
+            >>> found = Anderson().solve(lambda z: a * z + 1, torch.zeros(1, 1), adjoint=Implicit())
+            >>> torch.autograd.grad(found.z.sum(), a)  # z = 1 / (1 - a)
+            (tensor(4.0000),)
         """
         check_samples(data, len(tensors_of(z0)[0]))
         layout = Layout.of(z0)
         w0 = layout.pack(z0, work_dtype(z0)).detach()
         with torch.no_grad():
-            outcome = iterate(
-                FixedPointSystem(f, layout, self, data),
-                lambda _, w, image, memory: self.step(w, image.target, memory),
-                self.begin(w0),
-                w0,
-                self,
-            )
+            system, memory = FixedPointSystem(f, layout, self, data), self.begin(w0)
+            outcome = iterate(system, lambda _, at, memory: self.step(at, memory), memory, w0, self)
         z = layout.unpack(outcome.w)
         z = state_of((part.clone(memory_format=torch.contiguous_format) for part in tensors_of(z)), z)
-        return FixedPoint(z, outcome.residual, outcome.status, outcome.nfe)
+        found = FixedPoint(z, outcome.residual, outcome.status, outcome.nfe)
+        if adjoint is None or not torch.is_grad_enabled():
+            return found
+        require(adjoint, Adjoint, "adjoint")
+        return adjoint.attach_fixed_point(f if data is None else lambda z: f(z, data), found)

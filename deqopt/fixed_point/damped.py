@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deqopt.errors import ProblemError
 from deqopt.fixed_point.base import FixedPointSolver
+from deqopt.iteration import Measured
 from deqopt.memory import Memory
+from deqopt.ranges import positive_share
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,7 @@ class Damped(FixedPointSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.damping <= 1:
-            raise ProblemError(f"damping must be in (0, 1], got {self.damping}")
+        positive_share(damping=self.damping)
 
-    def step(self, w: Tensor, target: Tensor, memory: Memory) -> Tensor:
-        return memory.damped(w, target, self.damping)
+    def step(self, at: Measured, memory: Memory) -> Tensor:
+        return memory.damped(at.point, at.image, self.damping)

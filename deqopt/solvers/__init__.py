@@ -1,5 +1,6 @@
 """How (z, x, mu) is found: one file a strategy."""
 
+from deqopt.memory import Memory
 from deqopt.solvers.base import JointSolver
 from deqopt.solvers.bilevel import Bilevel
 from deqopt.solvers.descent import LBFGS, PGD, Adam, Descent
@@ -22,6 +23,7 @@ __all__ = [
     "JointEvaluation",
     "JointSolver",
     "JointSystem",
+    "Memory",
     "SecantTracking",
     "StepRule",
     "Tracking",

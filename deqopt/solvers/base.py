@@ -5,37 +5,40 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from deqopt.adjoints.base import Adjoint
+from deqopt.adjoint import Adjoint
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError, require
-from deqopt.iteration import LoopSettings, Outcome, iterate
-from deqopt.memory import Memory
+from deqopt.iteration import Outcome, iterate
+from deqopt.loop_settings import LoopSettings
+from deqopt.memory import Memory, MemoryT
 from deqopt.problem import JointProblem
 from deqopt.scale import Scale
 from deqopt.solvers.system import JointEvaluation, JointSystem
-from deqopt.state import State, check_same_layout, detach, state_of, tensors_of
+from deqopt.state import State, check_same_layout, state_of, tensors_of
 
 
 @dataclass(frozen=True)
-class JointSolver(LoopSettings, ABC):
-    """Settings that all joint solvers have: those of :class:`deqopt.iteration.LoopSettings`.
+class JointSolver(LoopSettings, ABC, Generic[MemoryT]):
+    """Settings that all joint solvers have: those of :class:`deqopt.loop_settings.LoopSettings`.
 
-    One evaluation is one forward of f and J and one vector-Jacobian product.
+    One evaluation is one forward of f and J and one vector-Jacobian product. A solver is written as
+    ``JointSolver[MyMemory]``, or as ``JointSolver`` where a step remembers nothing.
     """
 
-    def begin(self, system: JointSystem, w: Tensor) -> Memory:
-        """The empty memory of a solve from the rows ``w``."""
-        return Memory(w)
+    def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> MemoryT:
+        """The empty memory of a solve from the rows ``states = [z | mu]`` and ``x``, (B, width) each."""
+        return Memory(x)  # type: ignore[return-value]
 
     @abstractmethod
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        """The next point from ``w = [z | mu | x]`` and its evaluation.
+    def step(self, system: JointSystem, at: JointEvaluation, memory: MemoryT) -> tuple[Tensor, Tensor]:
+        """The next rows of states ``[z | mu]`` and of inputs from an evaluation.
 
-        Its input must be feasible (``system.project``), rows must not be coupled, and no tensor that was handed in may
+        The inputs must be feasible (``system.project``), rows must not be coupled, and no tensor that was handed in may
         be changed in place.
         """
 
@@ -72,27 +75,27 @@ class JointSolver(LoopSettings, ABC):
             )
         require(problem, JointProblem, "problem")
         problem.check(z0, x0)
-        if adjoint is not None:
-            require(adjoint, Adjoint, "adjoint")
-        if not torch.is_grad_enabled():
-            adjoint = None
         if mu0 is None:
             mu0 = state_of((torch.zeros_like(part) for part in tensors_of(z0)), z0)
         check_same_layout(mu0, z0, "mu0")
-        through = adjoint is not None and adjoint.through_the_solve
-        if not through:
-            z0, x0, mu0 = detach(z0), x0.detach(), detach(mu0)
         if adjoint is not None:
-            problem = adjoint.begin(problem)
+            require(adjoint, Adjoint, "adjoint")
+
+        def run(problem: JointProblem) -> Equilibrium:
+            return self._run(problem, z0, x0, mu0, record, visits)
+
+        return run(problem) if adjoint is None or not torch.is_grad_enabled() else adjoint.solve(run, problem)
+
+    def _run(self, problem: JointProblem, z0: State, x0: Tensor, mu0: State, record: bool, visits: int) -> Equilibrium:
         system = JointSystem.of(problem, z0, x0, self)
-        if adjoint is not None:
-            system.evaluation = adjoint.evaluate
-        with torch.set_grad_enabled(through):
-            w0 = system.pack(z0, mu0, x0)
-            w0 = torch.cat([w0[:, : 2 * system.z.width], _feasible_start(system, w0)], dim=1)
-            outcome = iterate(system, self.step, self.begin(system, w0), w0, self, record=record, visits=visits)
-        equilibrium = _equilibrium(system, outcome)
-        return equilibrium if adjoint is None else adjoint.attach(problem, equilibrium)
+        with torch.set_grad_enabled(problem.recorded):
+            states, x = system.states(z0, mu0), _feasible_start(system, x0)
+            memory, start = self.begin(system, states, x), system.join(states, x)
+            outcome = iterate(system, self._next, memory, start, self, record=record, visits=visits)
+            return _equilibrium(system, outcome)
+
+    def _next(self, system: JointSystem, at: JointEvaluation, memory: MemoryT) -> Tensor:
+        return system.join(*self.step(system, at, memory))
 
 
 def _equilibrium(system: JointSystem, outcome: Outcome) -> Equilibrium:
@@ -124,9 +127,9 @@ def _own(state: State) -> State:
     return state_of((part.clone(memory_format=torch.contiguous_format) for part in tensors_of(state)), state)
 
 
-def _feasible_start(system: JointSystem, w0: Tensor) -> Tensor:
-    given = system.inputs(w0)
+def _feasible_start(system: JointSystem, x0: Tensor) -> Tensor:
+    given = system.x.pack(x0, system.dtype)
     start = system.project(given)
     if bool(((start - given).norm(dim=1) > 1e-5 * (1 + given.norm(dim=1))).any()):
-        warnings.warn("x0 is not in the feasible set: it was projected onto it", stacklevel=3)
+        warnings.warn("x0 is not in the feasible set: it was projected onto it", stacklevel=5)
     return start

@@ -19,8 +19,22 @@ from deqopt.solvers.system import JointEvaluation, JointSystem
 Count = TypeVar("Count", int, Tensor)
 
 
+class Solves(Memory):
+    """Where the solve began, which rows have been solved since, (B, 1), and what the descent remembers."""
+
+    def __init__(self, states: Tensor, descent: Memory, cost: int) -> None:
+        super().__init__(states)
+        self.start, self.descent, self.cost = states, descent, cost
+        self.solved = torch.zeros_like(self.rate)
+
+    def forget(self, lost: Tensor) -> None:
+        start = self.start
+        super().forget(lost)
+        self.start = start
+
+
 @dataclass(frozen=True)
-class Bilevel(JointSolver):
+class Bilevel(JointSolver[Solves]):
     """Descent on ``J(z(x), x)``: after every move of x, z and mu are solved by a fixed-point solver.
 
         x  <- Proj(x - descent step along g_x)
@@ -61,42 +75,25 @@ class Bilevel(JointSolver):
     def _cost(self) -> int:
         return _spent(self.inner.max_nfe, self.inner.max_nfe) + 1
 
-    def begin(self, system: JointSystem, w: Tensor) -> Solves:
-        return Solves(w, self.descent.begin(system.inputs(w)), self._cost)
+    def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> Solves:
+        return Solves(states, self.descent.begin(x), self._cost)
 
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        assert isinstance(memory, Solves)
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Solves) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
             raise ProblemError(
                 "Bilevel cannot be differentiated through: its inner solves keep no graph; "
                 "use the adjoint Implicit or Envelope"
             )
-        here = system.inputs(w)
-        moved = self.descent.step(system, here, evaluation, memory.descent)
-        rows = torch.where(memory.solved > 0, moved, here)
+        moved = self.descent.step(system, at, memory.descent)
+        inputs = torch.where(memory.solved > 0, moved, at.x)
         memory.descent.forget(memory.solved[:, 0] == 0)  # of what it saw of a gradient that was not solved for
         memory.solved = torch.ones_like(memory.solved)
 
-        start = w if self.warm else memory.start
-        z, mu, x = system.unpack(torch.cat([start[:, : -rows.shape[1]], rows], dim=1))
+        z, mu, x = system.unpack(system.join(at.states if self.warm else memory.start, inputs))
         state = solve_state(system.problem, x, z, self.inner)
         multiplier = solve_multiplier(system.problem, state.z, x, mu, self.inner)
         memory.spent = _spent(state.nfe, multiplier.nfe)
-        return system.pack(state.z, multiplier.z, x)
-
-
-class Solves(Memory):
-    """Where the solve began, which rows have been solved since, (B, 1), and what the descent remembers."""
-
-    def __init__(self, w: Tensor, descent: Memory, cost: int) -> None:
-        super().__init__(w)
-        self.start, self.descent, self.cost = w, descent, cost
-        self.solved = torch.zeros_like(w[:, :1])
-
-    def forget(self, lost: Tensor) -> None:
-        start = self.start
-        super().forget(lost)
-        self.start = start
+        return system.states(state.z, multiplier.z), inputs
 
 
 def _spent(states: Count, multipliers: Count) -> Count:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from deqopt.errors import ProblemError, check_finite
-from deqopt.iteration import Norm
-from deqopt.memory import Memory, write
+from deqopt.loop_settings import Norm
+from deqopt.memory import Memory, MemoryT, write
+from deqopt.ranges import at_least, positive
 from deqopt.solvers.system import JointEvaluation, JointSystem
 from deqopt.state import unit
 
 
-class Descent(ABC):
+class Descent(ABC, Generic[MemoryT]):
     """A step of x along ``g_x``, which at solved z and mu is the gradient of ``J(z(x), x)``."""
 
-    def begin(self, x: Tensor) -> Memory:
+    def begin(self, x: Tensor) -> MemoryT:
         """The empty memory of a descent from the rows ``x``, (B, width)."""
-        return Memory(x)
+        return Memory(x)  # type: ignore[return-value]
 
     @abstractmethod
-    def step(self, system: JointSystem, x: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        """The next feasible rows from ``x`` and its evaluation. Must not couple rows."""
+    def step(self, system: JointSystem, at: JointEvaluation, memory: MemoryT) -> Tensor:
+        """The next feasible rows of inputs from an evaluation. Must not couple rows."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class PGD(Descent):
     def __post_init__(self) -> None:
         _check(self, self.lr)
 
-    def step(self, system: JointSystem, x: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return system.project(x - self.lr * memory.rate * self._direction(evaluation.g_x))
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Memory) -> Tensor:
+        return system.project(at.x - self.lr * memory.rate * self._direction(at.g_x))
 
     def _direction(self, g: Tensor) -> Tensor:
         if self.norm is Norm.L2:
@@ -52,8 +54,17 @@ class PGD(Descent):
         return g.sign() if self.norm is Norm.LINF else g
 
 
+class Moments(Memory):
+    """Adam's averages of the gradient and of its square, (B, width), over ``count`` steps, (B, 1)."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.mean, self.square = torch.zeros_like(x), torch.zeros_like(x)
+        self.count = torch.zeros_like(self.rate)
+
+
 @dataclass(frozen=True)
-class Adam(Descent):
+class Adam(Descent[Moments]):
     """Adam (Kingma and Ba 2015) on the projected gradient, projected.
 
     Args:
@@ -70,75 +81,31 @@ class Adam(Descent):
         _check(self, self.lr)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ProblemError(f"betas must be two numbers in [0, 1), got {self.betas}")
-        if not self.eps > 0:
-            raise ProblemError(f"eps must be larger than 0, got {self.eps}")
+        positive(eps=self.eps)
 
     def begin(self, x: Tensor) -> Moments:
         return Moments(x)
 
-    def step(self, system: JointSystem, x: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        assert isinstance(memory, Moments)
-        g = projected_gradient(system, x, evaluation, self.lr)
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Moments) -> Tensor:
+        g = projected_gradient(system, at, self.lr)
         first, second = self.betas
         memory.count = memory.count + 1
         memory.mean = torch.lerp(g, memory.mean, first)
         memory.square = torch.lerp(g.square(), memory.square, second)
         mean, square = memory.mean / (1 - first**memory.count), memory.square / (1 - second**memory.count)
-        return system.project(x - self.lr * memory.rate * mean / (square.sqrt() + self.eps))
-
-
-class Moments(Memory):
-    """Adam's averages of the gradient and of its square, (B, width), over ``count`` steps, (B, 1)."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
-        self.mean, self.square = torch.zeros_like(x), torch.zeros_like(x)
-        self.count = torch.zeros_like(x[:, :1])
-
-
-@dataclass(frozen=True)
-class LBFGS(Descent):
-    """L-BFGS (Nocedal 1980) on the projected gradient, projected; without line search.
-
-    Args:
-        lr: length of the first step where the terms of ``g_x`` do not cancel, in units of x.
-        memory: how many pairs of differences are kept. Those without positive curvature are left out.
-        longest: no step is longer, in units of x.
-    """
-
-    lr: float = 0.1
-    memory: int = 10
-    longest: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self, self.lr)
-        if self.memory < 1:
-            raise ProblemError(f"memory must be at least 1, got {self.memory}")
-        if not self.longest > 0:
-            raise ProblemError(f"longest must be larger than 0, got {self.longest}")
-
-    def begin(self, x: Tensor) -> Curvature:
-        return Curvature(x, self.memory)
-
-    def step(self, system: JointSystem, x: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        assert isinstance(memory, Curvature)
-        g = projected_gradient(system, x, evaluation, self.lr)
-        memory.see(x, g)
-        direction = memory.rate * memory.times(g, otherwise=self.lr / evaluation.size[:, None])
-        length = direction.norm(dim=1, keepdim=True)
-        return system.project(x - direction * (self.longest / length.clamp_min(self.longest)))
+        return system.project(at.x - self.lr * memory.rate * mean / (square.sqrt() + self.eps))
 
 
 class Curvature(Memory):
     """The inverse Hessian of L-BFGS: pairs ``s`` and ``y`` of differences of points and gradients, newest last."""
 
-    def __init__(self, x: Tensor, memory: int) -> None:
+    def __init__(self, x: Tensor, history_size: int) -> None:
         super().__init__(x)
         batch, width = x.shape
-        self._slots, self._written = memory, 0
-        self._s, self._y = (x.new_zeros(batch, memory, width) for _ in range(2))
-        self._inverse = x.new_zeros(batch, memory)
-        self._scale, self._seen = torch.zeros_like(x[:, :1]), torch.zeros_like(x[:, :1])
+        self._slots, self._written = history_size, 0
+        self._s, self._y = (x.new_zeros(batch, history_size, width) for _ in range(2))
+        self._inverse = x.new_zeros(batch, history_size)
+        self._scale, self._seen = torch.zeros_like(self.rate), torch.zeros_like(self.rate)
         self._point, self._gradient = torch.zeros_like(x), torch.zeros_like(x)
 
     def see(self, x: Tensor, g: Tensor) -> None:
@@ -166,21 +133,48 @@ class Curvature(Memory):
         return g
 
 
+@dataclass(frozen=True)
+class LBFGS(Descent[Curvature]):
+    """L-BFGS (Nocedal 1980) on the projected gradient, projected; without line search.
+
+    Args:
+        lr: length of the first step where the terms of ``g_x`` do not cancel, in units of x.
+        history_size: how many pairs of differences are kept. Those without positive curvature are left out.
+        longest: no step is longer, in units of x.
+    """
+
+    lr: float = 0.1
+    history_size: int = 10
+    longest: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self, self.lr)
+        at_least(1, history_size=self.history_size)
+        positive(longest=self.longest)
+
+    def begin(self, x: Tensor) -> Curvature:
+        return Curvature(x, self.history_size)
+
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Curvature) -> Tensor:
+        g = projected_gradient(system, at, self.lr)
+        memory.see(at.x, g)
+        direction = memory.rate * memory.times(g, otherwise=self.lr / at.size[:, None])
+        length = direction.norm(dim=1, keepdim=True)
+        return system.project(at.x - direction * (self.longest / length.clamp_min(self.longest)))
+
+
 # The least cosine between differences of points and gradients that counts as positive curvature.
 LEAST_CURVATURE = 1e-4
 
 
-def projected_gradient(system: JointSystem, x: Tensor, evaluation: JointEvaluation, reach: float) -> Tensor:
+def projected_gradient(system: JointSystem, at: JointEvaluation, reach: float) -> Tensor:
     """``(x - Proj(x - a g_x)) / a`` where a gradient as long as ``size`` moves x by ``reach``: zero at the optimum.
 
     Methods that turn or rescale ``g_x`` itself have other fixed points where a constraint is active.
     """
-    a = reach / evaluation.size[:, None]
-    moved = x - a * evaluation.g_x
-    return evaluation.g_x + (moved - system.project(moved)) / a  # exactly g_x inside the set, without cancellation
+    return system.projected_gradient(at.x, at.g_x, reach / at.size[:, None])
 
 
 def _check(settings: Descent, lr: float) -> None:
-    if not lr > 0:
-        raise ProblemError(f"lr must be larger than 0, got {lr}")
+    positive(lr=lr)
     check_finite(**vars(settings))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deqopt.errors import ProblemError
 from deqopt.fixed_point.anderson import AndersonMixing, MixingType
+from deqopt.ranges import not_negative
 from deqopt.solvers.mixing import JointMixing
 from deqopt.solvers.system import JointSystem
 
@@ -27,8 +27,7 @@ class JointAnderson(JointMixing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.ridge >= 0:
-            raise ProblemError(f"ridge must be 0 or larger, got {self.ridge}")
+        not_negative(ridge=self.ridge)
 
-    def begin(self, system: JointSystem, w: Tensor) -> AndersonMixing:
-        return AndersonMixing(w, self.memory, self.ridge, system.widths, self.kind)
+    def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> AndersonMixing:
+        return AndersonMixing(system.join(states, x), self.history_size, self.ridge, system.widths, self.kind)

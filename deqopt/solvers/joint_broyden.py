@@ -21,5 +21,5 @@ class JointBroyden(JointMixing):
 
     step_size: float = 0.1
 
-    def begin(self, system: JointSystem, w: Tensor) -> BroydenUpdates:
-        return BroydenUpdates(w, self.memory, system.widths)
+    def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> BroydenUpdates:
+        return BroydenUpdates(system.join(states, x), self.history_size, system.widths)

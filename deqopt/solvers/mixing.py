@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deqopt.errors import ProblemError
 from deqopt.fixed_point.mixing import Mixing, check_mixing
-from deqopt.memory import Memory
+from deqopt.ranges import positive
 from deqopt.solvers.base import JointSolver
 from deqopt.solvers.system import JointEvaluation, JointSystem
 
@@ -27,7 +27,7 @@ class StepRule(Enum):
 
 
 @dataclass(frozen=True)
-class JointMixing(JointSolver):
+class JointMixing(JointSolver[Mixing]):
     """Solvers of ``T(z, mu, x) = (f, g_z, Proj(x - step_size g_x)) = (z, mu, x)`` that remember earlier points.
 
     What they propose may lie outside the feasible set, so its input is projected before it is evaluated.
@@ -35,13 +35,13 @@ class JointMixing(JointSolver):
     Args:
         step_size: of the gradient step in x. Too large diverges, too small converges slowly.
         step_rule: by default NORMALISED, where the step size is a length in units of x.
-        memory: how many points are mixed.
+        history_size: how many points are mixed.
         damping: in (0, 1]: the share of the new residual; one number, or one each for z, mu and x.
     """
 
     step_size: float = 0.3
     step_rule: StepRule = StepRule.NORMALISED
-    memory: int = 10
+    history_size: int = 10
     damping: float | tuple[float, float, float] = 1.0
 
     def __post_init__(self) -> None:
@@ -49,30 +49,27 @@ class JointMixing(JointSolver):
         if isinstance(self.damping, (tuple, list)) and len(self.damping) != 3:
             raise ProblemError(f"damping must be one number or three, for z, mu and x; got {len(self.damping)}")
         for damping in self.damping if isinstance(self.damping, (tuple, list)) else (self.damping,):
-            check_mixing(self.memory, damping)
-        if not self.step_size > 0:
-            raise ProblemError(f"step_size must be larger than 0, got {self.step_size}")
+            check_mixing(self.history_size, damping)
+        positive(step_size=self.step_size)
 
     @abstractmethod
-    def begin(self, system: JointSystem, w: Tensor) -> Mixing: ...
+    def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> Mixing: ...
 
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        assert isinstance(memory, Mixing)
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Mixing) -> tuple[Tensor, Tensor]:
         length = self.step_size * memory.rate
         if self.step_rule is StepRule.NORMALISED:
-            length = length / torch.where(evaluation.size > 0, evaluation.size, 1.0)[:, None]
-        here = system.inputs(w)
-        x = system.project(here - length * evaluation.g_x)
-        proposal = memory.mix(w, torch.cat([evaluation.image, x], dim=1), self._damping(system, w))
-        states = proposal[:, : evaluation.image.shape[1]]
-        mixed = system.project(system.inputs(proposal))
+            length = length / at.size[:, None]
+        x = system.project(at.x - length * at.g_x)
+        proposal = memory.mix(at.point, system.join(at.image, x), self._damping(system, at.point))
+        states, mixed = system.split(proposal)
+        mixed = system.project(mixed)
         # A sample that has started again may have been on its way to a saddle: its input only moves downhill.
-        uphill = (memory.rate < 1) & (((mixed - here) * evaluation.g_x).sum(1, keepdim=True) > 0)
-        return torch.cat([states, torch.where(uphill, x, mixed)], dim=1)
+        uphill = (memory.rate < 1) & (((mixed - at.x) * at.g_x).sum(1, keepdim=True) > 0)
+        return states, torch.where(uphill, x, mixed)
 
-    def _damping(self, system: JointSystem, w: Tensor) -> Tensor | float:
+    def _damping(self, system: JointSystem, like: Tensor) -> Tensor | float:
         if not isinstance(self.damping, (tuple, list)):
             return self.damping
         return torch.cat(
-            [w.new_full((width,), share) for width, share in zip(system.widths, self.damping, strict=True)]
+            [like.new_full((width,), share) for width, share in zip(system.widths, self.damping, strict=True)]
         )

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqopt.errors import ProblemError
 from deqopt.fixed_point.anderson import AndersonMixing
 from deqopt.fixed_point.mixing import least_square, power_or_zero
 from deqopt.memory import write_difference
+from deqopt.ranges import at_least, positive
 from deqopt.solvers.system import JointEvaluation, JointSystem
 from deqopt.solvers.tracking import Tracking, TrackingMemory
 
@@ -30,36 +30,32 @@ class SecantTracking(Tracking):
     alike at a coupling of 1.
 
     Args:
-        memory: how many points are remembered.
+        history_size: how many points are remembered.
         coupling: how strictly the mixture must explain the move of x.
     """
 
     inner: int = 1
-    memory: int = 4
+    history_size: int = 4
     coupling: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.memory < 2:
-            raise ProblemError(f"memory must be at least 2, got {self.memory}")
-        if not self.coupling > 0:
-            raise ProblemError(f"coupling must be larger than 0, got {self.coupling}")
+        at_least(2, history_size=self.history_size)
+        positive(coupling=self.coupling)
 
-    def begin(self, system: JointSystem, w: Tensor) -> SecantMemory:
-        return SecantMemory(w, self.memory, self.coupling, system.widths)
-
-    def follow(self, w: Tensor, evaluation: JointEvaluation, moved: Tensor, memory: TrackingMemory) -> Tensor:
-        assert isinstance(memory, SecantMemory)
-        states, x = w.split([evaluation.image.shape[1], moved.shape[1]], dim=1)
-        return memory.secants.follow(states, evaluation.image, x, moved - x)
+    def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> SecantMemory:
+        return SecantMemory(states, x, self.history_size, self.coupling, system.widths[:2])
 
 
 class SecantMemory(TrackingMemory):
     """What :class:`Tracking` remembers, and the secants."""
 
-    def __init__(self, w: Tensor, memory: int, coupling: float, widths: list[int]) -> None:
-        super().__init__(w, widths[-1])
-        self.secants = CoupledMixing(w, memory, coupling, widths)
+    def __init__(self, states: Tensor, x: Tensor, history_size: int, coupling: float, widths: list[int]) -> None:
+        super().__init__(x)
+        self.secants = CoupledMixing(states, x, history_size, coupling, widths)
+
+    def follow(self, at: JointEvaluation, moved: Tensor) -> Tensor:
+        return self.secants.follow(at, moved - at.x)
 
 
 class CoupledMixing(AndersonMixing):
@@ -67,18 +63,18 @@ class CoupledMixing(AndersonMixing):
 
     RIDGE = 1e-6
 
-    def __init__(self, w: Tensor, memory: int, coupling: float, widths: list[int]) -> None:
-        super().__init__(w[:, : -widths[-1]], memory, self.RIDGE, widths[:-1])
+    def __init__(self, states: Tensor, x: Tensor, history_size: int, coupling: float, widths: list[int]) -> None:
+        super().__init__(states, history_size, self.RIDGE, widths)
         self._coupling = coupling
-        self._inputs = w.new_zeros(len(w), memory - 1, widths[-1])
-        self._input, self._move = (torch.zeros_like(w[:, -widths[-1] :]) for _ in range(2))
+        self._inputs = x.new_zeros(len(x), history_size - 1, x.shape[1])
+        self._input, self._move = torch.zeros_like(x), torch.zeros_like(x)
 
-    def follow(self, states: Tensor, image: Tensor, x: Tensor, move: Tensor) -> Tensor:
-        """Remember ``image`` at ``(states, x)`` and predict the states at ``x + move``."""
+    def follow(self, at: JointEvaluation, move: Tensor) -> Tensor:
+        """Remember an evaluation and predict the states at ``x + move``."""
         slot = self._mixed % self._slots
-        self._inputs = write_difference(self._inputs, slot, x, self._input, self._seen)
-        self._input, self._move = x, move
-        return self.mix(states, image, 1.0)
+        self._inputs = write_difference(self._inputs, slot, at.x, self._input, self._seen)
+        self._input, self._move = at.x, move
+        return self.mix(at.states, at.image, 1.0)
 
     def _normal_equations(self, filled: int, weights: Tensor) -> tuple[Tensor, Tensor]:
         matrix, right = super()._normal_equations(filled, weights)

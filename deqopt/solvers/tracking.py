@@ -9,13 +9,28 @@ from torch import Tensor
 
 from deqopt.errors import ProblemError
 from deqopt.memory import Memory
+from deqopt.ranges import at_least, not_negative, positive, share_below_one
 from deqopt.solvers.base import JointSolver
 from deqopt.solvers.system import JointEvaluation, JointSystem
 from deqopt.state import unit
 
 
+class TrackingMemory(Memory):
+    """How far a solve is: evaluations in all, (B, 1) those since x moved, (B, width of x) its last move."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.evaluations = 0
+        self.since_move = torch.zeros_like(self.rate)
+        self.velocity = torch.zeros_like(x)
+
+    def follow(self, at: JointEvaluation, moved: Tensor) -> Tensor:
+        """The next ``[z | mu]``, where x goes from where it is to ``moved``, (B, width of x)."""
+        return self.damped(at.states, at.image)
+
+
 @dataclass(frozen=True)
-class Tracking(JointSolver):
+class Tracking(JointSolver[TrackingMemory]):
     """Plain updates of z and mu that follow x, which takes normalised steps.
 
     Every evaluation updates ``z <- f`` and ``mu <- g_z``. After ``inner`` of them, or sooner where z and mu lag little
@@ -49,17 +64,10 @@ class Tracking(JointSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.step_size > 0:
-            raise ProblemError(f"step_size must be larger than 0, got {self.step_size}")
-        if self.inner < 1 or self.warmup < 0 or self.settle < 0:
-            raise ProblemError(
-                "inner must be at least 1, warmup and settle at least 0, "
-                f"got {self.inner}, {self.warmup} and {self.settle}"
-            )
-        if not self.lag >= 0 or not self.decay >= 0:
-            raise ProblemError(f"lag and decay must be 0 or larger, got {self.lag} and {self.decay}")
-        if not 0 <= self.momentum < 1:
-            raise ProblemError(f"momentum must be in [0, 1), got {self.momentum}")
+        positive(step_size=self.step_size)
+        at_least(1, inner=self.inner)
+        not_negative(warmup=self.warmup, settle=self.settle, lag=self.lag, decay=self.decay)
+        share_below_one(momentum=self.momentum)
         first = max(self.inner, self.warmup + 1)
         if self.max_nfe <= first + self.settle:
             raise ProblemError(
@@ -67,39 +75,23 @@ class Tracking(JointSolver):
                 f"warmup + 1 + settle, here {first + self.settle}; got {self.max_nfe}"
             )
 
-    def begin(self, system: JointSystem, w: Tensor) -> TrackingMemory:
-        return TrackingMemory(w, system.x.width)
+    def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> TrackingMemory:
+        return TrackingMemory(x)
 
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        assert isinstance(memory, TrackingMemory)
-        moved = self._moved(system, system.inputs(w), evaluation, memory)
-        return torch.cat([self.follow(w, evaluation, moved, memory), moved], dim=1)
+    def step(self, system: JointSystem, at: JointEvaluation, memory: TrackingMemory) -> tuple[Tensor, Tensor]:
+        moved = self._moved(system, at, memory)
+        return memory.follow(at, moved), moved
 
-    def follow(self, w: Tensor, evaluation: JointEvaluation, moved: Tensor, memory: TrackingMemory) -> Tensor:
-        """The next ``[z | mu]``, where x goes from where it is in ``w`` to ``moved``, (B, width of x)."""
-        return memory.damped(w[:, : evaluation.image.shape[1]], evaluation.image)
-
-    def _moved(self, system: JointSystem, x: Tensor, evaluation: JointEvaluation, memory: TrackingMemory) -> Tensor:
+    def _moved(self, system: JointSystem, at: JointEvaluation, memory: TrackingMemory) -> Tensor:
         memory.evaluations += 1
         memory.since_move = memory.since_move + 1
         moving = self.max_nfe - self.settle
         if not self.warmup < memory.evaluations < moving:
-            return x
-        due = (memory.since_move >= self.inner) | (evaluation.lag < self.lag)[:, None]
+            return at.x
+        due = (memory.since_move >= self.inner) | (at.lag < self.lag)[:, None]
         spent = (memory.evaluations - self.warmup) / (moving - self.warmup)
         length = self.step_size * (1 - spent) ** self.decay * memory.rate
-        downhill = -unit(evaluation.g_x)
-        velocity = self.momentum * memory.velocity + (1 - self.momentum) * length * downhill
+        velocity = self.momentum * memory.velocity - (1 - self.momentum) * length * unit(at.g_x)
         memory.velocity = torch.where(due, velocity, memory.velocity)
         memory.since_move = torch.where(due, 0.0, memory.since_move)
-        return torch.where(due, system.project(x + velocity), x)
-
-
-class TrackingMemory(Memory):
-    """How far a solve is: evaluations in all, (B, 1) those since x moved, (B, width of x) its last move."""
-
-    def __init__(self, w: Tensor, width: int) -> None:
-        super().__init__(w)
-        self.evaluations = 0
-        self.since_move = torch.zeros_like(w[:, :1])
-        self.velocity = torch.zeros_like(w[:, :width])
+        return torch.where(due, system.project(at.x + velocity), at.x)

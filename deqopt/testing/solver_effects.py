@@ -11,12 +11,11 @@ from torch import Tensor
 from deqopt.adjoints import Envelope, Unrolled
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
-from deqopt.solvers.system import JointSystem
 from deqopt.state import leaf, tensors_of
 from deqopt.testing.problems import ALL, BALL, DATA, LINEAR, TANH, TUPLE, Family
 from deqopt.testing.report import Inapplicable
 from deqopt.testing.solver_samples import EVERYONE
-from deqopt.testing.trial import STEPS, Trial, differences, gradients_of_steps, same_bits, solve
+from deqopt.testing.trial import STEPS, Trial, Walk, differences, gradients_of_steps, same_bits, solve
 
 # Of theta, in finite differences.
 SHIFT = 1e-6
@@ -53,27 +52,30 @@ def nothing_is_kept_between_solves(trial: Trial) -> Iterator[str]:
 
 
 def the_step_changes_nothing_in_place(trial: Trial) -> Iterator[str]:
-    """step() returns new rows of the same shape and type, and writes into no tensor that it was handed."""
+    """step() returns new rows of states and of inputs, shaped and typed like at.states and at.x, and writes into no
+    tensor that it was handed."""
     for family in (LINEAR, BALL, DATA):
         case = trial.case(family)
-        system = JointSystem.of(case.problem, case.z0, case.x0, trial.short)
-        z0, x0 = tensors_of(case.z0)[0], case.x0
-        w = system.pack(z0, torch.zeros_like(z0), x0)
-        memory = trial.short.begin(system, w)
+        walk = Walk.of(trial, case)
         changed: dict[str, None] = {}
         for _ in range(STEPS):
-            evaluation = system.evaluate(w)
-            handed = {"w": w, **{f"evaluation.{name}": value for name, value in vars(evaluation).items()}}
+            at = walk.system.evaluate(walk.point)
+            handed = dict(vars(at))
             before = {name: (value.clone(), value._version) for name, value in handed.items()}
             with torch.no_grad():
-                after = trial.short.step(system, w, evaluation, memory)
+                after = trial.short.step(walk.system, at, walk.memory)
             for name, (copy, version) in before.items():
                 if handed[name]._version != version or not same_bits(handed[name], copy):
                     changed[name] = None
-            if after.shape != w.shape or after.dtype is not w.dtype:
-                yield f"{case.name}: step returned {tuple(after.shape)} {after.dtype} for w {tuple(w.shape)} {w.dtype}"
+            unlike = [
+                f"{tuple(part.shape)} {part.dtype} for {name} {tuple(here.shape)} {here.dtype}"
+                for name, part, here in zip(("states", "x"), after, (at.states, at.x), strict=True)
+                if part.shape != here.shape or part.dtype is not here.dtype
+            ]
+            if unlike:
+                yield f"{case.name}: step returned {' and '.join(unlike)}"
                 break
-            w = after.detach().clone()
+            walk.point = walk.system.join(*after).detach()
         if changed:
             yield f"{case.name}: step wrote into {', '.join(changed)}"
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from deqopt.iteration import Status
-from deqopt.solvers.system import JointSystem
 from deqopt.state import State, tensors_of
 from deqopt.testing.problems import ALL, BALL, DATA, FAMILIES, GROUPED, LINEAR, TANH, TUPLE, Case
-from deqopt.testing.trial import STEPS, TOL, Trial, apart, differences, is_finite, solve
+from deqopt.testing.trial import STEPS, TOL, Trial, Walk, apart, differences, is_finite, solve
 
 VICTIM = 2
 OTHERS = [(row, row) for row in ALL if row != VICTIM]
@@ -139,22 +138,15 @@ def compaction_changes_nothing(trial: Trial) -> Iterator[str]:
 
 def _steps_of_fewer(trial: Trial) -> float:
     """How far from the step that they take among all is the one that some samples of a memory take."""
-    case = trial.case(DATA)
-    assert isinstance(case.z0, Tensor)
-    system = JointSystem.of(case.problem, case.z0, case.x0, trial.short)
-    w = system.pack(case.z0, torch.zeros_like(case.z0), case.x0)
-    memory = trial.short.begin(system, w)
+    walk = Walk.of(trial, trial.case(DATA))
     for _ in range(STEPS):
-        evaluation = system.evaluate(w)
-        w = trial.short.step(system, w, evaluation, memory).clone()
-    keep = torch.arange(len(w), device=w.device) % 2 == 0
-    fewer = system.pick(keep)
+        walk.go()
+    keep = torch.arange(len(walk.point), device=walk.point.device) % 2 == 0
+    fewer = walk.system.pick(keep)
     assert fewer is not None
-    evaluation, few = system.evaluate(w), copy.deepcopy(memory)
-    few.pick(keep)
-    after = trial.short.step(system, w.clone(), evaluation, memory)
-    part = trial.short.step(fewer, w[keep], fewer.evaluate(w[keep]), few)
-    return float(apart(part, after[keep]).max())
+    few = Walk(trial.short, fewer, walk.point[keep], copy.deepcopy(walk.memory))
+    few.memory.pick(keep)
+    return float(apart(few.go(), walk.go()[keep]).max())
 
 
 def _harm(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deqopt.adjoints import Unrolled
 from deqopt.errors import ProblemError
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.state import State
 from deqopt.testing.problems import BALL, BOX, DATA, LINEAR, TANH, TUPLE, Case
 from deqopt.testing.report import Inapplicable

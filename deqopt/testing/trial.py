@@ -12,8 +12,10 @@ from torch import Tensor
 
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
+from deqopt.memory import Memory
 from deqopt.solvers.base import JointSolver
-from deqopt.state import Layout, State, tensors_of
+from deqopt.solvers.system import JointSystem
+from deqopt.state import Layout, State, state_of, tensors_of
 from deqopt.testing.problems import ALL, Case, Family
 
 SHORT = 16
@@ -45,6 +47,30 @@ class Trial:
             return replace(self.solver, max_nfe=min(budget, self.solver.max_nfe), tol=TOL, atol=0.0)
         except ProblemError:
             return None
+
+
+@dataclass
+class Walk:
+    """A solve by hand, without the loop: where it is, (B, width), and what it remembers."""
+
+    solver: JointSolver
+    system: JointSystem
+    point: Tensor
+    memory: Memory
+
+    @classmethod
+    def of(cls, trial: Trial, case: Case) -> Walk:
+        """From the start of a case with the short budget."""
+        system = JointSystem.of(case.problem, case.z0, case.x0, trial.short)
+        mu0 = state_of((torch.zeros_like(part) for part in tensors_of(case.z0)), case.z0)
+        point = system.pack(case.z0, mu0, case.x0)
+        return cls(trial.short, system, point, trial.short.begin(system, *system.split(point)))
+
+    def go(self) -> Tensor:
+        """One evaluation and one step; the next point."""
+        at = self.system.evaluate(self.point)
+        self.point = self.system.join(*self.solver.step(self.system, at, self.memory))
+        return self.point
 
 
 def solve(solver: JointSolver, case: Case, **how: Any) -> Equilibrium:

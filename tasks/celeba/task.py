@@ -25,7 +25,7 @@ from deqopt.ranges import at_least, not_negative
 from deqopt.ssim import StructuralSimilarity
 from deqopt.state import State, tensors_of
 
-from .baseline import MeanImageBaseline
+from .report import ReconstructionReport
 from .sampling import SampleGallery
 
 
@@ -146,7 +146,7 @@ class CelebA(Task):
 
     def callbacks(self) -> list[Callback]:
         return [
-            MeanImageBaseline(self.data),
+            ReconstructionReport(self.data, lambda equilibrium, batch: self.outcome(equilibrium, batch)[0]),
             SampleGallery(self.data, self.decode, components=self._components, features=self._fid_features),
             ReportUnreadable(lambda: self.data.predict_source, "reconstructed"),
         ]

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from deqopt.compare import log_name
 from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
 from deqopt.solvers import JointSolver
@@ -42,7 +43,7 @@ class Attack(ABC):
     @property
     def key(self) -> str:
         """The name in metrics."""
-        return self.name.lower().replace(" ", "_")
+        return log_name(self.name)
 
     @property
     def differentiates(self) -> GradientBy | None:

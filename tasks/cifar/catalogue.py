@@ -92,13 +92,13 @@ def secant_tracking(evaluations: int, threat: Threat, images: Tensor) -> JointSo
 def joint_anderson(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:
     """Normalised, so that the step does not depend on how confident the classifier is."""
     step, rule = threat.reach(images), StepRule.NORMALISED
-    return JointAnderson(max_nfe=evaluations, tol=0.0, step_size=step, step_rule=rule, memory=6, ridge=1e-2)
+    return JointAnderson(max_nfe=evaluations, tol=0.0, step_size=step, step_rule=rule, history_size=6, ridge=1e-2)
 
 
 def joint_broyden(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:
     """The same, with a step twice as long."""
     step, rule = 2 * threat.reach(images), StepRule.NORMALISED
-    return JointBroyden(max_nfe=evaluations, tol=0.0, step_size=step, step_rule=rule, memory=6)
+    return JointBroyden(max_nfe=evaluations, tol=0.0, step_size=step, step_rule=rule, history_size=6)
 
 
 def bilevel_pgd(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from deqopt.connection import connect
 from deqopt.fixed_point import Anderson, FixedPoint, FixedPointSolver
 from deqopt.iteration import Status
 from deqopt.problem import JointProblem, pull_back
@@ -86,8 +85,12 @@ class ExactClassifier(nn.Module):
         return other
 
     def forward(self, images: Tensor) -> Tensor:
-        weight = next(self.parameters())
-        logits: Tensor = _Logits.apply(images.to(weight.dtype), self)
+        given = images.to(next(self.parameters()).dtype)
+        with torch.no_grad(), cached_weights(self):
+            z = self.solve(given).z
+            logits = self.classifier.logits(tensors_of(z))
+        fixed = given.detach()
+        (logits,) = connect([logits], [given], lambda cotangents: [self.image_gradient(fixed, z, cotangents[0])])
         return logits.to(images.dtype)
 
     @torch.no_grad()
@@ -151,20 +154,3 @@ class ExactClassifier(nn.Module):
 
     def _f(self, z: State, images: Tensor) -> State:
         return self.classifier.f(tensors_of(z), images)
-
-
-class _Logits(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, model: ExactClassifier) -> Tensor:
-        with cached_weights(model):
-            z = model.solve(images).z
-            logits = model.classifier.logits(tensors_of(z))
-        ctx.model = model
-        ctx.save_for_backward(images, *tensors_of(z))
-        return logits
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
-        images, *z = ctx.saved_tensors
-        return ctx.model.image_gradient(images, tuple(z), cotangent), None

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from matplotlib.figure import Figure
 
 from deqopt.batch import size_of
-from deqopt.callbacks.figures import figure_directory
-from deqopt.errors import ProblemError
-from deqopt.figures import write_figure
+from deqopt.callbacks.comparison import ComparisonReport
+from deqopt.compare import Measure, Summary
+from deqopt.equilibrium import Equilibrium
+from deqopt.figures import draw_curves, write_figure
+from deqopt.tables import folded, write_csv
 
 from .attacks import Attack
 from .classifier import Classifier
-from .evaluation import Robustness, Summary
-from .figures import accuracy_against_radius, write_table
-from .gradients import ExactClassifier
+from .evaluation import NONE, WORST, AttackPlan, Robustness, Samples
+from .gradients import ExactClassifier, Prediction
 from .threat import Threat
 
 RADII = (0.0, 0.5, 1.0, 1.5, 2.0)
 """Of the sweep, in units of the threat's radius."""
+ACCURACY = Measure("robust_accuracy", "accuracy in %", factor=100, digits=1)
+SECONDS = Measure("seconds", "s/image", digits=3, median=True)
 
 
-class RobustnessReport(Callback):
-    """In test: attacks the first test images, logs accuracies, prints a table, writes ``figures/robustness.*``.
+class RobustnessReport(ComparisonReport):
+    """In test: attacks the first test images; see `ComparisonReport`.
 
-    Logs ``test/robust_accuracy_<attack>``, ``test/robust_accuracy_worst`` (of the images that withstand every attack),
-    ``test/robust_accuracy_none`` (without an attack, of the same images), and ``test/sweep_<attack>_<radius>``. The
-    figure shows accuracy against radius; the CSV beside it holds its points. With several processes each attacks its
-    share.
+    The metric is ``robust_accuracy``; the methods are ``none`` (the same images without an attack), the attacks, and
+    ``worst``: whether an image withstands every attack. ``test/sweep_<attack>_<radius>`` are logged too. The files are
+    ``figures/attacks.*``, ``figures/images.csv``, and ``figures/robustness.*``: accuracy against radius.
 
     Args:
         classifier: that is attacked.
@@ -51,64 +53,96 @@ class RobustnessReport(Callback):
     def __init__(
         self,
         classifier: Classifier,
-        samples: Callable[[Any], tuple[Tensor, Tensor]],
+        samples: Samples,
         threat: Threat,
         attacks: Sequence[Attack],
         swept: Sequence[Attack] = (),
         radii: Sequence[float] | None = None,
         images: int = 256,
     ) -> None:
-        if images < 1:
-            raise ProblemError(f"robustness needs at least one test image to attack, got {images}")
         radii = [share * threat.radius for share in RADII] if radii is None else radii
-        self._robustness = Robustness(threat, tuple(attacks), tuple(swept), tuple(radii))
-        self._model = ExactClassifier(classifier)
-        self._samples, self._images = samples, images
-        self._seen, self._attacked = 0, 0
-        self._counts = self._robustness.no_counts()
-        self._summary: Summary | None = None
+        self.plan = AttackPlan(threat, tuple(attacks), tuple(swept), tuple(radii))
+        self._model, self._samples = ExactClassifier(classifier), samples
+        super().__init__("attacks", [ACCURACY, SECONDS], self._scores, noun="images", most=images)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Complains of what is not installed before the test, not in it."""
         if stage == "test":
-            for trial in self._robustness.trials:
-                trial.attack.require()
+            for attack, _ in self.plan.asked.values():
+                attack.require()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seen, self._attacked = 0, 0
-        self._counts, self._summary = self._robustness.no_counts(), None
+    def methods(self, trainer: Trainer) -> Mapping[str, Callable[[Any], Prediction]]:
+        return self.plan.methods(self._model, self._samples)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        batch = outputs["batch"]  # without samples that are not finite
-        self._seen += size_of(batch)
-        share = self._images // trainer.world_size + (trainer.global_rank < self._images % trainer.world_size)
-        images, labels = (part[: share - self._attacked] for part in self._samples(batch))
-        if len(images):
-            self._attacked += len(images)
-            self._counts += self._robustness.judge(self._model, images, labels).counts()
+    def more(self, values: Any, equilibrium: Equilibrium, batch: Any) -> Any:
+        shares = torch.stack([values[attack.name]["robust_accuracy"] for attack in self.plan.attacks])
+        clean, solves, size = values[NONE]["robust_accuracy"], self._model.gradients, size_of(batch)
+        facts = {
+            "gradients": torch.full((size,), solves.total / size),
+            "gradients_unreached": torch.full((size,), solves.unreached / size),
+            **self.plan.masked(self._model, *self._samples(batch), clean.cpu()),
+        }
+        solves.total = solves.unreached = 0
+        return {WORST: {"robust_accuracy": shares.all(0)}}, facts
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mine = torch.cat([torch.tensor([self._seen]), self._counts]).to(pl_module.device)
-        self._seen, *counts = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
-        summary = self._summary = self._robustness.summary(counts)
-        figures = {"robust_accuracy_none": summary.clean, "robust_accuracy_worst": summary.worst}
-        figures |= {f"robust_accuracy_{attack.key}": share for attack, share in summary.attacked.items()}
-        figures |= {f"sweep_{trial.attack.key}_{trial.radius:g}": share for trial, share in summary.sweep.items()}
-        for name, share in figures.items():
-            pl_module.log(f"test/{name}", share, sync_dist=True)
+    @property
+    def robustness(self) -> Robustness:
+        return Robustness(self.plan, self.scores)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        directory, summary = figure_directory(trainer), self._summary
-        assert summary is not None
-        rank_zero_info(summary.report(self._seen))
-        if directory is not None:
-            write_figure(accuracy_against_radius(summary), directory / "robustness.png")
-            write_table(summary, directory / "robustness.csv")
+    def summary(self) -> Summary:
+        """Of the attacks at the threat's radius."""
+        names = [NONE, *(attack.name for attack in self.plan.attacks), WORST]
+        sees = {attack.name: "logits" if attack.black_box else "gradients" for attack in self.plan.attacks}
+        return Summary(self.scores.only(names), self.measures, self.noun, {"sees": sees})
+
+    def title(self) -> str:
+        return f"{super().title()}, {self.plan.threat}"
+
+    def table(self) -> str:
+        swept = {attack.name: self.robustness.sweep(attack) for attack in self.plan.swept}
+        columns = [
+            [f"{radius:g}", *(ACCURACY.shown(of[radius].mean) for of in swept.values())]
+            for radius in sorted(self.plan.radii)
+        ]
+        sweep = ["Accuracy in % against radius", folded(["radius", *swept], columns)] if swept and columns else []
+        return "\n".join([super().table(), *sweep])
+
+    def notes(self) -> list[str]:
+        return [f"Note: {note}" for note in self.robustness.notes()]
+
+    def logged(self) -> dict[str, float]:
+        sweep = {
+            f"sweep_{attack.key}_{radius:g}": accuracy.mean
+            for attack in self.plan.swept
+            for radius, accuracy in self.robustness.sweep(attack).items()
+        }
+        return {**super().logged(), **sweep}
+
+    def write(self, directory: Path) -> None:
+        super().write(directory)
+        write_figure(accuracy_against_radius(self.robustness), directory / "robustness.png")
+        norm = self.plan.threat.norm.name
+        rows = [
+            [name, norm, radius, one.mean, one.half_width if one.half_width == one.half_width else "", one.count]
+            for name, of in self.robustness.points().items()
+            for radius, one in of.items()
+        ]
+        write_csv(["attack", "norm", "radius", "accuracy", "half_width", "images"], rows, directory / "robustness.csv")
+
+    def _scores(self, seen: Prediction, batch: Any) -> dict[str, torch.Tensor]:
+        return {"robust_accuracy": seen.label == self._samples(batch)[1], "reached": seen.reached}
+
+
+def accuracy_against_radius(robustness: Robustness) -> Figure:
+    """A curve for each swept attack, a point for each other, from the clean accuracy at radius 0."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    threat = robustness.plan.threat
+    draw_curves(axes, robustness.points(), ACCURACY)
+    axes.axvline(threat.radius, color="black", linestyle=":", linewidth=1, label=f"trained radius {threat.radius:g}")
+    clean = ACCURACY.factor * robustness.accuracy(NONE).mean
+    axes.axhline(clean, color="black", linestyle="--", linewidth=1, label="clean")
+    axes.set(xlabel=f"{threat.norm.name} radius", ylim=(-3, 103))
+    axes.legend(fontsize=8)
+    axes.set_title(f"Accuracy under attack, {len(robustness.scores)} test images", fontsize=10)
+    return figure

@@ -19,7 +19,7 @@ from deqopt.callbacks import ReportUnreadable
 from deqopt.data import Download, ImageBatch, ImageDataModule, LabelledSource, open_images, open_labelled, save_image
 from deqopt.errors import DataError, ProblemError, check_finite
 from deqopt.figures import image_rows
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.state import State, tensors_of
 
 from .catalogue import AttackName, attacks_named

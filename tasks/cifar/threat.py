@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deqopt.errors import NonFiniteError, ProblemError
 from deqopt.feasible import Box, FeasibleSet, L2BallInBox
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from deqopt.errors import ProblemError
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 
 from .attacks import Attack
 from .gradients import ExactClassifier, GradientBy

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from deqopt.data import unsigned
 from deqopt.errors import ProblemError
+from deqopt.image_quality import psnr
 
 from .data import RestorationBatch
 from .inpainting import Inpainting
@@ -219,14 +220,14 @@ def baselines_for(operator: MeasurementOperator) -> list[Baseline]:
             return [TotalVariation()]
 
 
-class Choice(NamedTuple):
+class ChosenSetting(NamedTuple):
     """A baseline with the settings that were best, and its mean PSNR with them, in dB."""
 
     baseline: Baseline
     psnr: float
 
 
-def choose(baseline: Baseline, operator: MeasurementOperator, batches: Sequence[RestorationBatch]) -> Choice:
+def choose(baseline: Baseline, operator: MeasurementOperator, batches: Sequence[RestorationBatch]) -> ChosenSetting:
     """The setting of a baseline with the highest mean PSNR on images that it is not judged by; the first of equals.
 
     Args:
@@ -241,27 +242,8 @@ def choose(baseline: Baseline, operator: MeasurementOperator, batches: Sequence[
     choices = []
     for candidate in baseline.settings(operator):
         found = [psnr(candidate.restore(operator, b.y, b.parameters), b.clean) for b in batches]
-        choices.append(Choice(candidate, float(torch.cat(found).mean())))
+        choices.append(ChosenSetting(candidate, float(torch.cat(found).mean())))
     return max(choices, key=lambda choice: choice.psnr)
-
-
-ROUNDING = (1 / 255) ** 2 / 12
-"""The mean squared error of rounding an image in [0, 1] to 8 bits."""
-
-
-def psnr(images: Tensor, clean: Tensor, where: Tensor | None = None) -> Tensor:
-    """``10 log10(1 / mse)`` of every image, (B,), in dB.
-
-    An error below that of rounding to 8 bits counts as it, 58.9 dB, so that no perfect image makes a mean infinite.
-
-    Args:
-        images, clean: (B, channels, H, W) in [0, 1].
-        where: the pixels that count, bools (B, 1 or channels, H, W), by default all; NaN for an image without any.
-    """
-    squares = (images.float() - clean.float()).square()
-    weights = torch.ones_like(squares) if where is None else where.expand_as(squares).float()
-    mse = (weights * squares).flatten(1).sum(1) / weights.flatten(1).sum(1)
-    return -10 * torch.log10(mse.clamp_min(ROUNDING))
 
 
 def squared_norm(operator: MeasurementOperator, like: Tensor, iterations: int = 30) -> float:

@@ -28,7 +28,7 @@ from . import inpainting, latent_fit, operators, restorer  # noqa: F401  (their 
 from .compared import ComparedModel
 from .data import DamagedImages, RestorationBatch, RestorationData
 from .operator import MeasurementOperator, as_operator
-from .prior import Known, PriorFamily
+from .prior import MeasurementData, PriorFamily
 from .report import RestorationReport
 
 
@@ -112,7 +112,7 @@ class Denoising(Task):
     @classmethod
     def default_solver(cls) -> JointSolver:
         """Short and with memory, so that its gradient can be taken through all evaluations."""
-        return JointAnderson(max_nfe=6, step_size=0.3, step_rule=StepRule.PLAIN, memory=5)
+        return JointAnderson(max_nfe=6, step_size=0.3, step_rule=StepRule.PLAIN, history_size=5)
 
     @classmethod
     def default_adjoint(cls) -> Adjoint:
@@ -144,10 +144,10 @@ class Denoising(Task):
         feasible = self.prior.feasible(self.operator, known)
         return JointProblem(self._f, self._objective, feasible, data=known)
 
-    def _f(self, z: tuple[Tensor, ...], x: Tensor, known: Known) -> State:
+    def _f(self, z: tuple[Tensor, ...], x: Tensor, known: MeasurementData) -> State:
         return self.prior.f(z, x, known)
 
-    def _objective(self, z: tuple[Tensor, ...], x: Tensor, known: Known) -> Tensor:
+    def _objective(self, z: tuple[Tensor, ...], x: Tensor, known: MeasurementData) -> Tensor:
         image = self.prior.image(z, x)
         misfit = self.operator.bind(known.parameters).A(image.to(known.y.dtype)) - known.y
         return misfit.square().flatten(1).sum(1) / 2 + self.prior.energy(z, x, known)
@@ -156,8 +156,8 @@ class Denoising(Task):
         """(B, channels, H, W): the measurement as an image, about [0, 1]."""
         return unsigned(self.operator.bind(batch.parameters).estimate(batch.y))
 
-    def _known(self, batch: RestorationBatch) -> Known:
-        return Known.of(self.operator, batch.y, batch.parameters)
+    def _known(self, batch: RestorationBatch) -> MeasurementData:
+        return MeasurementData.of(self.operator, batch.y, batch.parameters)
 
     # -- what is made of the solution -----------------------------------------------------------------------------
 

@@ -24,11 +24,11 @@ from deqopt.solvers import JointAnderson, JointSolver, StepRule
 from deqopt.solvers.exact import solve_state
 from deqopt.state import State, tensors_of
 
-from .beside import Beside
 from .data import EpisodeData, Sampler
 from .distortion import Distortion
 from .drawing import episode_figure
 from .episodes import EpisodeBatch
+from .equal_time import EqualTimeBaselines
 from .learners import Baseline, make_learner
 from .network import EpisodeNetwork
 from .opening import open_classes
@@ -133,7 +133,7 @@ class Omniglot(Task):
         resolution = resolution or size // (2 if size % 4 else 4)
         network = partial(EpisodeNetwork, image_channels, size, widths, resolution, context=context, features=features)
         self.network = network()
-        self._beside = Beside(
+        self._baselines = EqualTimeBaselines(
             {one: partial(make_learner, one, image_channels, size, ways, network, batch_size) for one in baselines}
         )
         self._query = query
@@ -162,7 +162,7 @@ class Omniglot(Task):
     @classmethod
     def default_solver(cls) -> JointSolver:
         """Short and plain, so that its gradient can be taken through all evaluations."""
-        return JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, memory=1)
+        return JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, history_size=1)
 
     @classmethod
     def default_adjoint(cls) -> Adjoint:
@@ -261,9 +261,9 @@ class Omniglot(Task):
         return {"episode": episode_figure(batch, self.probabilities(equilibrium, batch), names)}
 
     def callbacks(self) -> list[Callback]:
-        report = EpisodeReport(self.probabilities, self.objective_at_start, self._beside.methods)
+        report = EpisodeReport(self.probabilities, self.objective_at_start, self._baselines.methods)
         unreadable = ReportUnreadable(lambda: self.own_episode.queries if self.own_episode else None, "classified")
-        return [self._beside, report, JoinClasses(), unreadable]
+        return [self._baselines, report, JoinClasses(), unreadable]
 
     def prediction_directory(self) -> Path | None:
         """``QUERY_classified``, beside the folder of queries; that of the run where there is none."""

@@ -1,7 +1,6 @@
 """What the backward solve of Implicit reports, refuses and survives: lost, singular and unsolved samples."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from catalogue import CASES, INPUT, STATE, flat, linear, targets, theta_of, zeros
 from deqopt import JointProblem, Status
 from deqopt.adjoints import Adjoint, Envelope, Implicit, InputHeld, JacobianFree, OnFailure, Phantom, Unrolled
-from deqopt.adjoints.stationary import StationarySystem
+from deqopt.adjoints.linearised import Linearised
 from deqopt.errors import BackwardError, ProblemError
 from deqopt.feasible import FeasibleSet
 from deqopt.regularizers import JacobianPenalty
@@ -18,21 +17,6 @@ from deqopt.solvers import JointAnderson
 from outer_losses import EXACT, PRECISE, close, loss_of, solved
 
 # -- no sample spoils another -----------------------------------------------------------------------------------------
-
-
-def test_an_unusable_sample_does_not_poison_theta() -> None:
-    case, others = linear(), [0, 1, 3, 4]
-    z0 = case.z0.clone()  # type: ignore[union-attr]
-    z0[2] = torch.nan
-    found = EXACT.solve(case.problem, z0, case.x0, adjoint=PRECISE)
-    assert found.usable.tolist() == [True, True, False, True, True]
-    assert isinstance(found.z, Tensor) and found.z[2].isnan().all()
-    gradients = torch.autograd.grad(loss_of(found).sum(), case.theta)  # the lost sample's loss is NaN
-    part = linear(rows=others)
-    single = EXACT.solve(part.problem, part.z0, part.x0, adjoint=PRECISE)
-    assert close(gradients, torch.autograd.grad(loss_of(single, others).sum(), part.theta), 1e-8)
-    assert found.backward is not None and found.backward.status is not None
-    assert found.backward.status.tolist() == [0, 0, int(Status.NON_FINITE), 0, 0]
 
 
 def singular_problem(gain: float) -> tuple[JointProblem, tuple[Tensor, Tensor]]:
@@ -106,7 +90,7 @@ def test_the_backward_pass_is_reported() -> None:
 def test_the_reported_residual_is_the_true_one() -> None:
     case = CASES["conv"]()
     found = JointAnderson(max_nfe=60).solve(case.problem, case.z0, case.x0)
-    system = StationarySystem.at(case.problem, found.z, found.mu, found.x)
+    system = Linearised.of_problem(case.problem, found.z, found.mu, found.x)
     v = torch.randn_like(system.residual)
     lam, report = Implicit(tol=1e-3).multiplier(system, v, torch.zeros(5, dtype=torch.bool))
     left = system.scale * (system.transposed(lam) + v)
@@ -134,7 +118,7 @@ def test_memory_that_is_too_small_for_one_go_still_gets_there() -> None:
     found = EXACT.solve(case.problem, case.z0, case.x0)
     gradients = [
         torch.autograd.grad(loss_of(adjoint.attach(case.problem, found)).sum(), case.theta)
-        for adjoint in (PRECISE, Implicit(tol=1e-11, memory=12, max_nfe=2000))
+        for adjoint in (PRECISE, Implicit(tol=1e-11, restart=12, max_nfe=2000))
     ]
     assert close(gradients[0], gradients[1], 1e-8)
 
@@ -189,16 +173,3 @@ def test_a_projection_that_autograd_cannot_follow_is_refused() -> None:
     found = solved(case)
     with pytest.raises(ProblemError, match=r"Opaque\.project cannot be differentiated"):
         Implicit().attach(replace(case.problem, feasible=Opaque()), found)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"tol": 0.0}, "tol must be larger than 0"),
-        ({"max_nfe": 4}, "max_nfe must be at least 5"),
-        ({"memory": 0}, "memory"),
-    ],
-)
-def test_settings_that_cannot_be_meant(arguments: dict[str, Any], text: str) -> None:
-    with pytest.raises(ProblemError, match=text):
-        Implicit(**arguments)

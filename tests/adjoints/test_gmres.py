@@ -17,14 +17,14 @@ def systems(batch: int = 4, contraction: float = 0.7) -> tuple[Tensor, Tensor]:
     )
 
 
-def solve(matrix: Tensor, b: Tensor, tol: float = 1e-11, max_nfe: int = 200, memory: int = 200) -> LinearSolution:
-    return gmres(lambda u: torch.einsum("bij,bj->bi", matrix, u), b, tol=tol, max_nfe=max_nfe, memory=memory)
+def solve(matrix: Tensor, b: Tensor, tol: float = 1e-11, max_nfe: int = 200, restart: int = 200) -> LinearSolution:
+    return gmres(lambda u: torch.einsum("bij,bj->bi", matrix, u), b, tol=tol, max_nfe=max_nfe, restart=restart)
 
 
-@pytest.mark.parametrize("memory", [200, 40, 20])
-def test_a_direct_solve(memory: int) -> None:
+@pytest.mark.parametrize("restart", [200, 40, 20])
+def test_a_direct_solve(restart: int) -> None:
     matrix, b = systems(contraction=0.4)
-    found = solve(matrix, b, memory=memory)
+    found = solve(matrix, b, restart=restart)
     assert torch.allclose(found.u, torch.linalg.solve(matrix, b), rtol=1e-8, atol=1e-9)
     assert (found.residual <= 1e-11).all()
 
@@ -100,7 +100,7 @@ def test_the_budget_is_kept(max_nfe: int) -> None:
         calls += 1
         return torch.einsum("bij,bj->bi", matrix, u)
 
-    found = gmres(product, b, tol=1e-11, max_nfe=max_nfe, memory=3)
+    found = gmres(product, b, tol=1e-11, max_nfe=max_nfe, restart=3)
     assert calls <= max_nfe and (found.nfe == calls).all() and (found.residual < 1).all()
 
 
@@ -116,6 +116,6 @@ def test_an_update_that_is_worse_is_not_taken() -> None:
             length = torch.tensor([1.0, -10.0 if calls > wrong else 1.0, 1.0, 1.0], dtype=torch.float64)
             return length[:, None] * torch.einsum("bij,bj->bi", matrix, u)
 
-        found = gmres(product, b, tol=1e-11, max_nfe=40, memory=wrong)
+        found = gmres(product, b, tol=1e-11, max_nfe=40, restart=wrong)
         assert found.residual[1] == 1 and not found.u[1].any(), "as good as none at all"
         assert (found.residual[[0, 2, 3]] < 1).all() and found.u[[0, 2, 3]].any(1).all()

@@ -26,7 +26,7 @@ from catalogue import (
 )
 from deqopt import Equilibrium, JointProblem
 from deqopt.adjoints import Adjoint, Implicit, Phantom, Unrolled
-from deqopt.adjoints.stationary import StationarySystem
+from deqopt.adjoints.linearised import Linearised
 from deqopt.feasible import Box, Everywhere, FeasibleSet, Intersection, L2Ball
 from deqopt.fixed_point import Anderson
 from deqopt.solvers import Tracking, solve_exactly
@@ -215,9 +215,13 @@ def numeric(name: str, where: str) -> Numeric:
     return _NUMERIC[name, where]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("where", SETS)
-@pytest.mark.parametrize("name", NONLINEAR)
+@pytest.mark.parametrize(
+    ("name", "where", "mode"),
+    [
+        *((name, where, "implicit") for name in NONLINEAR for where in SETS),
+        *((*at, mode) for at in (("tanh", "box"), ("conv", "ball")) for mode in MODES if mode != "implicit"),
+    ],
+)
 def test_every_mode_against_finite_differences_of_the_solve(name: str, where: str, mode: str) -> None:
     want = numeric(name, where)
     case = NONLINEAR[name](SETS[where])
@@ -287,7 +291,7 @@ def test_a_step_that_fits_the_curvature_saves_products() -> None:
     v = torch.cat([torch.randn(3, 100), torch.zeros(3, 120)], dim=1)
     products = []
     for step_size in (None, 1e-4, 100.0):
-        system = StationarySystem.at(problem, torch.randn(3, 100), torch.randn(3, 100), torch.randn(3, 20), step_size)
+        system = Linearised.of_problem(problem, torch.randn(3, 100), torch.randn(3, 100), torch.randn(3, 20), step_size)
         _, report = Implicit(tol=1e-4).multiplier(system, v, torch.zeros(3, dtype=torch.bool))
         assert report.nfe is not None
         products.append(int(report.nfe.max()))

@@ -15,7 +15,7 @@ from deqopt.feasible import Box, Everywhere, FeasibleSet, Intersection, L2Ball, 
 from deqopt.solvers import JointAnderson, StepRule
 
 Make = Callable[[Tensor], FeasibleSet]
-EXACT = JointAnderson(max_nfe=800, tol=1e-11, memory=12, step_rule=StepRule.PLAIN, step_size=0.1)
+EXACT = JointAnderson(max_nfe=800, tol=1e-11, history_size=12, step_rule=StepRule.PLAIN, step_size=0.1)
 # Parameters, some shared and some one a sample, and the set that they make.
 SETS: dict[str, tuple[Tensor, Make]] = {
     "ball_center": (torch.tensor([0.1, -0.1, 0.2, 0.0]), lambda p: L2Ball(0.5, p)),

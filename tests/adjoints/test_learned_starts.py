@@ -17,9 +17,9 @@ from deqopt.solvers import JointAnderson, JointBroyden, JointSolver, SecantTrack
 
 PLAIN: dict[str, Any] = {"step_rule": StepRule.PLAIN, "step_size": 0.1}
 RUNS: dict[str, JointSolver] = {
-    "anderson": JointAnderson(max_nfe=8, tol=0.0, memory=4, **PLAIN),
-    "anderson_normalised": JointAnderson(max_nfe=6, tol=0.0, memory=4),
-    "broyden": JointBroyden(max_nfe=8, tol=0.0, memory=4, **PLAIN),
+    "anderson": JointAnderson(max_nfe=8, tol=0.0, history_size=4, **PLAIN),
+    "anderson_normalised": JointAnderson(max_nfe=6, tol=0.0, history_size=4),
+    "broyden": JointBroyden(max_nfe=8, tol=0.0, history_size=4, **PLAIN),
     "tracking": Tracking(max_nfe=10, tol=0.0, step_size=0.4),
     "secant_tracking": SecantTracking(max_nfe=10, tol=0.0, step_size=0.2),
 }

@@ -19,7 +19,8 @@ from deqopt.adjoints import (
     Phantom,
     implicit_fixed_point,
 )
-from deqopt.adjoints.stationary import StationaryAdjoint, StationarySystem
+from deqopt.adjoints.linearised import Linearised
+from deqopt.adjoints.stationary import StationaryAdjoint
 from deqopt.equilibrium import BackwardReport
 from deqopt.fixed_point import Anderson, Damped
 from deqopt.solvers import JointAnderson, Tracking
@@ -189,7 +190,7 @@ def test_whether_a_series_grows_does_not_depend_on_the_units_of_the_objective(fa
 class Claims(StationaryAdjoint):
     """Says of a multiplier that is no number that it was found."""
 
-    def multiplier(self, system: StationarySystem, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
+    def multiplier(self, system: Linearised, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
         row = torch.arange(len(cotangent))[:, None]
         status = torch.full((len(cotangent),), int(Status.CONVERGED))
         return torch.where(row == VICTIM, torch.nan, cotangent), BackwardReport(torch.zeros(len(row)), status)

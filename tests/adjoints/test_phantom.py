@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from catalogue import CASES, STATE, Case, flat, linear, tanh, theta_of
+from catalogue import CASES, Case, flat, linear, tanh, theta_of
 from deqopt import Equilibrium, Status
 from deqopt.adjoints import Adjoint, Implicit, JacobianFree, Phantom
-from deqopt.adjoints.stationary import StationarySystem
-from deqopt.errors import ProblemError
+from deqopt.adjoints.linearised import Linearised
 from deqopt.feasible import L2Ball
 from deqopt.solvers import JointAnderson
 
-EXACT = JointAnderson(max_nfe=800, tol=1e-13, memory=12)
+EXACT = JointAnderson(max_nfe=800, tol=1e-13, history_size=12)
 STEP = 0.05
 
 
@@ -33,7 +32,7 @@ def gradient(case: Case, found: Equilibrium, adjoint: Adjoint) -> Tensor:
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss_of(attached), case.theta)])
 
 
-def jacobians(system: StationarySystem) -> Tensor:
+def jacobians(system: Linearised) -> Tensor:
     """d_w F of every sample, (B, width, width), column by column of its transpose."""
     batch, width = system.residual.shape
     rows = [system.transposed(torch.eye(width, dtype=torch.float64)[i].expand(batch, width)) for i in range(width)]
@@ -42,7 +41,7 @@ def jacobians(system: StationarySystem) -> Tensor:
 
 def by_matrices(case: Case, found: Equilibrium, steps: int, damping: float) -> Tensor:
     """``damping sum_i ((I + damping d_w F)^T)^i v`` by explicit powers, then ``lam^T d_theta F``."""
-    system = StationarySystem.at(case.problem, found.z, found.mu, found.x, STEP)
+    system = Linearised.of_problem(case.problem, found.z, found.mu, found.x, STEP)
     matrix = jacobians(system).mT
     leaves = [part.detach().requires_grad_() for part in (found.z, found.mu, found.x)]  # type: ignore[union-attr]
     loss = loss_of(replace(found, z=leaves[0], mu=leaves[1], x=leaves[2]))
@@ -91,7 +90,7 @@ def test_jacobian_free_is_one_undamped_step(step_size: float | None) -> None:
 def test_the_error_falls_at_the_rate_of_the_spectral_radius(damping: float) -> None:
     case = linear()
     found = solved(case)
-    system = StationarySystem.at(case.problem, found.z, found.mu, found.x, STEP)
+    system = Linearised.of_problem(case.problem, found.z, found.mu, found.x, STEP)
     once = torch.eye(system.residual.shape[1], dtype=torch.float64) + damping * jacobians(system)
     radius = float(torch.linalg.eigvals(once).abs().max())
     exact = gradient(case, found, Implicit(tol=1e-12))
@@ -153,33 +152,3 @@ def test_a_series_that_grows_warns() -> None:
         torch.autograd.grad(loss_of(attached), case.theta)
     assert attached.backward is not None and attached.backward.status is not None
     assert (attached.backward.status == Status.DIVERGED).all()
-
-
-@pytest.mark.parametrize("adjoint", [JacobianFree(), Phantom(4)])
-def test_an_unusable_sample_does_not_poison_theta(adjoint: Adjoint) -> None:
-    case, others = linear(), [0, 1, 3, 4]
-    z0 = case.z0.clone()  # type: ignore[union-attr]
-    z0[2] = torch.nan
-    found = EXACT.solve(case.problem, z0, case.x0, adjoint=adjoint)
-    assert isinstance(found.z, Tensor) and found.z.shape == (5, STATE)
-    got = torch.autograd.grad(found.z.sin().sum() + found.x.cos().sum(), case.theta)
-    part = linear(rows=others)
-    single = EXACT.solve(part.problem, part.z0, part.x0, adjoint=adjoint)
-    assert isinstance(single.z, Tensor)
-    want = torch.autograd.grad(single.z.sin().sum() + single.x.cos().sum(), part.theta)
-    assert all(torch.allclose(one, other, rtol=1e-8, atol=1e-9) for one, other in zip(got, want, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("make", "text"),
-    [
-        (lambda: Phantom(steps=0), "steps must be at least 1"),
-        (lambda: Phantom(damping=0.0), "damping must be in"),
-        (lambda: Phantom(damping=1.5), "damping must be in"),
-        (lambda: Phantom(step_size=0.0), "step_size must be larger than 0"),
-        (lambda: JacobianFree(step_size=-1.0), "step_size must be larger than 0"),
-    ],
-)
-def test_settings_that_cannot_be_meant(make: type, text: str) -> None:
-    with pytest.raises(ProblemError, match=text):
-        make()

@@ -12,16 +12,17 @@ from torch.nn.utils import parametrize
 
 from catalogue import CASES, Case, Theta, flat, linear, linear_with_data, tanh, targets, theta_of
 from deqopt import Equilibrium, JointProblem
-from deqopt.adjoints import Envelope, Unrolled
+from deqopt.adjoints import Unrolled
+from deqopt.adjoints.recorded import RecordedProblem
 from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere, FeasibleSet, L2Ball
 from deqopt.fixed_point import MixingType
 from deqopt.solvers import JointAnderson, JointSolver, StepRule, Tracking
 
 RUNS: dict[str, JointSolver] = {
-    "anderson_I": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.I, step_rule=StepRule.PLAIN),
-    "anderson_II": JointAnderson(max_nfe=10, tol=0.0, memory=4, kind=MixingType.II, step_rule=StepRule.PLAIN),
-    "anderson_normalised": JointAnderson(max_nfe=6, tol=0.0, memory=4),
+    "anderson_I": JointAnderson(max_nfe=10, tol=0.0, history_size=4, kind=MixingType.I, step_rule=StepRule.PLAIN),
+    "anderson_II": JointAnderson(max_nfe=10, tol=0.0, history_size=4, kind=MixingType.II, step_rule=StepRule.PLAIN),
+    "anderson_normalised": JointAnderson(max_nfe=6, tol=0.0, history_size=4),
     "tracking": Tracking(max_nfe=14, tol=0.0, step_size=0.4),
 }
 BOTH = pytest.mark.parametrize("adjoint", [Unrolled(), Unrolled(checkpoint=True)], ids=["plain", "checkpoint"])
@@ -59,7 +60,8 @@ def test_finite_differences_of_a_run_that_has_not_converged(run: str, feasible: 
 def test_run_to_convergence_it_is_the_total_derivative(adjoint: Unrolled) -> None:
     """Of the objective too, which carries no envelope gradient here."""
     case = linear()
-    found = JointAnderson(max_nfe=500, tol=1e-13, memory=12).solve(case.problem, case.z0, case.x0, adjoint=adjoint)
+    solver = JointAnderson(max_nfe=500, tol=1e-13, history_size=12)
+    found = solver.solve(case.problem, case.z0, case.x0, adjoint=adjoint)
     assert case.truth is not None
     for got, want in zip(torch.autograd.grad(found.objective.sum(), case.theta), case.truth.gradients, strict=True):
         assert torch.allclose(got, want, rtol=1e-7, atol=1e-8)
@@ -234,8 +236,8 @@ def test_the_evaluation_is_that_of_the_problem() -> None:
     case = CASES["tanh_ball"]()
     z, x, mu = torch.randn(5, 6).double(), torch.randn(5, 4).double(), torch.randn(5, 6).double()
     want = case.problem.evaluate(z, x, mu)
-    for adjoint in (Envelope(), Unrolled(), Unrolled(checkpoint=True)):
-        got = adjoint.evaluate(case.problem, z, x, mu)
+    for checkpoint in (False, True):
+        got = RecordedProblem.of(case.problem, "Unrolled", checkpoint).evaluate(z, x, mu)
         for name in ("f", "objective", "g_z", "g_x"):
             assert torch.equal(getattr(got, name), getattr(want, name))
 
@@ -250,7 +252,7 @@ def test_gradcheck_of_an_evaluation(adjoint: Unrolled) -> None:
             lambda z, x: torch.tanh(z @ a.T + x @ u.T + b),
             lambda z, x: ((z - y) ** 4).sum(1) + (z[:, :4] * x).square().sum(1),
         )
-        found = adjoint.evaluate(problem, z, x, mu)
+        found = RecordedProblem.of(problem, "Unrolled", adjoint.checkpoint).evaluate(z, x, mu)
         return found.f, found.objective, found.g_z, found.g_x
 
     inputs = [torch.randn(5, width, dtype=torch.float64, requires_grad=True) for width in (6, 4, 6)]

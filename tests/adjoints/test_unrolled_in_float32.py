@@ -15,7 +15,7 @@ SOLVERS: dict[str, JointSolver] = {
     "anderson": JointAnderson(max_nfe=12, tol=0.0),
     "anderson_plain": JointAnderson(max_nfe=12, tol=0.0, step_rule=StepRule.PLAIN, step_size=0.1),
     "anderson_type_II": JointAnderson(max_nfe=12, tol=0.0, kind=MixingType.II),
-    "anderson_damped": JointAnderson(max_nfe=12, tol=0.0, damping=(1.0, 0.8, 0.5), memory=3),
+    "anderson_damped": JointAnderson(max_nfe=12, tol=0.0, damping=(1.0, 0.8, 0.5), history_size=3),
     "broyden": JointBroyden(max_nfe=12, tol=0.0),
     "broyden_plain": JointBroyden(max_nfe=12, tol=0.0, step_rule=StepRule.PLAIN, step_size=0.1),
     "tracking": Tracking(max_nfe=12, tol=0.0, step_size=0.3),

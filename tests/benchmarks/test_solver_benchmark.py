@@ -1,25 +1,35 @@
 """The benchmark counts what is spent, chooses as it says, solves the peers' problems right, and runs as a whole."""
 
+import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from benchmarks import entrants, peers, program, report
-from benchmarks.__main__ import main
-from benchmarks.competitors import Choice, Entrant, Missing, SolverAtBudgets
-from benchmarks.contest import Curve, Mark, choose
-from benchmarks.data import Digits
-from benchmarks.entrants import Effort, of_attack, of_latent_fitting
-from benchmarks.memory import peak_bytes
-from benchmarks.models import Attack, LatentFitting, Model
-from benchmarks.peers import Adam, NormalisedGradient, PublishedJointAnderson, Rule, Solver, TorchDEQDescent
-from benchmarks.program import Extent, Part, run
-from benchmarks.stopwatch import Stopwatch
-from benchmarks.training import CLASSIFIER
+from benchmarks.solvers import entrants, peers, program, report
+from benchmarks.solvers.command import main
+from benchmarks.solvers.competitors import Choice, Entrant, Missing, SolverAtBudgets
+from benchmarks.solvers.contest import Curve, CurvePoint, choose
+from benchmarks.solvers.entrants import Effort, of_attack, of_latent_fitting
+from benchmarks.solvers.memory import peak_bytes
+from benchmarks.solvers.models import (
+    CLASSIFIER,
+    DECODER_A,
+    RADIUS,
+    AttackedClassifier,
+    ContestModel,
+    Digits,
+    decoder,
+    frozen,
+    rows_of,
+)
+from benchmarks.solvers.peers import Adam, NormalisedGradient, PublishedJointAnderson, Rule, Solver, TorchDEQDescent
+from benchmarks.solvers.program import Extent, Part, run
+from benchmarks.solvers.stopwatch import Stopwatch
 from catalogue import CASES, linear, tanh_ball
 from deqopt.fixed_point import Anderson
 from deqopt.solvers import Bilevel, JointAnderson, StepRule, Tracking, solve_exactly
@@ -100,8 +110,9 @@ def test_adam_is_that_of_torch() -> None:
 
 @needs_torchdeq
 @pytest.mark.parametrize("solver", Solver)
-@pytest.mark.parametrize("warm", [True, False])
-@pytest.mark.parametrize("rule", [lambda: Adam(0.3), lambda: NormalisedGradient(0.1)], ids=["Adam", "PGD"])
+@pytest.mark.parametrize(
+    ("rule", "warm"), [(lambda: Adam(0.3), True), (lambda: NormalisedGradient(0.1), False)], ids=["Adam", "PGD cold"]
+)
 def test_descents_with_torchdeq_reach_the_optimum(solver: Solver, warm: bool, rule: Callable[[], Rule]) -> None:
     case = linear()
     assert case.truth is not None
@@ -154,17 +165,18 @@ def test_without_torchdeq_its_rows_say_what_to_install(monkeypatch: pytest.Monke
 # -- how is chosen ----------------------------------------------------------------------------------------------------
 
 
-def marks(settings: str, **objectives: float) -> list[Mark]:
+def points(settings: str, **objectives: float) -> list[CurvePoint]:
+    """Of two samples whose objectives have that mean."""
     return [
-        Mark(int(label[1:]), settings, 10.0 * int(label[1:]), 1.0, objective, 0.0)
+        CurvePoint(int(label[1:]), settings, 10.0 * int(label[1:]), 1.0, (objective - 1, objective + 1), 0.0)
         for label, objective in objectives.items()
     ]
 
 
 TRIALS = {
-    "short": marks("short", _5=1.0, _10=0.9, _20=0.8, _40=0.75),
-    "long": marks("long", _5=3.0, _10=0.7, _20=0.6996, _40=0.6995),
-    "wild": marks("wild", _5=float("inf"), _10=0.8, _20=0.9, _40=0.9),
+    "short": points("short", _5=1.0, _10=0.9, _20=0.8, _40=0.75),
+    "long": points("long", _5=3.0, _10=0.7, _20=0.6996, _40=0.6995),
+    "wild": points("wild", _5=float("inf"), _10=0.8, _20=0.9, _40=0.9),
 }
 
 
@@ -178,17 +190,17 @@ TRIALS = {
 )
 def test_settings_are_chosen_as_described(choice: Choice, settings: list[str], label: int) -> None:
     chosen, judged = choose(TRIALS, choice)
-    assert [mark.settings for mark in chosen] == settings
+    assert [point.settings for point in chosen] == settings
     assert judged == label
 
 
 def test_cheapest_understands_negative_objectives() -> None:
-    trials = {"a": marks("a", _5=-4.0, _10=-4.99, _20=-5.0)}
+    trials = {"a": points("a", _5=-4.0, _10=-4.99, _20=-5.0)}
     assert choose(trials, Choice.CHEAPEST)[1] == 10
 
 
 def test_the_cost_of_a_goal() -> None:
-    curve = Curve("one", entrants.Side.OURS, tuple(marks("a", _5=1.0, _10=0.5, _20=0.6)))
+    curve = Curve("one", entrants.Side.OURS, tuple(points("a", _5=1.0, _10=0.5, _20=0.6)))
     assert curve.fewest_evaluations(0.6) == 100.0
     assert curve.fewest_evaluations(0.4) == float("inf")
 
@@ -204,37 +216,53 @@ def test_all_sides_choose_among_equally_many_settings() -> None:
 
 
 def test_the_splits_share_no_image() -> None:
-    digits = Digits.load(size=8)
+    task = decoder([4])
+    digits = Digits.of(task, seed=0)
     parts = [digits.train, digits.validation, digits.test]
     keys = [{image.numpy().tobytes() for image in part.image} for part in parts]
-    assert [len(part.label) for part in parts] == [1197, 300, 300]
+    assert [len(part.image) for part in parts] == [1197, 300, 300]
     assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
-    assert torch.equal(Digits.load(size=8).test.image, digits.test.image)
-    assert not torch.equal(Digits.load(size=8, seed=1).test.image, digits.test.image)
+    assert torch.equal(Digits.of(task, seed=0).test.image, digits.test.image)
+    assert not torch.equal(Digits.of(task, seed=1).test.image, digits.test.image)
+    assert torch.equal(Digits.of(AttackedClassifier(), seed=0).test.index, digits.test.index)
 
 
-@pytest.mark.parametrize("make", [lambda: LatentFitting([8, 8]), lambda: Attack([8, 8])], ids=["latent", "attack"])
-def test_freezing_a_model_changes_nothing_but_its_cost(make: Callable[[], Model]) -> None:
-    batch = Digits.load().validation.first(3)
+@pytest.mark.parametrize("make", [lambda: decoder([8, 8]), AttackedClassifier], ids=["decoder", "classifier"])
+def test_freezing_a_model_changes_nothing_but_its_cost(make: Callable[[], Any]) -> None:
     model = make()
+    batch = rows_of(Digits.of(model, seed=0).validation, slice(3))
     z0, x0 = model.start(batch)
     z, mu = (tuple(torch.randn_like(part) for part in z0) for _ in range(2))
     before = model.problem(batch).evaluate(z, x0, mu)
-    frozen = model.frozen()
-    after = frozen.problem(batch).evaluate(z, x0, mu)
+    model = frozen(model)
+    after = model.problem(batch).evaluate(z, x0, mu)
     assert torch.allclose(before.g_x, after.g_x, rtol=1e-4, atol=1e-6)
     assert torch.allclose(before.objective, after.objective, rtol=1e-5)
-    assert not any(parameter.requires_grad for parameter in frozen.parameters())
-    assert not any("original" in name for name, _ in frozen.named_parameters())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any("original" in name for name, _ in model.named_parameters())
 
 
-def test_attacks_may_keep_pixels_valid() -> None:
-    batch = Digits.load().validation.first(3)
-    feasible = Attack([8, 8], radius=1.0, valid_pixels=True).problem(batch).feasible
-    x = feasible.project(torch.randn_like(batch.image))
-    pixels = (batch.image + 1) / 2 + x
-    assert pixels.min() > -1e-4 and pixels.max() < 1 + 1e-4
-    assert x.flatten(1).norm(dim=1).max() < 1 + 1e-4
+@pytest.mark.parametrize("known", [DECODER_A, CLASSIFIER], ids=lambda one: one.name)
+def test_training_lowers_the_loss(known: ContestModel, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = known.make()
+    batch = rows_of(Digits.of(model, seed=0).train, slice(48))
+    before = known.loss_of(model)(batch).item()
+    replace(known, steps=8).train(model, batch, seed=0)
+    assert known.loss_of(model)(batch).item() < 0.9 * before
+
+
+def test_the_attack_is_bounded_in_length_alone() -> None:
+    """And its objective is minus the cross-entropy at the attacked image."""
+    model = AttackedClassifier()
+    batch = rows_of(Digits.of(model, seed=0).validation, slice(3))
+    problem, (z, x) = model.problem(batch), model.start(batch)
+    x = problem.feasible.project(10 * torch.randn_like(x))
+    assert torch.allclose(x.flatten(1).norm(dim=1), torch.tensor(RADIUS)) and float((batch.image + x).min()) < 0
+    z = problem.f(z, x)
+    logits = model.classifier.logits(model.classifier.f(model.classifier.zeros(x), batch.image + x))
+    expected = torch.nn.functional.cross_entropy(logits, batch.label, reduction="none")
+    assert torch.allclose(problem.J(z, x), -expected)
 
 
 def test_peak_memory_sees_what_is_kept_and_only_that() -> None:
@@ -254,15 +282,15 @@ def test_peak_memory_sees_what_is_kept_and_only_that() -> None:
 # -- the whole --------------------------------------------------------------------------------------------------------
 
 TINY = Extent(
-    effort=Effort((10, 14), (2,), (2,), settings=1, iterations=(6, 6)),
+    effort=Effort((6, 8), (1,), (1,), settings=1, iterations=(4, 4)),
     steps={"decoder-a": 2, "decoder-b": 1, "classifier": 3},
     validation=2,
     test=2,
     repeats=1,
     iterations=3,
     compacted=2,
-    long=30,
-    exact=10,
+    long=22,
+    exact=5,
 )
 
 
@@ -271,7 +299,8 @@ def test_a_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixt
     *_, results = run(parts, TINY, tmp_path, CPU, seed=0)
     text = report.write(results, tmp_path, {"seed": 0})
     assert (tmp_path / "results.md").read_text() == text
-    assert {path.name for path in tmp_path.glob("*.png")} == {"decoder-a.png", "classifier.png"}
+    pictures = {f"{name}{end}" for name in ("decoder-a", "classifier") for end in (".png", "-cost.png")}
+    assert {path.name for path in tmp_path.glob("*.png")} == pictures
     written = json.loads((tmp_path / "results.json").read_text())
     assert {measure["measure"][0] for measure in written["measures"]} == set("123456")
     assert set(written["contests"]) == {"decoder-a", "classifier"}
@@ -280,15 +309,22 @@ def test_a_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixt
             one["strategy"] for one in standings
         }
         for one in standings:
-            for mark in one["test"]:
-                assert mark["evaluations"] > 0 and mark["seconds"] > 0 and mark["objective"] is not None
+            for point in one["test"]:
+                assert point["evaluations"] > 0 and point["seconds"] > 0 and point["objective"] is not None
+    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "decoder-a.csv").read_text().splitlines())}
+    for one in written["contests"]["decoder-a"]:
+        assert float(rows[one["strategy"]]["objective"]) == pytest.approx(one["test"][-1]["objective"])
+        assert (rows[one["strategy"]]["from"], rows[one["strategy"]]["images"]) == (one["from"], "2")
+    first, *others = rows
+    assert (first == entrants.BILEVEL_ADAM and f"minus {first}" in text.replace("\n", " ")) or "minus Bilevel" in text
+    assert all(f"\n{name[:25]}" in text for name in others)
     capsys.readouterr()
-    CLASSIFIER.load(tmp_path, Digits.load(), TINY.steps["classifier"])
+    CLASSIFIER.load(tmp_path, 0, TINY.steps["classifier"])
     assert "training" not in capsys.readouterr().out
 
 
 def test_only_and_quick_choose_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.__main__.QUICK", TINY)
+    monkeypatch.setattr("benchmarks.solvers.command.QUICK", TINY)
     threads = torch.get_num_threads()
     main(["--quick", "--only", "memory", "--out", str(tmp_path), "--threads", str(threads)])
     written = json.loads((tmp_path / "results.json").read_text())

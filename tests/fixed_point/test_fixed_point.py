@@ -12,7 +12,8 @@ from torch import Tensor
 from catalogue import picked, same_bits
 from deqopt.errors import ProblemError
 from deqopt.fixed_point import Anderson, AndersonMixing, Broyden, Damped, FixedPointSolver, MixingType
-from deqopt.iteration import Norm, Status
+from deqopt.iteration import Status
+from deqopt.loop_settings import Norm
 from deqopt.state import State
 
 SOLVERS: dict[str, FixedPointSolver] = {
@@ -20,7 +21,7 @@ SOLVERS: dict[str, FixedPointSolver] = {
     "damped_half": Damped(max_nfe=300, tol=1e-10, damping=0.5),
     "anderson": Anderson(max_nfe=300, tol=1e-10),
     "anderson_damped": Anderson(max_nfe=300, tol=1e-10, damping=0.5),
-    "anderson_memory_1": Anderson(max_nfe=300, tol=1e-10, memory=1),
+    "anderson_memory_1": Anderson(max_nfe=300, tol=1e-10, history_size=1),
     "anderson_type_I": Anderson(max_nfe=300, tol=1e-10, kind=MixingType.I),
     "broyden": Broyden(max_nfe=300, tol=1e-10),
     "broyden_damped": Broyden(max_nfe=300, tol=1e-10, damping=0.5),
@@ -42,9 +43,9 @@ def contraction(radius: float, size: int = 20) -> tuple[Tensor, Tensor]:
 
 
 MIXING: dict[str, FixedPointSolver] = {
-    "anderson": Anderson(max_nfe=30000, tol=1e-6, memory=20),
-    "anderson_type_I": Anderson(max_nfe=30000, tol=1e-6, memory=20, kind=MixingType.I),
-    "broyden": Broyden(max_nfe=30000, tol=1e-6, memory=20),
+    "anderson": Anderson(max_nfe=30000, tol=1e-6, history_size=20),
+    "anderson_type_I": Anderson(max_nfe=30000, tol=1e-6, history_size=20, kind=MixingType.I),
+    "broyden": Broyden(max_nfe=30000, tol=1e-6, history_size=20),
 }
 
 
@@ -102,7 +103,7 @@ def test_the_kinds_of_mixing_are_told_apart() -> None:
 def test_anderson_meets_the_secant_condition_of_its_kind(kind: MixingType) -> None:
     """After three points, the mixture of the residuals is orthogonal to Y (type II) or to S (type I)."""
     f, w = mixture(), torch.randn(2, 6, dtype=torch.float64)
-    mixing = AndersonMixing(w, memory=3, ridge=0.0, widths=[6], kind=kind)
+    mixing = AndersonMixing(w, history_size=3, ridge=0.0, widths=[6], kind=kind)
     points, residuals = [], []
     for _ in range(3):
         points.append(w)
@@ -121,7 +122,9 @@ def test_anderson_is_done_after_as_many_steps_as_an_affine_map_has_dimensions() 
     a = torch.randn(4, 4, dtype=torch.float64)
     a = 3 * a / torch.linalg.matrix_norm(a, 2)
     solution = solve(
-        Anderson(max_nfe=20, tol=1e-9, memory=6, ridge=0), lambda z: z @ a + 1, torch.zeros(1, 4, dtype=torch.float64)
+        Anderson(max_nfe=20, tol=1e-9, history_size=6, ridge=0),
+        lambda z: z @ a + 1,
+        torch.zeros(1, 4, dtype=torch.float64),
     )
     assert solution.status.tolist() == [Status.CONVERGED]
     assert int(solution.nfe) <= 7, "4 dimensions, the start, the check, and one to spare"
@@ -322,7 +325,7 @@ def test_the_budget_is_counted_in_calls(name: str, budget: int) -> None:
 @pytest.mark.parametrize("memory", [1, 5, 10])
 def test_a_singular_history_is_harmless(memory: int) -> None:
     """More memory than dimensions, and steps that do not move any more."""
-    solver = Anderson(max_nfe=60, tol=0, memory=memory)
+    solver = Anderson(max_nfe=60, tol=0, history_size=memory)
     solution = solve(solver, lambda z: 0.3 * z + 1, torch.zeros(2, 1, dtype=torch.float64))
     assert torch.allclose(solution.z, torch.full((2, 1), 1 / 0.7, dtype=torch.float64), atol=1e-12)
 
@@ -330,7 +333,7 @@ def test_a_singular_history_is_harmless(memory: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mixing_at_a_fixed_point_stays_there(dtype: torch.dtype) -> None:
     w = torch.tensor([[2.0, -1.0, 3.0], [0.0, 0.0, 0.0]], dtype=dtype)
-    mixing = AndersonMixing(w, memory=10, ridge=1e-8, widths=[1, 2])
+    mixing = AndersonMixing(w, history_size=10, ridge=1e-8, widths=[1, 2])
     for _ in range(12):
         assert torch.allclose(mixing.mix(w, w, 1.0), w, rtol=1e-6)
 
@@ -338,7 +341,7 @@ def test_mixing_at_a_fixed_point_stays_there(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("ridge", [0.0, 1e-8])
 def test_mixing_of_repeated_points_stays_between_them(ridge: float) -> None:
     w, target = torch.zeros(1, 4), torch.ones(1, 4)
-    mixing = AndersonMixing(w, memory=5, ridge=ridge, widths=[4])
+    mixing = AndersonMixing(w, history_size=5, ridge=ridge, widths=[4])
     for _ in range(8):
         assert torch.allclose(mixing.mix(w, target, 1.0), target, atol=1e-5)
 
@@ -352,28 +355,6 @@ def test_gradients_do_not_flow() -> None:
     a = torch.tensor(0.5, requires_grad=True)
     solution = solve(Anderson(), lambda z: a * z + 1, torch.zeros(2, 3, requires_grad=True))
     assert not solution.z.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("kind", "setting", "message"),
-    [
-        (Damped, {"max_nfe": 0}, "max_nfe must be at least 1, got 0"),
-        (Damped, {"tol": -1e-3}, "tol must be 0 or larger"),
-        (Damped, {"tol": math.nan}, "tol must be 0 or larger, got nan"),
-        (Damped, {"damping": 0.0}, r"damping must be in \(0, 1\]"),
-        (Damped, {"damping": 1.5}, r"damping must be in \(0, 1\]"),
-        (Anderson, {"max_nfe": -3}, "max_nfe must be at least 1, got -3"),
-        (Anderson, {"memory": 0}, "memory must be at least 1"),
-        (Anderson, {"damping": -0.1}, r"damping must be in \(0, 1\]"),
-        (Anderson, {"ridge": -1.0}, "ridge must be 0 or larger"),
-        (Damped, {"atol": -1.0}, "atol must be 0 or larger"),
-        (Damped, {"atol": 1e-3, "tol": 0.0}, "atol needs a tol larger than 0"),
-        (Damped, {"restarts": -1}, "restarts must be 0 or larger"),
-    ],
-)
-def test_settings_that_cannot_be_meant(kind: type[FixedPointSolver], setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(ProblemError, match=message):
-        kind(**setting)
 
 
 @pytest.mark.parametrize(

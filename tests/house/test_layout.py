@@ -25,6 +25,7 @@ CORE = (
     "adjoints",
     "regularizers",
     "nn",
+    "compare",
 )
 OUTSIDE = ("lightning", "jsonargparse", "matplotlib", "deqopt.task", "deqopt.module", "deqopt_tasks")
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from deqopt import JointProblem
 from deqopt.cli import main
 from deqopt.testing import check_task
 from paths import ROOT
@@ -32,7 +35,7 @@ def test_the_task_of_your_own_is_short_and_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = BLOCKS[1]
-    assert len(source.splitlines()) <= 60
+    assert len(source.splitlines()) <= 50
     (tmp_path / "sensors.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -59,11 +62,43 @@ def test_files_that_the_readme_names_exist(path: str) -> None:
     assert (ROOT / path).exists()
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_page_of_a_task_is_called_as_the_second_name_of_the_task() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    tasks = [line.split(" = ") for line in setup["options.entry_points"]["deqopt.tasks"].strip().splitlines()]
+    names: dict[str, list[str]] = {}
+    for name, target in tasks:
+        names.setdefault(target, []).append(name)
+    for name, second in names.values():
+        page = (ROOT / "docs" / f"{second}.md").read_text()
+        assert f"The task `{second}`, also called `{name}`, " in page
+
+
 def test_the_page_on_extending_runs_from_top_to_bottom() -> None:
     page = (ROOT / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert "class ArrowHurwicz(JointSolver)" in blocks[0] and len(blocks[0].splitlines()) <= 15
+    assert "check_solver(ArrowHurwicz(" in "".join(blocks), "which raises where a clause is broken"
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)), names)
-    equilibrium = names["eq"]
+    exec("\n".join(blocks), names)
+    equilibrium, solved, point = names["eq"], names["solved"], names["point"]
+    assert bool(solved.converged.all())
+    (slope,) = torch.autograd.grad(point.z.sum(), names["gain"])
+    sine = torch.sin(names["gain"] * point.z)
+    assert torch.allclose(slope, (-point.z * sine / (1 + names["gain"] * sine)).sum(), rtol=1e-3)
+    one = names["ArrowHurwicz"](max_nfe=5).solve(
+        JointProblem(lambda z, x: names["gain"] * z + x, lambda z, x: (z - 1).square().sum(1)),
+        torch.zeros(2, 3),
+        torch.ones(2, 3),
+        adjoint=names["OneMoreStep"](),
+    )
+    assert torch.allclose(torch.autograd.grad(one.z.sum(), names["gain"])[0], one.z.sum())
     assert bool(equilibrium.converged.all())
     assert float((equilibrium.x.sum(1) - 1).abs().max()) < 1e-5
     assert float(equilibrium.x.min()) >= 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from deqopt.adjoints import Implicit, OnFailure, Phantom
 from deqopt.batch import finite_samples, leaves, pick, size_of
 from deqopt.fixed_point import MixingType
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.regularizers import JacobianPenalty
 from deqopt.solvers import JointAnderson, SecantTracking, Tracking
 from deqopt.spec import NotPlainError, spec
@@ -156,7 +156,7 @@ def make(described: Any) -> Any:
     "value",
     [
         JointAnderson(max_nfe=7, kind=MixingType.II, norm=Norm.LINF),
-        SecantTracking(memory=6),
+        SecantTracking(history_size=6),
         Tracking(inner=4),
         Implicit(max_nfe=9, on_failure=OnFailure.RAISE),
         Phantom(steps=3, step_size=0.1),

@@ -10,31 +10,25 @@ import torch
 from torch import Tensor
 
 from deqopt.errors import ProblemError
-from deqopt.iteration import LoopSettings, Norm, Outcome, Status, iterate
+from deqopt.iteration import Measured, Outcome, Status, iterate
+from deqopt.loop_settings import LoopSettings, Norm
 from deqopt.memory import Memory
 
 
 @dataclass(frozen=True)
-class Scripted:
-    residual: Tensor
-    objective: Tensor
-    distance: Tensor
-    slope: Tensor
-    scope: Tensor
-    figures: Tensor
-
+class Scripted(Measured):
     @classmethod
-    def of(cls, residual: Tensor, merit: Tensor, scope: float = 0.0) -> Scripted:
+    def of(cls, w: Tensor, residual: Tensor, merit: Tensor, scope: float = 0.0) -> Scripted:
         """A point of that merit; the objective is minus the merit, and the distance makes up for it."""
         one = torch.ones_like(merit)
-        return cls(residual, -merit, 2 * merit, one, scope * one, merit[:, None])
+        return cls(w, w, residual, -merit, 2 * merit, one, scope * one, merit[:, None])
 
 
 class Confident:
     """A system whose residuals need no second look."""
 
-    def confirm(self, w: Tensor, evaluation: Scripted, claimed: Tensor) -> Scripted:
-        return evaluation
+    def confirm(self, at: Scripted, claimed: Tensor) -> Scripted:
+        return at
 
 
 @dataclass
@@ -58,7 +52,7 @@ class Script(Confident):
         self.batches.append(len(w))
         at = w[:, -1:].long()
         residual, merit = self.residuals.gather(1, at)[:, 0], self.merits.gather(1, at)[:, 0]
-        return Scripted.of(residual, merit, self.scope)
+        return Scripted.of(w, residual, merit, self.scope)
 
     def pick(self, keep: Tensor) -> Script | None:
         return (
@@ -81,11 +75,11 @@ class Steps(Memory):
         self.cost = 1 + price
 
 
-def advance(_: Any, w: Tensor, __: Any, memory: Any) -> Tensor:
+def advance(_: Any, at: Scripted, memory: Any) -> Tensor:
     memory.count = memory.count + 1
     if memory.price:
-        memory.spent = torch.full((len(w),), memory.price)
-    return w + torch.tensor([0.0, 1.0])
+        memory.spent = torch.full((len(at.point),), memory.price)
+    return at.point + torch.tensor([0.0, 1.0])
 
 
 def play(script: Script, memory: Memory | None = None, visits: int = 0, **settings: Any) -> Outcome:
@@ -148,7 +142,7 @@ class Heights(Confident):
     """The merit of a row is its only entry; no row ever converges."""
 
     def evaluate(self, w: Tensor) -> Scripted:
-        return Scripted.of(w[:, 0].abs() + 1, w[:, 0])
+        return Scripted.of(w, w[:, 0].abs() + 1, w[:, 0])
 
     def pick(self, keep: Tensor) -> None:
         return None
@@ -158,7 +152,8 @@ class Heights(Confident):
 def test_visits_of_a_lost_sample_stay_finite(end: float) -> None:
     """A penalty is taken at the visits of every sample that had a finite start."""
 
-    def step(_: Any, w: Tensor, __: Any, ___: Any) -> Tensor:
+    def step(_: Any, at: Scripted, __: Any) -> Tensor:
+        w = at.point
         return torch.stack([w[0] + 1, torch.where(w[1] < 4, w[1] + 1, end)])
 
     start = torch.ones(2, 1)
@@ -224,7 +219,7 @@ class Cliff(Confident):
 
     def evaluate(self, w: Tensor) -> Scripted:
         height = torch.where(w[:, 0] < 0, torch.nan, w[:, 0])
-        return Scripted.of(height, height)
+        return Scripted.of(w, height, height)
 
     def pick(self, keep: Tensor) -> None:
         return None
@@ -235,10 +230,10 @@ def walk(restarts: int, max_nfe: int = 50, steps: Steps | None = None) -> tuple[
     start = torch.tensor([[10.0], [11.0]])
     memory, counts = steps or Steps(start), []
 
-    def step(_: Any, w: Tensor, __: Any, memory: Any) -> Tensor:
+    def step(_: Any, at: Scripted, memory: Any) -> Tensor:
         memory.count = memory.count + 1
         counts.append(memory.count.tolist())
-        return w - 4 * memory.rate
+        return at.point - 4 * memory.rate
 
     settings = LoopSettings(max_nfe=max_nfe, tol=0.5, restarts=restarts)
     return iterate(Cliff(), step, memory, start, settings), counts
@@ -287,9 +282,9 @@ def test_what_steps_spend_counts_and_the_budget_is_never_exceeded(price: int, bu
 
 
 def test_samples_spend_each_their_own() -> None:
-    def step(_: Any, w: Tensor, __: Any, memory: Any) -> Tensor:
-        memory.spent = torch.where(w[:, 0] == 0, 0, 4)
-        return w + torch.tensor([0.0, 1.0])
+    def step(_: Any, at: Scripted, memory: Any) -> Tensor:
+        memory.spent = torch.where(at.point[:, 0] == 0, 0, 4)
+        return at.point + torch.tensor([0.0, 1.0])
 
     script = Script.of([[9.0] * 20] * 2, [[9.0] * 20] * 2)
     memory = Steps(script.start, price=4)

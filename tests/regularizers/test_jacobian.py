@@ -119,7 +119,7 @@ def test_a_sample_that_diverged_does_not_poison_the_penalty() -> None:
         return torch.tanh(z @ a.T + x @ u.T + b) + torch.where(victim, z * z + 3, 0.0)
 
     problem = replace(case.problem, cell=cell)
-    found = JointAnderson(max_nfe=40, damping=1.0, memory=1).solve(problem, case.z0, case.x0, visits=40)
+    found = JointAnderson(max_nfe=40, damping=1.0, history_size=1).solve(problem, case.z0, case.x0, visits=40)
     assert found.status[1] == Status.DIVERGED
     value = JacobianPenalty(visits=40).penalty(problem, found)
     assert value.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(value, case.theta))

@@ -13,7 +13,7 @@ from torch import Tensor
 from deqopt import Equilibrium, JointProblem, Status
 from deqopt.feasible import Box, Everywhere, FeasibleSet, L2Ball, LinfBall
 from deqopt.fixed_point import Anderson, Broyden, Damped, FixedPointSolver
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.solvers import Bilevel, JointAnderson, JointBroyden, JointSolver, SecantTracking, StepRule, Tracking
 
 SAMPLES, STATE, INPUT = 5, 6, 4
@@ -41,17 +41,17 @@ def fit(gain: float, seed: int = 0) -> tuple[JointProblem, Tensor]:
     return JointProblem(lambda z, x: z @ a.T + 0.5 * x @ u.T, lambda z, x: (z - y).square().sum(1)), y
 
 
-def exact(problem: JointProblem, x: Tensor, width: int = STATE) -> Tensor:
+def exact(problem: JointProblem, x: Tensor) -> Tensor:
     """(B,) J at the equilibrium of x, by plain updates."""
-    z = x.new_zeros(len(x), width)
+    z = x.new_zeros(len(x), STATE)
     for _ in range(400):
         z = problem.f(z, x)  # type: ignore[assignment]
     return problem.J(z, x)
 
 
-def check_objective(problem: JointProblem, found: Equilibrium, x0: Tensor, width: int = STATE) -> None:
+def check_objective(problem: JointProblem, found: Equilibrium, x0: Tensor) -> None:
     """It is that of x, or the report says that it was measured off the equilibrium; and x is no worse than x0."""
-    value, start = exact(problem, found.x, width), exact(problem, x0, width)
+    value, start = exact(problem, found.x), exact(problem, x0)
     assert (value <= start * (1 + 1e-9)).all()
     assert found.state_lag is not None and found.error is not None
     hidden = value - found.objective > 0.1 * value + 1e-9
@@ -62,22 +62,13 @@ def check_objective(problem: JointProblem, found: Equilibrium, x0: Tensor, width
 # -- starts at which J is lower than at any equilibrium ----------------------------------------------------------------
 
 
-STARTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "y": lambda y: y,
-    "0.9 y": lambda y: 0.9 * y,
-    "y + 0.01": lambda y: y + 0.01,
-    "2 y": lambda y: 2 * y,
-}
-
-
-@pytest.mark.parametrize("gain", [0.6, 0.95])
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("share", [0.9, 2.0])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_start_that_fits_by_chance_is_left(solver: str, start: str, gain: float) -> None:
-    problem, y = fit(gain)
+def test_a_start_that_nearly_fits_by_chance_is_left(solver: str, share: float) -> None:
+    problem, y = fit(0.95)
     x0 = y.new_zeros(SAMPLES, INPUT)
     for budget in (40, 200):
-        found = made(solver, budget).solve(problem, STARTS[start](y), x0)
+        found = made(solver, budget).solve(problem, share * y, x0)
         check_objective(problem, found, x0)
     assert (found.x.norm(dim=1) > 0.05).all()
 
@@ -91,20 +82,6 @@ def test_a_start_at_the_minimum_of_the_objective_is_left(solver: str) -> None:
     x0 = y.new_zeros(SAMPLES, INPUT)
     for budget in (40, 200):
         check_objective(problem, made(solver, budget).solve(problem, 0 * y, x0), x0)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_the_example_of_the_readme_from_its_target(solver: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    w, u, y = (torch.randn(*shape, generator=generator) for shape in ((8, 8), (8, 3), (5, 8)))
-    problem = JointProblem(
-        lambda z, x: torch.tanh(0.1 * z @ w.T + x @ u.T),
-        lambda z, x: (z - y).square().sum(1),
-        L2Ball(2.0),
-    )
-    x0 = torch.zeros(5, 3)
-    for budget in (40, 200):
-        check_objective(problem, made(solver, budget, 1e-5).solve(problem, y, x0), x0, width=8)
 
 
 # -- CONVERGED is solved -----------------------------------------------------------------------------------------------
@@ -151,8 +128,9 @@ SMALL_SETS: dict[str, tuple[Callable[[Tensor], FeasibleSet], float, float]] = {
 }
 
 
-@pytest.mark.parametrize("norm", Norm)
-@pytest.mark.parametrize("name", SMALL_SETS)
+@pytest.mark.parametrize(
+    ("name", "norm"), [*((name, Norm.L2) for name in SMALL_SETS), ("a tiny cube", Norm.LINF), ("a ball", Norm.LINF)]
+)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_feasible_set_may_be_small_against_x(solver: str, name: str, norm: Norm) -> None:
     """The projected gradient over a step through the set is small relative to the gradient, by a measure of our own."""
@@ -175,7 +153,7 @@ def test_a_feasible_set_may_be_small_against_x(solver: str, name: str, norm: Nor
         assert found.converged.all()
 
 
-@pytest.mark.parametrize("start", [0.05, 0.1, 0.3, 0.5, 0.7, 1.5, 1.7, 2.0, 3.0])
+@pytest.mark.parametrize("start", [0.05, 0.3, 0.7, 1.7, 3.0])
 @pytest.mark.parametrize("rule", StepRule)
 @pytest.mark.parametrize("kind", [JointAnderson, JointBroyden])
 def test_a_maximum_is_not_converged_to(kind: Callable[..., JointSolver], rule: StepRule, start: float) -> None:
@@ -247,7 +225,7 @@ def test_an_optimum_far_away_is_reached(kind: Callable[..., JointSolver], far: f
     assert found.converged.all() and ((found.x / far - 1).abs() < 1e-3).all()
 
 
-@pytest.mark.parametrize("units", [1e-12, 1e-6, 1.0, 1e8])
+@pytest.mark.parametrize("units", [1e-12, 1e8])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_default_steps_do_not_depend_on_the_units_of_the_objective(dtype: torch.dtype, units: float) -> None:
     inner, y = fit(0.6)

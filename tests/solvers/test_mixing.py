@@ -19,7 +19,9 @@ PLAIN: dict[str, Any] = {"step_rule": StepRule.PLAIN, "step_size": 0.1}
 def test_memory_is_on(kind: JointAnderson | JointBroyden) -> None:
     case = linear()
     spent = {
-        memory: replace(kind, max_nfe=2000, tol=1e-8, memory=memory, **PLAIN).solve(case.problem, case.z0, case.x0)
+        memory: replace(kind, max_nfe=2000, tol=1e-8, history_size=memory, **PLAIN).solve(
+            case.problem, case.z0, case.x0
+        )
         for memory in (1, 3, 10)
     }
     assert all(found.converged.all() for found in spent.values())
@@ -54,7 +56,7 @@ def test_cells_that_plain_iteration_hardly_or_never_solves(name: str, solver: st
     exact = (y[0] - c) @ u @ torch.linalg.inv(u.T @ u + torch.eye(INPUT, dtype=torch.float64))
     chosen = SOLVERS[solver]
     if isinstance(chosen, JointMixing):
-        chosen = replace(chosen, memory=60)
+        chosen = replace(chosen, history_size=60)
     found = chosen.solve(problem, zeros(ALL, STATE), zeros(ALL, INPUT))
     assert found.converged.all()
     assert (found.x - exact).abs().max() < 1e-7

@@ -13,8 +13,7 @@ from catalogue import (
 )
 from deqopt import JointProblem
 from deqopt.errors import ProblemError
-from deqopt.fixed_point import Anderson
-from deqopt.solvers import LBFGS, PGD, Adam, Bilevel, JointAnderson, JointBroyden, Tracking
+from deqopt.solvers import JointAnderson
 
 SOLVER = JointAnderson(max_nfe=40, tol=1e-6)
 Z, X = torch.zeros(2, 3), torch.zeros(2, 4)
@@ -112,48 +111,6 @@ def test_problems_that_do_not_keep_the_contract(
 def test_multipliers_that_do_not_fit(mu0: Any) -> None:
     with pytest.raises(ProblemError, match="mu0"):
         SOLVER.solve(JointProblem(good_cell, good_objective), Z, X, mu0=mu0)
-
-
-@pytest.mark.parametrize(
-    ("kind", "setting", "message"),
-    [
-        (kind, setting, message)
-        for kind in (JointAnderson, JointBroyden, Tracking)
-        for setting, message in [
-            ({"max_nfe": 0}, "max_nfe must be at least 1, got 0"),
-            ({"tol": -1.0}, "tol must be 0 or larger, got -1.0"),
-            ({"step_size": 0.0}, "step_size must be larger than 0, got 0.0"),
-            ({"step_size": -1.0}, "step_size must be larger than 0, got -1.0"),
-            ({"step_size": float("nan")}, "step_size must be a finite number, got nan"),
-        ]
-    ]
-    + [
-        (JointAnderson, {"memory": 0}, "memory must be at least 1, got 0"),
-        (JointAnderson, {"damping": 0.0}, r"damping must be in \(0, 1\], got 0.0"),
-        (JointAnderson, {"damping": 1.1}, r"damping must be in \(0, 1\], got 1.1"),
-        (JointAnderson, {"ridge": -1e-8}, "ridge must be 0 or larger"),
-        (JointBroyden, {"memory": 0}, "memory must be at least 1, got 0"),
-        (JointBroyden, {"damping": (1.0, 0.5)}, "one number or three, for z, mu and x; got 2"),
-        (JointBroyden, {"damping": (1.0, 0.5, 0.0)}, r"damping must be in \(0, 1\], got 0.0"),
-        (Bilevel, {"max_nfe": 0}, "max_nfe must be at least 1, got 0"),
-        (Bilevel, {"max_nfe": 28}, "never move x: with inner.max_nfe = 12 .* 14 .* at least 29, got 28"),
-        (Bilevel, {"max_nfe": 40, "inner": Anderson(max_nfe=18)}, "inner.max_nfe = 18 .* 20 .* at least 41, got 40"),
-        (PGD, {"lr": 0.0}, "lr must be larger than 0, got 0.0"),
-        (Adam, {"lr": -1.0}, "lr must be larger than 0, got -1.0"),
-        (Adam, {"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
-        (Adam, {"betas": (0.9,)}, "betas must be two numbers"),
-        (Adam, {"eps": 0.0}, "eps must be larger than 0, got 0.0"),
-        (LBFGS, {"lr": float("nan")}, "lr must be larger than 0, got nan"),
-        (LBFGS, {"memory": 0}, "memory must be at least 1, got 0"),
-        (LBFGS, {"longest": 0.0}, "longest must be larger than 0, got 0.0"),
-        (Tracking, {"inner": 0}, "inner must be at least 1"),
-        (Tracking, {"settle": -1}, "settle at least 0"),
-        (Tracking, {"max_nfe": 5}, r"never move x: .* inner \+ settle.* here 5; got 5"),
-    ],
-)
-def test_settings_that_cannot_be_meant(kind: Callable[..., Any], setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(ProblemError, match=message):
-        kind(**setting)
 
 
 def test_parts_of_the_case_agree() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from catalogue import linear
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.solvers import (
     LBFGS,
     PGD,
@@ -43,14 +43,16 @@ def first_move(solver: JointSolver, restarted: Tensor) -> Tensor:
     case = linear()
     assert isinstance(case.z0, Tensor)
     system = JointSystem.of(case.problem, case.z0, case.x0, solver)
-    w = system.pack(case.z0, torch.ones_like(case.z0), case.x0)
-    memory = solver.begin(system, w)
+    point = system.pack(case.z0, torch.ones_like(case.z0), case.x0)
+    memory = solver.begin(system, *system.split(point))
     memory.restart(restarted)
     with torch.no_grad():
-        after = solver.step(system, w, system.evaluate(w), memory)
+        at = system.evaluate(point)
+        after = solver.step(system, at, memory)
         if isinstance(solver, Bilevel):  # its first step only solves
-            w, after = after, solver.step(system, after, system.evaluate(after), memory)
-    return (system.inputs(after) - system.inputs(w)).norm(dim=1)
+            at = system.evaluate(system.join(*after))
+            after = solver.step(system, at, memory)
+    return (after[1] - at.x).norm(dim=1)
 
 
 @pytest.mark.parametrize(("solver", "share"), CASES, ids=[repr(solver) for solver, _ in CASES])

@@ -1,4 +1,4 @@
-"""Joint problems x solvers: the right answer, alone or together, whatever happens to the neighbours."""
+"""Joint problems x solvers: what the contract suite does not ask of them, and settings that it is not run with."""
 
 from dataclasses import replace
 from functools import cache
@@ -11,11 +11,8 @@ from torch import Tensor
 from catalogue import (
     ALL,
     CASES,
-    CLOSED_FORMS,
     INNER,
-    SMALL,
     SOLVERS,
-    STATE,
     Case,
     flat,
     linear,
@@ -26,7 +23,7 @@ from catalogue import (
     zeros,
 )
 from deqopt import Equilibrium, JointProblem, Status, iteration
-from deqopt.adjoints import Envelope
+from deqopt.adjoints import Adjoint, Envelope, Implicit, Unrolled
 from deqopt.errors import ProblemError
 from deqopt.feasible import Box, L2Ball, LinfBall
 from deqopt.fixed_point import Anderson, Broyden, MixingType
@@ -42,7 +39,7 @@ from deqopt.solvers import (
     Tracking,
     solve_exactly,
 )
-from deqopt.state import State
+from deqopt.state import State, tensors_of
 
 PLAIN: dict[str, Any] = {"step_rule": StepRule.PLAIN, "step_size": 0.1}
 SHORT: dict[str, JointSolver] = {
@@ -72,15 +69,8 @@ def solved(name: str, solver: str) -> tuple[Case, Equilibrium]:
     return case, SOLVERS[solver].solve(case.problem, case.z0, case.x0)
 
 
-def cut(solver: JointSolver, max_nfe: int) -> JointSolver:
-    """The solver with a budget, however small: one evaluation for an inner solve, so that even then x moves."""
-    if isinstance(solver, Bilevel):
-        return replace(solver, max_nfe=max_nfe, inner=replace(solver.inner, max_nfe=1))
-    return replace(solver, max_nfe=max_nfe)
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", CLOSED_FORMS)
+@pytest.mark.parametrize("name", ["linear_ball", "linear_tuple"])
 def test_closed_forms(name: str, solver: str) -> None:
     case, found = solved(name, solver)
     assert case.truth is not None
@@ -104,7 +94,7 @@ def test_the_constraints_of_the_catalogue_are_active(name: str) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["linear_groups", "tanh_ball"])
 def test_what_converged_is_stationary(name: str, solver: str) -> None:
     """The three equations of the Lagrangian, from one more evaluation of the problem."""
     case, found = solved(name, solver)
@@ -117,36 +107,9 @@ def test_what_converged_is_stationary(name: str, solver: str) -> None:
     assert torch.allclose(at.objective, found.objective, rtol=1e-12)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", CASES)
-def test_returned_inputs_are_feasible(name: str, solver: str) -> None:
-    case = CASES[name]()
-    for budget in (8, 30) if isinstance(SOLVERS[solver], (Tracking, Bilevel)) else (1, 2, 8, 30):
-        found = cut(SOLVERS[solver], budget).solve(case.problem, case.z0, case.x0, visits=4)
-        for x in (found.x, *(x for _, x in found.visited)):
-            assert case.problem.feasible.distance(x).max() < 1e-6
-        assert (found.nfe <= budget).all()
-
-
-@pytest.mark.parametrize("solver", SHORT)
-@pytest.mark.parametrize("name", CASES)
-def test_together_as_alone(name: str, solver: str) -> None:
-    case = CASES[name]()
-    chosen, tol = (SHORT[solver], 1e-9) if name != "conv" else (cut(SHORT[solver], 8), 1e-4)
-    together = chosen.solve(case.problem, case.z0, case.x0)
-    for i in ALL:
-        part = CASES[name](rows=[i])
-        alone = chosen.solve(part.problem, part.z0, part.x0)
-        assert torch.allclose(together.x[i], alone.x[0], atol=tol)
-        assert torch.allclose(flat(together.z)[i], flat(alone.z)[0], atol=tol)
-        assert torch.allclose(together.objective[i], alone.objective[0], rtol=tol)
-        assert together.status[i] == alone.status[0]
-        assert abs(int(together.nfe[i]) - int(alone.nfe)) <= 1
-
-
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("solver", SHORT)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["linear_with_data", "tanh_ball"])
 def test_a_lost_sample_leaves_its_neighbours_unharmed_to_the_bit(
     name: str, solver: str, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,47 +145,6 @@ def test_a_sample_that_breaks_underway_returns_its_best_finite_point(solver: str
     assert hurt.z[1].isfinite().all() and hurt.objective[1].isfinite()  # type: ignore[call-overload]
     assert all(z.isfinite().all() and x.isfinite().all() for z, x in hurt.visited)  # type: ignore[union-attr]
     assert same_bits(picked(hurt.z, [0, 2, 3, 4]), picked(sane.z, [0, 2, 3, 4]))
-
-
-@pytest.mark.parametrize("solver", SHORT)
-@pytest.mark.parametrize("name", CLOSED_FORMS)
-def test_a_sample_that_starts_at_its_solution_costs_one_evaluation(
-    name: str, solver: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(iteration, "COMPACT_BELOW", 0.0)  # products of fewer rows round otherwise
-    case = CASES[name]()
-    cold = SHORT[solver].solve(case.problem, case.z0, case.x0)
-    exact = SOLVERS["anderson"].solve(case.problem, case.z0, case.x0)
-
-    def warm(start: State, solution: State) -> State:
-        if isinstance(start, Tensor):
-            assert isinstance(solution, Tensor)
-            return torch.cat([start[:3], solution[3:4], start[4:]])
-        return tuple(warm(a, b) for a, b in zip(start, solution, strict=True))  # type: ignore[misc]
-
-    x0 = warm(case.x0, exact.x)
-    assert isinstance(x0, Tensor)
-    mu0 = warm(picked(exact.mu, [0] * 5), exact.mu)
-    mu0 = picked(mu0, [0, 1, 2, 3, 4])
-    for part in (mu0,) if isinstance(mu0, Tensor) else mu0:
-        part[[0, 1, 2, 4]] = 0
-    found = SHORT[solver].solve(case.problem, warm(case.z0, exact.z), x0, mu0=mu0)
-    others = [0, 1, 2, 4]
-    assert found.nfe[3] == 1 and found.status[3] == Status.CONVERGED
-    assert same_bits(picked(found.x, [3]), picked(exact.x, [3])), "a converged sample is left where it is"
-    assert same_bits(picked(found.x, others), picked(cold.x, others))
-    assert torch.equal(found.nfe[others], cold.nfe[others])
-
-
-@pytest.mark.parametrize("solver", SHORT)
-def test_same_seed_same_bits(solver: str) -> None:
-    case = CASES["conv"]()
-    results = []
-    for _ in range(2):
-        torch.manual_seed(7)
-        results.append(SHORT[solver].solve(case.problem, case.z0, case.x0, visits=3))
-    first, second = results
-    assert same_bits((first.z, first.x, first.mu, first.visited), (second.z, second.x, second.mu, second.visited))
 
 
 @pytest.mark.parametrize(("inner", "settle"), [(2, 0), (2, 3), (5, 4)])
@@ -266,27 +188,8 @@ def test_samples_stop_when_they_have_converged() -> None:
 
 
 @pytest.mark.parametrize("solver", SHORT)
-@pytest.mark.parametrize("name", ["linear", "tanh_ball", "conv"])
-def test_trace_is_the_record_of_what_is_returned(name: str, solver: str) -> None:
-    case = CASES[name]()
-    found = SHORT[solver].solve(case.problem, case.z0, case.x0, record=True)
-    plain = SHORT[solver].solve(case.problem, case.z0, case.x0)
-    assert plain.trace is None and same_bits(plain.x, found.x), "recording changes nothing"
-    assert found.trace is not None
-    objective, residual = found.trace.objective, found.trace.residual
-    assert objective.shape == residual.shape and residual.shape[1:] == (len(ALL),)
-    assert len(residual) == found.nfe.max() or ("bilevel" in solver and 2 < len(residual) < found.nfe.max() / 2)
-    for i in ALL:
-        rows = [k for k in range(len(residual)) if residual[k, i] == found.residual[i]]
-        assert any(objective[k, i] == found.objective[i] for k in rows), "the returned point is one of the trace"
-    assert torch.allclose(objective[0], case.problem.J(case.z0, case.x0).detach())
-
-
-@pytest.mark.parametrize("solver", SHORT)
-@pytest.mark.parametrize("count", [1, 5])
-@pytest.mark.parametrize("name", ["linear_box", "linear_tuple"])
-def test_visits_come_from_the_trajectory(name: str, count: int, solver: str) -> None:
-    case = CASES[name]()
+def test_visits_come_from_the_trajectory(solver: str) -> None:
+    case, count = CASES["linear_tuple"](), 5
     seen: list[Tensor] = []
 
     def cell(z: State, x: Tensor) -> State:
@@ -301,16 +204,6 @@ def test_visits_come_from_the_trajectory(name: str, count: int, solver: str) -> 
         assert any(torch.equal(visit, point) for point in seen)
         assert not visit.requires_grad
     assert len({tuple(visit.flatten().tolist()) for visit in visits}) == count, "no point twice"
-    assert SHORT[solver].solve(case.problem, case.z0, case.x0).visited == ()
-
-
-@pytest.mark.parametrize("adjoint", [None, Envelope()])
-def test_works_without_gradients(adjoint: Envelope | None) -> None:
-    case = tanh()
-    free = SHORT["anderson"].solve(case.problem, case.z0, case.x0)
-    with torch.no_grad():
-        found = SHORT["anderson"].solve(case.problem, case.z0, case.x0, adjoint=adjoint)
-    assert same_bits(found.x, free.x) and not found.objective.requires_grad
 
 
 def test_inference_mode_is_refused_with_advice() -> None:
@@ -319,18 +212,8 @@ def test_inference_mode_is_refused_with_advice() -> None:
         SHORT["anderson"].solve(case.problem, case.z0, case.x0)
 
 
-def test_leaves_of_the_start_are_not_touched() -> None:
-    case = tanh()
-    z0, x0 = zeros(ALL, STATE).requires_grad_(), case.x0.clone().requires_grad_()
-    found = SHORT["tracking"].solve(case.problem, z0, x0)
-    assert not found.x.requires_grad and z0.grad is None and x0.grad is None
-    assert all(tensor.grad is None for tensor in case.theta)
-    assert (z0 == 0).all() and (x0 == 0).all()
-
-
-@pytest.mark.parametrize("solver", SHORT)
-def test_autocast_keeps_the_state_in_single_precision(solver: str) -> None:
-    case, few = CASES["conv"](), SHORT[solver] if "bilevel" in solver else replace(SHORT[solver], max_nfe=8)
+def test_autocast_keeps_the_state_in_single_precision() -> None:
+    case, few = CASES["conv"](), replace(SHORT["anderson"], max_nfe=8)
     single = few.solve(case.problem, case.z0, case.x0)
     with torch.autocast("cpu", torch.bfloat16):
         found = few.solve(case.problem, case.z0, case.x0, adjoint=Envelope())
@@ -351,7 +234,7 @@ def test_half_precision_starts_are_solved_in_single() -> None:
     assert torch.allclose(found.x, torch.full((2, 3), 0.4), atol=1e-4)
 
 
-@pytest.mark.parametrize("solver", SHORT)
+@pytest.mark.parametrize("solver", ["tracking", "bilevel_lbfgs"])
 def test_an_infeasible_start_is_projected_with_a_warning(solver: str) -> None:
     case = CASES["linear_ball"]()
     outside = case.x0 + 3
@@ -445,7 +328,7 @@ BUDGETS = [(solver, budget) for solver in SHORT for budget in LONGER.get(solver,
 
 
 @pytest.mark.parametrize(("solver", "budget"), BUDGETS)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["linear_groups", "tanh_ball"])
 def test_a_start_at_equilibrium_is_improved(name: str, budget: int, solver: str) -> None:
     """At the start z and mu are exact for x0, and at no other point of the trajectory: the best is still another."""
     case, start, best = start_and_best(name)
@@ -455,8 +338,13 @@ def test_a_start_at_equilibrium_is_improved(name: str, budget: int, solver: str)
     assert gained.mean() > 0.9 and gained.min() > -1e-6
 
 
-@pytest.mark.parametrize("solver", SHORT)
-def test_an_empty_batch_is_solved(solver: str) -> None:
-    case = linear(rows=[])
-    found = SHORT[solver].solve(case.problem, case.z0, case.x0)
-    assert found.x.shape == case.x0.shape and found.status.shape == (0,)
+@pytest.mark.parametrize("adjoint", [None, Envelope(), Implicit(), Unrolled()], ids=repr)
+@pytest.mark.parametrize("solver", ["anderson", "tracking", "bilevel_lbfgs"])
+def test_results_are_contiguous(solver: str, adjoint: Adjoint | None) -> None:
+    if isinstance(SHORT[solver], Bilevel) and isinstance(adjoint, Unrolled):
+        return
+    case = CASES["linear_tuple"]()
+    found = SHORT[solver].solve(case.problem, case.z0, case.x0, adjoint=adjoint, visits=2)
+    exact = solve_exactly(case.problem, found)
+    for z, x in ((found.z, found.x), (found.mu, found.x), (exact.z, exact.mu), *found.visited):
+        assert all(part.is_contiguous() for part in (*tensors_of(z), *tensors_of(x)))

@@ -253,20 +253,19 @@ CASES: dict[str, Callable[..., Case]] = {
 }
 CLOSED_FORMS = [name for name in CASES if name.startswith("linear")]
 WITH_TRUTH = [name for name in CLOSED_FORMS if name != "linear_groups"]
-SMALL = [name for name in CASES if name != "conv"]
 
 # The closest that Tracking comes: its last steps of x are as long as step_size * inner / max_nfe.
 INNER, ROUGH = Anderson(max_nfe=25, tol=1e-12), Anderson(max_nfe=12, tol=1e-6)
 SOLVERS: dict[str, JointSolver] = {
-    "anderson": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.1, step_rule=StepRule.PLAIN, memory=12),
+    "anderson": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.1, step_rule=StepRule.PLAIN, history_size=12),
     "anderson_damped": JointAnderson(
-        max_nfe=400, tol=1e-10, step_size=0.1, step_rule=StepRule.PLAIN, memory=12, damping=0.7
+        max_nfe=400, tol=1e-10, step_size=0.1, step_rule=StepRule.PLAIN, history_size=12, damping=0.7
     ),
     "anderson_type_II": JointAnderson(
-        max_nfe=400, tol=1e-10, step_size=0.1, step_rule=StepRule.PLAIN, memory=12, kind=MixingType.II
+        max_nfe=400, tol=1e-10, step_size=0.1, step_rule=StepRule.PLAIN, history_size=12, kind=MixingType.II
     ),
     "anderson_normalised": JointAnderson(max_nfe=400, tol=1e-10, step_size=0.3, step_rule=StepRule.NORMALISED),
-    "broyden": JointBroyden(max_nfe=400, tol=1e-10, step_size=0.1, step_rule=StepRule.PLAIN, memory=12),
+    "broyden": JointBroyden(max_nfe=400, tol=1e-10, step_size=0.1, step_rule=StepRule.PLAIN, history_size=12),
     "tracking": Tracking(max_nfe=400, tol=1e-10, step_size=0.4, inner=2),
     "tracking_inner_4": Tracking(max_nfe=800, tol=1e-10, step_size=0.4, inner=4),
     "bilevel_lbfgs": Bilevel(max_nfe=600, tol=1e-10, descent=LBFGS(), inner=INNER),

@@ -11,7 +11,7 @@ from deqopt_tasks.cifar.threat import Threat
 from torch import Tensor, nn
 
 from deqopt import JointProblem
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.state import State
 
 SIDE = 6

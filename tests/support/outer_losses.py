@@ -12,7 +12,7 @@ from deqopt import Equilibrium
 from deqopt.adjoints import Adjoint, Implicit
 from deqopt.solvers import JointAnderson
 
-EXACT = JointAnderson(max_nfe=800, tol=1e-13, memory=12)
+EXACT = JointAnderson(max_nfe=800, tol=1e-13, history_size=12)
 PRECISE = Implicit(tol=1e-11)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deqopt import Equilibrium, JointProblem
-from deqopt.iteration import LoopSettings
+from deqopt.loop_settings import LoopSettings
 from deqopt.memory import Memory
 from deqopt.solvers import JointEvaluation, JointSolver, JointSystem
 
@@ -21,12 +21,11 @@ class Descent(JointSolver):
     max_nfe: int = 150
     step_size: float = 0.05
 
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        moved = system.inputs(w) - self.step_size * memory.rate * self.direction(evaluation, memory)
-        return torch.cat([evaluation.image, system.project(moved)], dim=1)
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Memory) -> tuple[Tensor, Tensor]:
+        return at.image, system.project(at.x - self.step_size * memory.rate * self.direction(at, memory))
 
-    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return evaluation.g_x
+    def direction(self, at: JointEvaluation, memory: Memory) -> Tensor:
+        return at.g_x
 
 
 class Undecorated(Descent):
@@ -79,15 +78,15 @@ class Flat(Descent):
 
 @dataclass(frozen=True)
 class NeedsSamples(Descent):
-    def begin(self, system: JointSystem, w: Tensor) -> Memory:
-        assert w.abs().max() < torch.inf or w.isnan().any()
-        return super().begin(system, w)
+    def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> Memory:
+        assert x.abs().max() < torch.inf or x.isnan().any()
+        return super().begin(system, states, x)
 
 
 @dataclass(frozen=True)
 class Unprojected(Descent):
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return torch.cat([evaluation.image, system.inputs(w) - self.step_size * evaluation.g_x], dim=1)
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Memory) -> tuple[Tensor, Tensor]:
+        return at.image, at.x - self.step_size * at.g_x
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,9 @@ class TwiceAsLong(Descent):
 
 @dataclass(frozen=True)
 class HiddenEvaluations(Descent):
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        w = super().step(system, w, evaluation, memory)
-        return super().step(system, w, system.evaluate(w), memory)
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Memory) -> tuple[Tensor, Tensor]:
+        w = system.join(*super().step(system, at, memory))
+        return super().step(system, system.evaluate(w), memory)
 
 
 @dataclass(frozen=True)
@@ -122,20 +121,21 @@ class Inflated(Descent):
 
 @dataclass(frozen=True)
 class Unmoved(Descent):
-    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return torch.zeros_like(evaluation.g_x)
+    def direction(self, at: JointEvaluation, memory: Memory) -> Tensor:
+        return torch.zeros_like(at.g_x)
 
 
 @dataclass(frozen=True)
 class Uphill(Descent):
-    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return -evaluation.g_x
+    def direction(self, at: JointEvaluation, memory: Memory) -> Tensor:
+        return -at.g_x
 
 
 @dataclass(frozen=True)
 class Doubles(Descent):
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return super().step(system, w, evaluation, memory).double()
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Memory) -> tuple[Tensor, Tensor]:
+        states, x = super().step(system, at, memory)
+        return states.double(), x.double()
 
 
 @dataclass(frozen=True)
@@ -178,16 +178,16 @@ class TracedLonger(Descent):
 class Couples(Descent):
     """The step of a sample depends on the mean gradient of the batch."""
 
-    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return evaluation.g_x / (1 + 0.1 * evaluation.g_x.mean().abs())
+    def direction(self, at: JointEvaluation, memory: Memory) -> Tensor:
+        return at.g_x / (1 + 0.1 * at.g_x.mean().abs())
 
 
 @dataclass(frozen=True)
 class Undefined(Descent):
     """A normalised step that divides by zero."""
 
-    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return evaluation.g_x / evaluation.g_x.norm(dim=1, keepdim=True)
+    def direction(self, at: JointEvaluation, memory: Memory) -> Tensor:
+        return at.g_x / at.g_x.norm(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -206,21 +206,21 @@ class Gradients(Memory):
 class HoldsList(Descent):
     """A memory that the loop cannot pick from."""
 
-    def begin(self, system: JointSystem, w: Tensor) -> Memory:
-        return Gradients(w)
+    def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> Memory:
+        return Gradients(x)
 
-    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+    def direction(self, at: JointEvaluation, memory: Memory) -> Tensor:
         assert isinstance(memory, Gradients)
-        memory.past.append(evaluation.g_x)
-        return (memory.past[-1] + memory.past[-2]) / 2 if len(memory.past) > 1 else evaluation.g_x
+        memory.past.append(at.g_x)
+        return (memory.past[-1] + memory.past[-2]) / 2 if len(memory.past) > 1 else at.g_x
 
 
 @dataclass(frozen=True)
 class Unseeded(Descent):
-    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
+    def direction(self, at: JointEvaluation, memory: Memory) -> Tensor:
         generator = torch.Generator()
         generator.seed()
-        return evaluation.g_x * (1 + 0.1 * torch.rand((), generator=generator).to(evaluation.g_x))
+        return at.g_x * (1 + 0.1 * torch.rand((), generator=generator).to(at.g_x))
 
 
 @dataclass(frozen=True)
@@ -237,14 +237,14 @@ class Remembers(Descent):
 
 @dataclass(frozen=True)
 class Writes(Descent):
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return w.copy_(super().step(system, w, evaluation, memory))
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Memory) -> tuple[Tensor, Tensor]:
+        return at.states.copy_(at.image), super().step(system, at, memory)[1]
 
 
 @dataclass(frozen=True)
 class WritesIntoTheGradient(Descent):
-    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return evaluation.g_x.clamp_(-10, 10)
+    def direction(self, at: JointEvaluation, memory: Memory) -> Tensor:
+        return at.g_x.clamp_(-10, 10)
 
 
 @dataclass(frozen=True)
@@ -281,14 +281,15 @@ class DropsTheAdjoint(Descent):
 
 @dataclass(frozen=True)
 class Detaches(Descent):
-    def step(self, system: JointSystem, w: Tensor, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return super().step(system, w, evaluation, memory).detach()
+    def step(self, system: JointSystem, at: JointEvaluation, memory: Memory) -> tuple[Tensor, Tensor]:
+        states, x = super().step(system, at, memory)
+        return states.detach(), x.detach()
 
 
 @dataclass(frozen=True)
 class DetachesTheGradient(Descent):
-    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        return evaluation.g_x.detach()
+    def direction(self, at: JointEvaluation, memory: Memory) -> Tensor:
+        return at.g_x.detach()
 
 
 @dataclass(frozen=True)
@@ -334,9 +335,9 @@ class ConvergesInUnits(Descent):
 class Overflows(Descent):
     """Multiplies by one, with a derivative that float32 cannot hold."""
 
-    def direction(self, evaluation: JointEvaluation, memory: Memory) -> Tensor:
-        nothing = (evaluation.g_x - evaluation.g_x.detach()).square().sum(1, keepdim=True) + 1e-36
-        return evaluation.g_x * nothing * (1 / nothing)
+    def direction(self, at: JointEvaluation, memory: Memory) -> Tensor:
+        nothing = (at.g_x - at.g_x.detach()).square().sum(1, keepdim=True) + 1e-36
+        return at.g_x * nothing * (1 / nothing)
 
 
 MUTANTS: dict[str, list[LoopSettings]] = {

@@ -24,7 +24,7 @@ FEW_SHOT = {
     "task.init_args.batch_size": 20,
     "task.init_args.test_episodes": 600,
     "solver.init_args.max_nfe": 100,
-    "solver.init_args.memory": 10,
+    "solver.init_args.history_size": 10,
     "solver.init_args.step_rule": "PLAIN",
     "adjoint.class_path": "deqopt.adjoints.input_held.InputHeld",
 }
@@ -36,7 +36,7 @@ ATTACKED = {
     "task.init_args.shift": 0,
     "task.init_args.flip": False,
     "solver.init_args.max_nfe": 80,
-    "solver.init_args.memory": 20,
+    "solver.init_args.history_size": 20,
     "solver.init_args.step_rule": "NORMALISED",
     "solver.init_args.damping": [0.8, 0.6, 1.0],
 }
@@ -46,7 +46,7 @@ WANTED: dict[str, dict[str, Any]] = {
         "task.init_args.batch_size": 12,
         "task.init_args.latent": 128,
         "solver.init_args.max_nfe": 100,
-        "solver.init_args.memory": 40,
+        "solver.init_args.history_size": 40,
         "solver.init_args.step_size": 0.01,
         "solver.init_args.step_rule": "PLAIN",
         "solver.init_args.damping": [0.8, 0.6, 1.0],

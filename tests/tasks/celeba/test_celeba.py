@@ -353,6 +353,10 @@ def test_the_mean_image_is_that_of_the_training_images(tmp_path: Path) -> None:
     errors = (test - train.mean(0)).square().flatten(1).mean(1)
     assert figures["test/psnr_mean_image"] == pytest.approx(float((10 * torch.log10(1 / errors)).mean()), rel=1e-5)
     assert figures["test/psnr_mean_image"] < 10, "as far from the test images as bright from dark"
+    assert figures["test/psnr_ours"] == pytest.approx(figures["test/psnr"], rel=1e-5)
+    assert figures["test/ssim_ours"] == pytest.approx(figures["test/ssim"], rel=1e-4)
+    (table,) = tmp_path.rglob("figures/reconstructions.csv")
+    assert [row.split(",")[0] for row in table.read_text().splitlines()] == ["method", "ours", "mean image"]
 
 
 @pytest.mark.parametrize("stage", ["fit", "test"])

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from cifar_models import SIDE, Contractive, Linear, images_for, joint
 from deqopt.errors import NonFiniteError, ProblemError
 from deqopt.fixed_point import Anderson, Damped
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 
 NAMES = [
     "secant_tracking",
@@ -152,7 +152,7 @@ def test_parameters_get_no_gradient_and_the_image_only_one(way: GradientBy) -> N
     assert images.grad is not None and images.grad.abs().max() > 0
     assert all(one.grad is None and one.requires_grad for one in model.parameters())
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+    with pytest.raises(ProblemError, match="cannot be differentiated again"):
         gradient.sum().backward()
 
 

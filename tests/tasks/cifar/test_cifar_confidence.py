@@ -14,7 +14,7 @@ from test_cifar_attacks import BOTH_NORMS, NAMES, RADII, attack_called
 from torch.nn import functional as F
 
 from cifar_models import Contractive, Linear, images_for
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 
 CONFIDENT: dict[str, Callable[[float], Classifier]] = {
     "linear": lambda confidence: Linear(confidence=confidence),

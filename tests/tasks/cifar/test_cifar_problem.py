@@ -25,7 +25,7 @@ from deqopt.data import ImageBatch
 from deqopt.equilibrium import Equilibrium
 from deqopt.errors import DataError, ProblemError
 from deqopt.fixed_point import Anderson, Damped, FixedPointSolver
-from deqopt.iteration import Norm
+from deqopt.loop_settings import Norm
 from deqopt.problem import JointProblem
 from deqopt.regularizers import SpectralPenalty
 from deqopt.solvers import PGD, Bilevel, JointSolver, SecantTracking, solve_exactly
@@ -419,7 +419,7 @@ BAD: dict[str, tuple[type[Exception], Callable[[], object], str]] = {
     "unroll": (
         ProblemError,
         lambda: small(unroll=0),
-        r"^unroll must be at least 1, or null for the equilibrium; got 0$",
+        r"^unroll must be at least 1, got 0$",
     ),
     "label": (
         DataError,

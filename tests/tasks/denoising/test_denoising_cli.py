@@ -74,7 +74,7 @@ def test_it_learns_through_the_optimum_unless_told_otherwise() -> None:
     config = resolved("fit", "--task=denoising", "--solver.max_nfe=9")
     assert config["adjoint"]["class_path"].endswith(".Unrolled")
     assert config["solver"]["class_path"].endswith(".JointAnderson") and config["solver"]["init_args"]["max_nfe"] == 9
-    assert config["solver"]["init_args"]["memory"] == 5
+    assert config["solver"]["init_args"]["history_size"] == 5
     other = resolved("fit", "--task=denoising", "--adjoint=Envelope", "--solver=Tracking")
     assert other["adjoint"]["class_path"].endswith(".Envelope") and other["solver"]["class_path"].endswith(".Tracking")
     celeba = resolved("fit", "--task=celeba")
@@ -150,7 +150,7 @@ def test_test_compares_with_classical_methods_and_another_model(trained: Path, b
     run = answer.run
     with (run / "figures" / "restorations.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["measurement", "total variation", "non-local means", "ours", "Envelope"]
+    assert list(rows) == ["ours", "measurement", "total variation", "non-local means", "Envelope"]
     assert (run / "figures" / "test_restorations.png").stat().st_size > 10_000
 
     task: Any = JointModule.load_from_checkpoint(checkpoint(trained)).eval().task

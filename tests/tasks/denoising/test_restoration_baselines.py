@@ -16,7 +16,6 @@ from deqopt_tasks.denoising.baselines import (
     Wiener,
     baselines_for,
     choose,
-    psnr,
     squared_norm,
 )
 from deqopt_tasks.denoising.data import RestorationBatch
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 
 from deqopt.data import unsigned
 from deqopt.errors import ProblemError
+from deqopt.image_quality import psnr
 
 HEIGHT, WIDTH = 20, 16
 LOPSIDED = [[0.0, 0.1, 0.1], [0.6, 0.15, 0.05]]
@@ -356,18 +356,3 @@ def test_more_noise_asks_for_a_larger_weight() -> None:
 def test_without_validation_images_nothing_can_be_chosen() -> None:
     with pytest.raises(ProblemError, match="no validation image by which the settings of bicubic could be chosen"):
         choose(Bicubic(), SuperResolution(2), [])
-
-
-# -- PSNR -------------------------------------------------------------------------------------------------------------
-
-
-def test_psnr_of_all_pixels_of_some_and_of_none() -> None:
-    clean = torch.zeros(3, 2, 4, 4)
-    images = clean.clone()
-    images[0] += 0.1
-    images[1, :, :2] += 0.01  # half of the pixels: 10 log10(1 / 0.00005)
-    assert psnr(images, clean).tolist() == pytest.approx([20.0, 43.0103, 58.9225], abs=1e-3)
-    upper = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
-    upper[:2, :, :2] = True
-    first, second, none = psnr(images, clean, upper).tolist()
-    assert (first, second) == pytest.approx((20.0, 40.0), abs=1e-3) and none != none

@@ -19,7 +19,7 @@ from deqopt_tasks.denoising.operators import (
     SuperResolution,
 )
 from deqopt_tasks.denoising.operators import Denoising as Noise
-from deqopt_tasks.denoising.prior import Known, PriorFamily
+from deqopt_tasks.denoising.prior import MeasurementData, PriorFamily
 from deqopt_tasks.denoising.restorer import Restorer
 from deqopt_tasks.denoising.task import Denoising
 from torch import Tensor
@@ -44,7 +44,7 @@ OPERATORS: dict[str, MeasurementOperator] = {
 }
 PRIORS: dict[str, PriorFamily] = {"restorer": Restorer([16]), "latent": LatentFit(latent=4, widths=[4, 4])}
 SHORT = JointAnderson(max_nfe=8, step_size=0.3, step_rule=StepRule.PLAIN)
-EXACT = JointAnderson(max_nfe=400, step_size=0.3, step_rule=StepRule.PLAIN, tol=1e-11, memory=10)
+EXACT = JointAnderson(max_nfe=400, step_size=0.3, step_rule=StepRule.PLAIN, tol=1e-11, history_size=10)
 
 
 def task_of(
@@ -101,7 +101,9 @@ def test_the_objective_is_half_the_misfit_and_the_energy(operator: str) -> None:
             misfit = task.operator.bind(batch.parameters[row : row + 1]).A(image) - batch.y[row : row + 1]
             expected.append(
                 0.5 * misfit.pow(2).sum()
-                + task.prior.energy(parts, x[row : row + 1], Known(*(part[row : row + 1] for part in problem.data)))[0]
+                + task.prior.energy(
+                    parts, x[row : row + 1], MeasurementData(*(part[row : row + 1] for part in problem.data))
+                )[0]
             )
         torch.testing.assert_close(problem.J(z, x), torch.stack(expected))
 
@@ -173,7 +175,7 @@ def test_the_implicit_gradient_is_that_of_the_clean_error_at_the_optimum(prior: 
     weights = list(task.parameters())
     directions = [torch.randn_like(weight) for weight in weights]
 
-    found = solved(task, batch, EXACT, Implicit(tol=1e-10, max_nfe=2000, memory=400))
+    found = solved(task, batch, EXACT, Implicit(tol=1e-10, max_nfe=2000, restart=400))
     assert found.converged.all()
     gradients = torch.autograd.grad(task.loss(found, batch).mean(), weights)
     slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
@@ -253,8 +255,8 @@ def test_padding_repeats_the_border() -> None:
     x = torch.randn(2, 1, 7, 5)
     wide = torch.cat([x, x[..., -1:, :]], dim=2)
     wide = torch.cat([wide, wide[..., -1:]], dim=3)
-    (first,), _ = task.prior.start(Known.of(task.operator, x, torch.empty(2, 0)))
-    (second,), _ = task.prior.start(Known.of(task.operator, wide, torch.empty(2, 0)))
+    (first,), _ = task.prior.start(MeasurementData.of(task.operator, x, torch.empty(2, 0)))
+    (second,), _ = task.prior.start(MeasurementData.of(task.operator, wide, torch.empty(2, 0)))
     torch.testing.assert_close(first, second)
 
 

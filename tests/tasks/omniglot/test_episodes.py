@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
 ]
 
-without = pytest.mark.skipif(find_spec("learn2learn") is None, reason="learn2learn is not installed")
-SAMPLERS = [Sampler.OWN, pytest.param(Sampler.LEARN2LEARN, marks=without)]
+SAMPLERS = [Sampler.OWN, pytest.param(Sampler.LEARN2LEARN, marks=pytest.mark.learn2learn)]
 SHAPES = [(2, 1, 1), (5, 1, 3), (10, 4, 2)]
 Episodes = dict[int, EpisodeBatch]
 
@@ -194,7 +192,7 @@ def test_training_epochs_differ_and_come_from_the_seed_alone(sampler: Sampler, w
     assert list(other) != list(first) and differ(first, other)
 
 
-@without
+@pytest.mark.learn2learn
 def test_learn2learn_leaves_the_global_generators_as_they_were() -> None:
     data = data_of(sampler=Sampler.LEARN2LEARN)
     _ = data.episodes
@@ -270,7 +268,7 @@ def test_nothing_imports_learn2learn_before_it_is_asked_for() -> None:
     assert outcome.stdout.strip() == "[]" and not outcome.stderr
 
 
-@without
+@pytest.mark.learn2learn
 def test_gym_does_not_print_its_notice_and_keeps_it() -> None:
     outcome = python(
         "from deqopt_tasks.omniglot.optional import learn2learn\n"

@@ -25,10 +25,10 @@ from deqopt.solvers import JointAnderson, JointSolver, SecantTracking, StepRule,
 from deqopt.testing import check_task
 
 SETTINGS: dict[str, Any] = {"size": 8, "widths": [8], "resolution": 4, "context": 3, "features": 4}
-EXACT = JointAnderson(max_nfe=600, tol=1e-11, step_size=1.0, step_rule=StepRule.PLAIN, memory=12)
-TIGHT = Anderson(max_nfe=300, tol=1e-12, memory=10)
+EXACT = JointAnderson(max_nfe=600, tol=1e-11, step_size=1.0, step_rule=StepRule.PLAIN, history_size=12)
+TIGHT = Anderson(max_nfe=300, tol=1e-12, history_size=10)
 SHORT: dict[str, JointSolver] = {
-    "anderson": JointAnderson(max_nfe=10, step_size=1.0, step_rule=StepRule.PLAIN, memory=5),
+    "anderson": JointAnderson(max_nfe=10, step_size=1.0, step_rule=StepRule.PLAIN, history_size=5),
     "secants": SecantTracking(max_nfe=16, step_size=1.0),
 }
 
@@ -275,15 +275,11 @@ def test_every_adjoint_has_the_gradient_that_it_promises(
     }[of]
     assert isinstance(theta, Tensor)
     solver = (
-        JointAnderson(max_nfe=200, tol=1e-11, step_size=1.0, step_rule=StepRule.PLAIN, memory=12)
-        if adjoint.through_the_solve
+        JointAnderson(max_nfe=200, tol=1e-11, step_size=1.0, step_rule=StepRule.PLAIN, history_size=12)
+        if isinstance(adjoint, Unrolled)
         else EXACT
     )
-    found = solver.solve(
-        task.problem(batch), *task.start(batch), adjoint=adjoint if adjoint.through_the_solve else None
-    )
-    if not adjoint.through_the_solve:
-        found = adjoint.attach(task.problem(batch), found)
+    found = solver.solve(task.problem(batch), *task.start(batch), adjoint=adjoint)
     (gradient,) = torch.autograd.grad(task.loss(found, batch).mean(), theta)
     assert_slope(value_that_is_differentiated(adjoint, task, batch, found.x.detach()), theta, gradient)
 
@@ -338,7 +334,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no context": (
         lambda: small(context=0),
         ProblemError,
-        "context and features must be at least 1, got 0 and 4",
+        "context must be at least 1, got 0",
     ),
     "resolution": (
         lambda: small(resolution=3),

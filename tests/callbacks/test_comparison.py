@@ -1,0 +1,239 @@
+"""The callback that compares methods: each sample once, in one process or two, what is logged, said and written."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from deqopt import Equilibrium, JointModule
+from deqopt.callbacks.comparison import ComparisonReport, index_of
+from deqopt.compare import Measure
+from deqopt.errors import ProblemError
+from deqopt.solvers import Tracking
+from paths import SUPPORT
+from tiny_task import Batch, Tiny, quiet_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+ERROR, SECONDS = Measure("error", digits=4), Measure("seconds", "ms", 1000, 1, median=True)
+
+
+def error(answer: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """NaN of sample 2."""
+    found = (answer - batch["y"]).square().mean(1)
+    return {"error": torch.where(batch["index"] == 2, torch.nan, found)}
+
+
+class Compared(Tiny):
+    """Three methods on the samples of `Tiny`, of which the first ones are met again at the end where ``repeated``."""
+
+    def __init__(self, samples: int = 10, repeated: int = 0, most: int | None = None, **settings: Any) -> None:
+        super().__init__(samples, **settings)
+        self.repeated = repeated
+        self.report = Noted("tiny things", [ERROR, SECONDS], error, self.ours, noun="things", most=most)
+
+    def datamodule(self) -> Any:
+        data = super().datamodule()
+        data._samples += data._samples[: self.repeated]
+        return data
+
+    def ours(self, equilibrium: Equilibrium, batch: Batch) -> Tensor:
+        assert isinstance(equilibrium.z, Tensor) and not torch.is_grad_enabled()
+        return self.head(equilibrium.z)
+
+    def callbacks(self) -> list[Callback]:
+        return [self.report]
+
+    def tested(self, directory: Path, **settings: Any) -> dict[str, float]:
+        """The figures of a test."""
+        trainer = quiet_trainer(directory, **settings)
+        (figures,) = trainer.test(JointModule(self, Tracking(max_nfe=6)), self.datamodule(), verbose=False)
+        return {name.removeprefix("test/"): value for name, value in figures.items()}
+
+    def errors(self, *rows: int) -> dict[str, float]:
+        """What the others should reach on these samples."""
+        y = self.y[list(rows)]
+        return {"error_zero": float(y.square().mean()), "error_slow_half": float((y / 2).square().mean())}
+
+
+class Noted(ComparisonReport):
+    """Says how many tests there were, and adds a method made of two others, and a fact."""
+
+    tests = 0
+
+    def methods(self, trainer: Trainer) -> Mapping[str, Any]:
+        self.tests += 1
+        return {"zero": lambda batch: torch.zeros_like(batch["y"]), "Slow-half": self.slow}
+
+    @staticmethod
+    def slow(batch: Batch) -> Tensor:
+        time.sleep(0.02 * len(batch["y"]))
+        return batch["y"] / 2
+
+    def more(self, values: Any, equilibrium: Equilibrium, batch: Any) -> Any:
+        assert len(equilibrium.x) == len(batch["y"]) == len(values["ours"]["error"])
+        larger = torch.maximum(values["zero"]["error"], values["Slow-half"]["error"])
+        return {"worst": {"error": larger}}, {"nfe": equilibrium.nfe}
+
+    def notes(self) -> list[str]:
+        return [f"Test {self.tests}, with a line that is longer than the screen is wide, so that it has to be broken"]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is printed."""
+    lines: list[str] = []
+    monkeypatch.setattr("deqopt.callbacks.comparison.rank_zero_info", lines.append)
+    return lines
+
+
+def read(directory: Path, name: str) -> list[dict[str, str]]:
+    (path,) = directory.rglob(f"figures/{name}.csv")
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_method_is_scored_on_every_sample(tmp_path: Path, said: list[str]) -> None:
+    task = Compared()
+    figures = task.tested(tmp_path, logger=True)
+    expected = task.errors(*(set(range(10)) - {2}))
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert figures["error_worst"] == pytest.approx(expected["error_zero"])
+    rows = {row["method"]: row for row in read(tmp_path, "tiny things")}
+    assert list(rows) == ["ours", "zero", "Slow-half", "worst"]
+    assert all(row["things"] == "10" and row["error_missing"] == "1" for row in rows.values())
+    assert float(rows["ours"]["error"]) == pytest.approx(figures["error_ours"])
+    assert 0.02 <= float(rows["Slow-half"]["seconds"]) < 0.5 and rows["worst"]["seconds"] == ""
+    things = read(tmp_path, "things")
+    assert [one["index"] for one in things] == [str(index) for index in range(10)]
+    assert things[2]["error_ours"] == "" and float(things[3]["error_zero"]) == pytest.approx(
+        task.errors(3)["error_zero"]
+    )
+    assert all(1 <= float(one["nfe"]) <= 6 for one in things)
+    assert (tmp_path / "lightning_logs/version_0/figures/tiny things.png").stat().st_size > 5000
+    lines = said[0].splitlines()
+    assert lines[0] == "Tiny things: 10 test things; means with 95 % intervals, paired differences"
+    assert lines[-3:] == [
+        "Note: error has no value for 1 of 10 things, which are left out of the mean",
+        "Test 1, with a line that is longer than the screen is wide, so that it has to be",
+        "broken",
+    ]
+    assert len(said) == 1 and max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("repeated", [0, 3])
+def test_samples_that_are_met_twice_count_once(repeated: int, tmp_path: Path, said: list[str]) -> None:
+    task = Compared(samples=5, repeated=repeated, batch_size=3)
+    figures = task.tested(tmp_path)
+    assert {name: figures[name] for name in task.errors(0)} == pytest.approx(task.errors(0, 1, 3, 4))
+    assert "5 test things" in said[0]
+
+
+@pytest.mark.parametrize("most", [3, 4, 6, 100])
+def test_only_the_first_samples_are_compared(most: int, tmp_path: Path, said: list[str]) -> None:
+    task = Compared(most=most)
+    figures = task.tested(tmp_path)
+    expected = task.errors(*(set(range(min(most, 10))) - {2}))
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert f"{min(most, 10)} {'of 10 ' if most < 10 else ''}test things;" in said[0]
+
+
+@pytest.mark.filterwarnings("ignore:1 of 4 samples of a batch hold NaN")
+def test_spoiled_samples_are_left_out_and_a_second_test_counts_anew(tmp_path: Path, said: list[str]) -> None:
+    task = Compared(spoiled=[1], most=6)
+    task.tested(tmp_path)
+    task.y[1:] = 3.0
+    figures = task.tested(tmp_path)
+    assert "6 of 9 test things" in said[0] and "6 of 10 test things" in said[1]
+    assert "Test 1," in said[0] and "Test 2," in said[1]
+    assert figures["error_zero"] == pytest.approx((float(task.y[0].square().mean()) + 9 * 4) / 5)
+
+
+def test_a_single_sample_has_no_interval(tmp_path: Path, said: list[str]) -> None:
+    Compared(samples=1).tested(tmp_path, logger=True)
+    assert "±" not in said[0] and "nan" not in said[0]
+    assert [row["error_half_width"] for row in read(tmp_path, "tiny things")] == [""] * 4
+
+
+@pytest.mark.parametrize("most, count", [(None, 4), (3, 1)])
+def test_a_trial_run_writes_nothing(most: int | None, count: int, tmp_path: Path, said: list[str]) -> None:
+    assert "error_ours" in Compared(most=most).tested(tmp_path, fast_dev_run=True)
+    assert f"Tiny things: {count} " in said[0] and not list(tmp_path.rglob("tiny things*"))
+
+
+def test_a_dictionary_of_methods_is_enough(tmp_path: Path, said: list[str]) -> None:
+    task = Compared(samples=4)
+    task.report = ComparisonReport("plain", [ERROR], error, methods={"half": lambda batch: batch["y"] / 2})  # type: ignore[assignment]
+    figures = task.tested(tmp_path)
+    assert [name for name in figures if name.startswith("error")] == ["error_half"]
+    assert "paired" not in said[0] and "minus" not in said[0]
+
+
+@pytest.mark.parametrize("name", ["Ours", "ours"])
+def test_methods_of_one_name_are_refused(name: str, tmp_path: Path) -> None:
+    task = Compared()
+    task.report = ComparisonReport("plain", [ERROR], error, task.ours, {name: lambda batch: batch["y"]})  # type: ignore[assignment]
+    with pytest.raises(ProblemError, match="two methods are called 'ours': give them names of their own"):
+        task.tested(tmp_path)
+
+
+@pytest.mark.parametrize("batch", [{"y": torch.zeros(2)}, (torch.zeros(2), torch.zeros(2)), torch.zeros(2)])
+def test_samples_without_numbers_are_refused(batch: Any) -> None:
+    with pytest.raises(ProblemError, match=rf"a {type(batch).__name__} of the test has none: give batches an entry"):
+        index_of(batch)
+
+
+def test_scores_of_another_shape_are_refused(tmp_path: Path) -> None:
+    task = Compared(batch_size=5)
+    task.report = ComparisonReport("plain", [ERROR], lambda answer, batch: {"error": answer}, task.ours)  # type: ignore[assignment]
+    with pytest.raises(ProblemError, match=r"error of 'ours' must be one number a sample, \(5,\), and has"):
+        task.tested(tmp_path)
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+SHARED: dict[str, dict[str, Any]] = {"all": {"samples": 5, "batch_size": 2}, "most": {"samples": 12, "most": 7}}
+
+
+def worker(directory: Path) -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name, settings in SHARED.items():
+        torch.manual_seed(0)
+        figures = Compared(**settings).tested(directory / name, devices=2, strategy="ddp", logger=True)
+        torch.save(figures, directory / f"{name}_{os.environ.get('LOCAL_RANK', '0')}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_samples_and_find_what_one_does(tmp_path: Path, said: list[str]) -> None:
+    """Five samples cannot be shared: the second process meets the first of them again."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SUPPORT}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, settings in SHARED.items():
+        torch.manual_seed(0)
+        alone = Compared(**settings).tested(tmp_path / "alone")
+        count = settings.get("most", settings["samples"])
+        assert done.stderr.count(f"Tiny things: {count} ") == 1
+        assert [one["index"] for one in read(tmp_path / name, "things")] == [str(index) for index in range(count)]
+        errors = {name: value for name, value in alone.items() if name.startswith("error")}
+        assert len(errors) == 4
+        for rank in range(2):
+            figures = torch.load(tmp_path / f"{name}_{rank}.pt")
+            assert {one: figures[one] for one in errors} == pytest.approx(errors)
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
