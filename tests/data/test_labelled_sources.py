@@ -69,16 +69,6 @@ def test_every_class_has_a_name_and_every_image_one_of_its_own(stored: Stored) -
     assert len({source.name(i).casefold() for i in range(len(source))}) == len(source)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [5, 8, 21])
-def test_images_are_cropped_and_resized_as_without_labels(stored: Stored, size: int, channels: int) -> None:
-    source = open_labelled(stored.root, size=size, channels=channels, classes=10)
-    for i in (0, len(source) - 1):
-        image = source[i].image
-        assert image.shape == (channels, size, size) and image.min() >= 0 and image.max() <= 1
-        assert torch.equal(image, source.images[i].image)
-
-
 def test_images_to_predict_on_are_all_those_of_the_layout_and_labels_do_not_matter(stored: Stored) -> None:
     """Not even the order: class folders are walked like any others."""
     images = open_images(stored.root, **settings(stored))
