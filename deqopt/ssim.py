@@ -61,11 +61,7 @@ def _windowed(images: Tensor) -> Tensor:
 
 
 class StructuralSimilarity(Metric):
-    """The mean of :func:`ssim` over all images; NaN of none.
-
-    Args:
-        data_range: the values of black and white.
-    """
+    """The mean of :func:`ssim` over all images; NaN of none."""
 
     is_differentiable = False
     higher_is_better = True
@@ -73,9 +69,8 @@ class StructuralSimilarity(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, data_range: tuple[float, float] = (-1.0, 1.0), **settings: Any) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.data_range = data_range
         for name in ("total", "count"):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 

@@ -20,6 +20,7 @@ from deqopt.data import ImageBatch, ImageDataModule, open_images, save_image, si
 from deqopt.errors import check_finite
 from deqopt.figures import image_rows
 from deqopt.fixed_point import Anderson
+from deqopt.image_quality import psnr
 from deqopt.nn import Decoder
 from deqopt.ranges import at_least, not_negative
 from deqopt.ssim import StructuralSimilarity
@@ -139,10 +140,9 @@ class CelebA(Task):
     def figures(self, equilibrium: Equilibrium, batch: ImageBatch) -> Mapping[str, Figure]:
         shown = slice(0, 10)
         images, target = self.outcome(equilibrium, batch)
-        error = (images - target)[shown].square().flatten(1).mean(1)
-        psnr = [f"{value:.1f} dB" for value in (-10 * torch.log10(error)).tolist()]
+        notes = [f"{value:.1f} dB" for value in psnr(images[shown], target[shown]).tolist()]
         rows = {"original": target[shown], "reconstruction": images[shown]}
-        return {"reconstructions": image_rows(rows, "Images and their reconstructions at the feasible point", psnr)}
+        return {"reconstructions": image_rows(rows, "Images and their reconstructions at the feasible point", notes)}
 
     def callbacks(self) -> list[Callback]:
         return [

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from deqopt.callbacks import ReportUnreadable
 from deqopt.data import EmbeddedPhotographs, open_images, save_image, signed, unsigned
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
+from deqopt.image_quality import psnr
 from deqopt.ranges import at_least
 from deqopt.solvers import JointAnderson, JointSolver, StepRule
 from deqopt.ssim import StructuralSimilarity
@@ -201,10 +201,9 @@ class Denoising(Task):
     def figures(self, equilibrium: Equilibrium, batch: RestorationBatch) -> Mapping[str, Figure]:
         shown = slice(0, 10)
         image, clean = self.restored(equilibrium)[shown], batch.clean[shown]
-        error = (image.clamp(0, 1) - clean).square().flatten(1).mean(1)
-        psnr = [f"{value:.1f} dB" for value in (-10 * torch.log10(error)).tolist()]
+        notes = [f"{value:.1f} dB" for value in psnr(image.clamp(0, 1), clean).tolist()]
         rows = {"clean": clean, "measurement": self.estimate(batch)[shown], "restored": image}
-        return {"restored": image_rows(rows, "Images, what was measured of them, and what was restored", psnr)}
+        return {"restored": image_rows(rows, "Images, what was measured of them, and what was restored", notes)}
 
     def callbacks(self) -> list[Callback]:
         report = RestorationReport(

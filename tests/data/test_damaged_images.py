@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,12 @@ from deqopt_tasks.denoising.data import DamagedImages, RestorationBatch, Restora
 from deqopt_tasks.denoising.inpainting import GivenMask, Inpainting
 from deqopt_tasks.denoising.operator import MeasurementOperator
 from deqopt_tasks.denoising.operators import Denoising
-from lightning.pytorch import Callback
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from deqopt import Equilibrium, JointModule, JointProblem
 from deqopt.batch import finite_samples, pick, size_of
-from deqopt.callbacks import PredictionWriter, ReportUnreadable
-from deqopt.data import EmbeddedDigits, ImageArchive, ImageSource, save_image, unsigned
+from deqopt.data import EmbeddedDigits
 from deqopt.errors import DataError, DeqoptError
-from deqopt.solvers import Tracking
-from tiny_task import Tiny, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
@@ -137,88 +130,6 @@ def test_an_image_without_its_mask_is_said_at_once_even_where_it_is_the_last(tmp
     root = write(tmp_path / "photos", a=grey(0, 1, 2), b=grey(0, 1, 2), c=grey(0, 1, 2))
     with pytest.raises(DataError, match="no mask for the image c: "):
         DamagedImages(root, Inpainting(GivenMask(str(tmp_path / "masks"))), 1)
-
-
-# -- with a task ------------------------------------------------------------------------------------------------------
-
-
-class Restorer(Tiny):
-    """The tiny task on images of 2 x 2, whose predictions are the measurements themselves."""
-
-    def __init__(self, source: Callable[[], ImageSource], root: Path, batch_size: int = 3) -> None:
-        super().__init__()
-        operator = Denoising(sigma=SIGMA)
-        damaged = partial(DamagedImages, root, operator, 1)
-        self.data = RestorationData(source, operator, batch_size=batch_size, predict_source=damaged)
-        self.root = root
-
-    def datamodule(self) -> RestorationData:  # type: ignore[override]
-        return self.data
-
-    def start(self, batch: RestorationBatch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return super().start({"y": batch.y.flatten(1)})
-
-    def problem(self, batch: RestorationBatch) -> JointProblem:  # type: ignore[override]
-        return super().problem({"y": batch.y.flatten(1)})
-
-    def outcome(self, equilibrium: Equilibrium, batch: RestorationBatch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return super().outcome(equilibrium, {"y": batch.clean.flatten(1)})
-
-    def callbacks(self) -> list[Callback]:
-        return [ReportUnreadable(self.data.damaged, "restored")]
-
-    def prediction_directory(self) -> Path:
-        return self.root.with_name(f"{self.root.name}_restored")
-
-    def write_predictions(self, equilibrium: Equilibrium, batch: RestorationBatch, directory: Path) -> list[Path]:  # type: ignore[override]
-        files = [directory / f"{self.data.predict_source.name(i)}.png" for i in batch.index.tolist()]
-        for file, y in zip(files, batch.y, strict=True):
-            save_image(file, unsigned(y))
-        return files
-
-
-def small(folder: Path) -> Callable[[], ImageSource]:
-    np.savez(folder / "small.npz", images=np.random.default_rng(0).integers(0, 256, (30, 2, 2), np.uint8))
-    return partial(ImageArchive, folder / "small.npz", 2, 1)
-
-
-def predict(task: Restorer, folder: Path) -> dict[str, int]:
-    """The level of every image that is written; raises what predict raises."""
-    trainer = quiet_trainer(folder, callbacks=[PredictionWriter()])
-    module = JointModule(task, solver=Tracking(max_nfe=4, step_size=0.5, settle=1))
-    trainer.predict(module, datamodule=task.data, return_predictions=False)
-    return written(task)
-
-
-def written(task: Restorer) -> dict[str, int]:
-    return {path.stem: int(np.asarray(Image.open(path))[0, 0]) for path in task.prediction_directory().iterdir()}
-
-
-def test_images_that_can_be_read_are_written_before_the_others_fail_the_command(tmp_path: Path) -> None:
-    good = {name: grey(level, 2, 2) for level, name in enumerate("acdefgh")}
-    root = write(tmp_path / "photos", **good, b=b"nothing", sub__z=b"nothing")
-    task = Restorer(small(tmp_path), root)
-    expected = f"2 of 9 images of {root} could not be read: b.png, sub/z.png; the other 7 were restored"
-    with pytest.warns(UserWarning) as warned, pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
-        predict(task, tmp_path)
-    reasons = [f"{root}/{file} is truncated or not an image: delete or replace it" for file in ("b.png", "sub/z.png")]
-    assert [str(one.message) for one in warned if str(root) in str(one.message)] == reasons
-    assert written(task) == {name: level for level, name in enumerate("acdefgh")}
-
-
-def test_nothing_is_said_where_all_images_can_be_read(tmp_path: Path) -> None:
-    root = write(tmp_path / "photos", a=grey(7, 2, 2), b=grey(8, 2, 2))
-    assert predict(Restorer(small(tmp_path), root), tmp_path) == {"a": 7, "b": 8}
-    assert not (tmp_path / "predictions").exists()
-
-
-def test_a_task_trains_and_is_tested_on_measurements(tmp_path: Path) -> None:
-    task = Restorer(small(tmp_path), tmp_path / "photos")
-    module = JointModule(task, solver=Tracking(max_nfe=4, step_size=0.5, settle=1))
-    trainer = quiet_trainer(tmp_path, max_epochs=1)
-    trainer.fit(module, datamodule=task.data)
-    (figures,) = trainer.test(module, datamodule=task.data, verbose=False)
-    assert figures["test/mse"] > 0
 
 
 def test_a_batch_without_clean_images_and_parameters_is_still_a_batch(tmp_path: Path) -> None:

@@ -123,8 +123,11 @@ folder = user_folder({})
 
 @pytest.mark.parametrize("stage", ["fit", "test", "predict"])
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_named_and_the_others_are_used(case: str, stage: str, tmp_path: Path) -> None:
+def test_it_is_named_and_the_others_are_used(
+    case: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, root = CASES[case], tmp_path / "data"
+    monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning) as warned:
         answer = one.run(stage, root)
     lost = "00.png" if stage == "predict" and one.predicted else one.broken
@@ -135,3 +138,7 @@ def test_it_is_named_and_the_others_are_used(case: str, stage: str, tmp_path: Pa
         name = Path(lost).name
         expected = rf"1 of (19|20) images of {root} could not be read: .*{name}; the other 1[89] were {one.done}$"
         assert re.search(expected, answer.error.strip()), answer
+        folders = ("predictions", "data_restored", "data_classified")
+        kept = [path for path in tmp_path.rglob("*") if path.parent.name in folders and path.suffix in (".png", ".csv")]
+        tables = [path.read_text().splitlines() for path in kept if path.suffix == ".csv"]
+        assert len(tables[0]) - 1 == 18 if tables else len(kept) in (18, 19), "the others were used"

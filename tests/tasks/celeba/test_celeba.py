@@ -79,13 +79,13 @@ def test_the_outer_loss_is_the_objective_a_pixel() -> None:
         problem = task.problem(batch)
         found = solve_exactly(problem, Tracking(max_nfe=12).solve(problem, *task.start(batch)))
         prediction, target = task.outcome(found, batch)
-        expected = (signed(prediction) - signed(target)).square().mean(dim=(1, 2, 3))
+        expected = (2 * (prediction - target)).square().mean(dim=(1, 2, 3))
         torch.testing.assert_close(task.loss(found, batch), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_metrics_are_those_of_the_range_from_zero_to_one() -> None:
     metrics = small().metrics()
-    target = torch.zeros(2, 1, 16, 16)
+    target = torch.full((2, 1, 16, 16), 0.5)
     assert metrics["psnr"](target + 0.1, target).item() == pytest.approx(20.0)  # 10 log10(1 / 0.1^2)
     assert metrics["ssim"](target + 0.2, target + 0.2).item() == pytest.approx(1.0)
 
@@ -97,7 +97,7 @@ def test_fitting_the_latent_beats_the_start_and_the_mean_image() -> None:
     batch = ImageBatch(task.decode(x), torch.full((8,), -1), torch.arange(8))  # images that the decoder can make
     problem = task.problem(batch)
     found = Tracking(max_nfe=200, step_size=1.0).solve(problem, *task.start(batch))
-    mean = signed(batch.image).sub(signed(batch.image).mean(0)).square().sum(dim=(1, 2, 3))
+    mean = (2 * (batch.image - batch.image.mean(0))).square().sum(dim=(1, 2, 3))
     assert (solve_exactly(problem, found).objective < 0.5 * mean).float().mean() > 0.8
 
 
@@ -106,7 +106,7 @@ def test_decoding_gives_images_in_range_at_the_equilibrium() -> None:
     x = latents(5, spread=3.0)
     images = task.decode(x)
     assert images.shape == (5, 1, 8, 8) and images.min() > 0 and images.max() < 1 and not images.requires_grad
-    assert (images - images.mean(0)).abs().max() > 1e-3, "the latent reaches the image"
+    assert (images - images.mean(0)).abs().max() > 5e-4, "the latent reaches the image"
     z: Any = task.decoder.start(x)
     for _ in range(500):
         with torch.no_grad():

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +14,10 @@ from deqopt_tasks.denoising.data import RestorationBatch, RestorationData, Resto
 from deqopt_tasks.denoising.inpainting import Inpainting, RandomBoxes, RandomPixels
 from deqopt_tasks.denoising.operator import MeasurementOperator, Shape
 from deqopt_tasks.denoising.operators import Denoising, SuperResolution
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from deqopt.data import EmbeddedDigits, EpochOrder, ImageArchive, ImageSource, signed
-from deqopt.errors import DataError, ProblemError
-from recorder import Recorder
-from tiny_task import quiet_trainer
+from deqopt.errors import ProblemError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -174,75 +169,19 @@ def test_half_of_the_images_to_train_on_are_mirrored_and_no_others(tmp_path: Pat
 class Kept(ImageArchive):
     """Hands out the same tensors every time."""
 
-    def tensor(self, index: int, black: float = -1.0) -> Tensor:
-        return self.__dict__.setdefault(f"image {index}", super().tensor(index, black))
+    def tensor(self, index: int) -> Tensor:
+        return self.__dict__.setdefault(f"image {index}", super().tensor(index))
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_a_source_keeps_its_images_as_they_were(kind: str, tmp_path: Path) -> None:
     archive(tmp_path)
     data = data_of(partial(Kept, tmp_path / "60.npz", 8, 1), OPERATORS[kind], flip=True)
-    before = [image.clone() for image, _ in (data.source[i] for i in range(60))]
+    before = [data.source[i].image.clone() for i in range(60)]
     for batch in [*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]:
         batch.y.zero_()
         batch.clean.zero_()
     assert all(torch.equal(data.source[i].image, image) for i, image in enumerate(before))
-
-
-class Save(Callback):
-    """Writes a checkpoint when the first epoch ends, in one of two ways that Lightning continues differently."""
-
-    def __init__(self, path: Path, hook: str) -> None:
-        self._path, self._hook = path, hook
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self._hook == "last batch" and trainer.global_step == trainer.num_training_batches:
-            trainer.save_checkpoint(self._path)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._hook == "epoch" and trainer.current_epoch == 0:
-            trainer.save_checkpoint(self._path)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("hook", ["last batch", "epoch"])
-@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
-def test_a_run_that_is_resumed_sees_what_it_would_have_seen(hook: str, workers: int, tmp_path: Path) -> None:
-    source, path = archive(tmp_path, 20), tmp_path / "first.ckpt"
-
-    def train(checkpoint: Path | None = None) -> dict[int, Samples]:
-        model = Recorder(lambda batch: batch.y)
-        trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=[Save(path, hook)])
-        data = data_of(source, batch_size=4, workers=workers, flip=True)
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
-        return {epoch: samples_of(batches) for epoch, batches in model.seen.items()}
-
-    whole = train()
-    rest = train(path)
-    assert whole.keys() == {0, 1, 2} and rest.keys() == {1, 2}
-    for epoch, found in rest.items():
-        assert list(found) == list(whole[epoch]) and same(found, whole[epoch])
-
-
-@pytest.mark.parametrize("epoch", [0, 3])
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_an_epoch_without_overlap(processes: int, epoch: int, tmp_path: Path) -> None:
-    """With the wrapper that Lightning puts around a sampler; every process has a data module of its own."""
-    source = archive(tmp_path)
-    alone = data_of(source, batch_size=48)
-    alone.trainer = cast(Trainer, SimpleNamespace(world_size=1, current_epoch=epoch))
-    whole = samples_of(alone.train_dataloader())
-    shares: list[Samples] = []
-    for rank in range(processes):
-        torch.manual_seed(rank)
-        data = data_of(source)
-        data.trainer = cast(Trainer, SimpleNamespace(world_size=processes, current_epoch=epoch))
-        loader = data.train_dataloader()
-        sampler = DistributedSamplerWrapper(loader.sampler, num_replicas=processes, rank=rank, seed=1)
-        sampler.set_epoch(epoch)
-        shares.append({one.index: one for one in (loader.dataset[item] for item in sampler)})
-        assert len(shares[-1]) == 48 / processes
-    assert same({index: one for share in shares for index, one in share.items()}, whole)
 
 
 def test_an_epoch_that_lightning_puts_in_order_is_the_first(tmp_path: Path) -> None:
@@ -283,5 +222,5 @@ def test_predict_serves_the_measured_test_images_where_nothing_else_is_given(tmp
 
 
 def test_a_negative_noise_seed_is_refused() -> None:
-    with pytest.raises(DataError, match="noise_seed is -1: it should be 0 or larger"):
+    with pytest.raises(ProblemError, match="noise_seed must be 0 or larger, got -1"):
         data_of(EmbeddedDigits, noise_seed=-1)

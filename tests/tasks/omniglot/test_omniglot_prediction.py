@@ -268,7 +268,7 @@ REFUSED: dict[str, tuple[Files, Files, str]] = {
     "no support images": ({"red/readme.txt": b""}, QUERY, r"\S+/support and its subfolders hold no images: .*"),
     "no query images": (SUPPORT_FILES, {"readme.txt": b""}, r"\S+/query and its subfolders hold no images: .*"),
     "a class whose only image is broken": (
-        {**SUPPORT_FILES, "green/c.png": b"nothing"},
+        {**SUPPORT_FILES, "green/a.png": b"nothing"},
         QUERY,
         rf"none of the images of \S+/support/green can be read: {LAYOUT}",
     ),

@@ -131,7 +131,7 @@ def test_a_class_holds_the_images_of_its_folder(tmp_path: Path) -> None:
     assert [source.count(c) for c in range(3)] == [3, 3, 4]
     for c, name in enumerate("abc"):
         want = ImageFolder(tmp_path / name, 6, 3)
-        assert all(torch.equal(source.image(c, i), want.tensor(i, black=0.0)) for i in range(len(want)))
+        assert all(torch.equal(source.image(c, i), want.tensor(i)) for i in range(len(want)))
 
 
 def test_classes_without_parts_are_split_by_the_seed(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_parts_of_a_folder_are_the_splits(tmp_path: Path) -> None:
         named = [[source.name(c) for c in part] for part in (splits.train, splits.val, splits.test)]
         assert named == [["a", "b", "d"], ["c", "f"], ["e"]]
     want = ImageFolder(tmp_path / "val" / "f", 8, 1)
-    assert torch.equal(source.image(4, 1), want.tensor(1, black=0.0))
+    assert torch.equal(source.image(4, 1), want.tensor(1))
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
