@@ -19,6 +19,9 @@ from torch import Tensor
 from deqopt.compare import Estimate, Measure, Summary
 from deqopt.iteration import Trace
 
+GAP = 0.04
+"""On each side of an image, in widths of an image."""
+
 
 def image_rows(rows: Mapping[str, Tensor], title: str, notes: Sequence[str] = ()) -> Figure:
     """Images in labelled rows, one column a sample.
@@ -30,34 +33,39 @@ def image_rows(rows: Mapping[str, Tensor], title: str, notes: Sequence[str] = ()
     """
     columns = next(iter(rows.values())).shape[0]
     figure = Figure(figsize=(0.9 * columns + 1.4, 1.0 * len(rows) + 0.7), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
-        for axes, image in zip(axes_row, images.detach().float().cpu(), strict=True):
-            _show(axes, image)
-            axes.set(xticks=[], yticks=[])
-        axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    for axes, note in zip(grid[-1], notes, strict=False):
-        axes.set_xlabel(note, fontsize=7, parse_math=False)
-    figure.suptitle(title, fontsize=10)
+    axes, middles = _pictures(figure, list(rows.values()), title)
+    axes.set_yticks(middles, list(rows), fontsize=9)
+    axes.set_xticks([column + 0.5 for column in range(len(notes))], notes, fontsize=7, parse_math=False)
     return figure
 
 
 def image_mosaic(images: Tensor, title: str, columns: int = 8) -> Figure:
     """Images (N, 1 or 3, H, W) in [0, 1], row by row."""
-    rows = -(-images.shape[0] // columns)
-    figure = Figure(figsize=(0.9 * columns, 0.9 * rows + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, image in zip(grid, images.detach().float().cpu(), strict=False):
-        _show(axes, image)
-    figure.suptitle(title, fontsize=10)
+    rows = images.split(columns)
+    figure = Figure(figsize=(0.9 * columns, 0.9 * len(rows) + 0.5), layout="constrained")
+    _pictures(figure, rows, title)
     return figure
 
 
-def _show(axes: Axes, image: Tensor) -> None:
-    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
-    axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+def _pictures(figure: Figure, rows: Sequence[Tensor], title: str) -> tuple[Axes, list[float]]:
+    """Rows of images (N, 1 or 3, H, W) of width 1 in one system of axes, which is drawn much faster than one for each.
+
+    Returns:
+        The axes, and where the middle of every row is.
+    """
+    axes, middles, top = figure.subplots(), [], 0.0
+    for images in rows:
+        height = images.shape[2] / images.shape[3]
+        pixels = images.detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+        for column, image in enumerate(pixels.numpy()):
+            axes.imshow(image, extent=(column + GAP, column + 1 - GAP, top + height - GAP, top + GAP))
+        middles.append(top + height / 2)
+        top += height
+    axes.set(xlim=(0, max(len(images) for images in rows)), ylim=(top, 0), xticks=[], yticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    return axes, middles
 
 
 def convergence(trace: Trace) -> Figure:
@@ -120,7 +128,7 @@ def draw_curves(axes: Axes, curves: Mapping[str, Mapping[float, Estimate]], meas
     """
     for place, (name, points) in enumerate(curves.items()):
         beside = ScaledTranslation((place - (len(curves) - 1) / 2) * 5 / 72, 0, axes.figure.dpi_scale_trans)
-        axes.errorbar(
+        drawn = axes.errorbar(
             list(points),
             [measure.factor * one.mean for one in points.values()],
             [measure.factor * np.nan_to_num(one.half_width) for one in points.values()],
@@ -130,8 +138,9 @@ def draw_curves(axes: Axes, curves: Mapping[str, Mapping[float, Estimate]], meas
             capsize=2,
             color=f"C{place}",
             label=name,
-            transform=axes.transData + beside,
         )
+        for artist in drawn.get_children():
+            artist.set_transform(axes.transData + beside)  # afterwards, so that the limits are those of the data
     axes.set_ylabel(measure.heading, parse_math=False)
     axes.grid(alpha=0.3)
 

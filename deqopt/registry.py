@@ -113,7 +113,7 @@ class Plugin:
 
 
 def plugins(group: Group) -> dict[str, Plugin]:
-    """All registered plugins of a group by name, sorted; nothing is imported.
+    """All registered plugins of a group by name, sorted; nothing is imported. A class may have several names.
 
     A distribution that is found twice (an editable install beside PYTHONPATH) counts as on ``sys.path``: the
     first wins. Where different distributions register one name, one of them carries the others as ``rivals``.
@@ -154,16 +154,19 @@ def find(group: Group, name: str) -> Plugin:
 
 
 def listing(group: Group, width: int | None = None) -> str:
-    """A plain table: name, summary, distribution. Ambiguous names have a row each.
+    """A plain table: names, summary, distribution. All names of a class share a row; an ambiguous name has several.
 
-    A plugin is one line; with ``width`` its summary is wrapped so that no line is longer, where there is room for it.
+    A class is one line; with ``width`` its summary is wrapped so that no line is longer, where there is room for it.
     A line in brackets follows for every distribution whose entry points cannot be read.
     """
-    everything = [p for first in plugins(group).values() for p in (first, *first.rivals)]
+    by_class: dict[tuple[str, str], list[Plugin]] = {}
+    for first in plugins(group).values():
+        for one in (first, *first.rivals):
+            by_class.setdefault((one.target, one.distribution), []).append(one)
     malformed = [f"({one})" for one in registrations(group.value)[1]]
-    if not everything:
+    if not by_class:
         return "\n".join([_none_installed(group), *malformed])
-    rows = [(p.name, p.summary, p.distribution) for p in everything]
+    rows = [(", ".join(one.name for one in same), same[0].summary, same[0].distribution) for same in by_class.values()]
     names, summaries, distributions = (max(len(row[column]) for row in rows) for column in range(3))
     if width is not None:
         summaries = min(summaries, max(width - names - distributions - 4, 20))

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -28,3 +29,8 @@ def heeded_signals() -> None:
         for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
             if signal.getsignal(number) is signal.SIG_IGN:
                 signal.signal(number, handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("learn2learn") and find_spec("learn2learn") is None:
+        pytest.skip("learn2learn is not installed: see make test-learn2learn")

@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from deqopt.callbacks.nonfinite import first_not_finite
 from deqopt.checkpoints import Record, copy, finite_number, previous, read
-from deqopt.errors import CheckpointError, DeqoptError, NonFiniteError, ProblemError
+from deqopt.errors import CheckpointError, DeqoptError, NonFiniteError
+from deqopt.ranges import positive
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -39,8 +40,7 @@ class RunCheckpoint(ModelCheckpoint):
     def __init__(
         self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min", every_n_minutes: float = 10.0
     ) -> None:
-        if not every_n_minutes > 0:
-            raise ProblemError(f"checkpoint: every_n_minutes must be larger than 0, got {every_n_minutes}")
+        positive("checkpoint", every_n_minutes=every_n_minutes)
         super().__init__(monitor=monitor, mode=mode, filename="best", save_last=True, enable_version_counter=False)
         self.every_n_minutes = every_n_minutes
         self._step = 0

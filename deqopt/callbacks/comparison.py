@@ -142,20 +142,10 @@ class ComparisonReport(Callback):
         self._methods = dict(self.methods(trainer))
         check_names([*([OURS] if self._ours else []), *self._methods])
 
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._began = now(pl_module.device)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         batch, equilibrium = outputs["batch"], outputs["equilibrium"]  # without samples that are not finite
         size = size_of(batch)
         self._seen.append(Scores(index_of(batch), {}))
@@ -180,9 +170,7 @@ class ComparisonReport(Callback):
         self._parts.append(self.scored(answers, seconds, equilibrium, batch))
         self.answered(answers, batch)
 
-    def scored(
-        self, answers: Answers, seconds: Mapping[str, float], equilibrium: Equilibrium | None, batch: Any
-    ) -> Scores:
+    def scored(self, answers: Answers, seconds: Mapping[str, float], equilibrium: Equilibrium, batch: Any) -> Scores:
         """The scores of a batch."""
         values = {
             name: {**self._score(answer, batch), "seconds": torch.full((size_of(batch),), seconds[name])}

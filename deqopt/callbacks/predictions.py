@@ -35,15 +35,7 @@ class PredictionWriter(Callback):
         self._directory = prediction_directory(trainer, pl_module.task)  # type: ignore[arg-type]
         self._directory.mkdir(parents=True, exist_ok=True)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         with torch.no_grad(), cached_weights(pl_module):
             files = pl_module.task.write_predictions(outputs["equilibrium"], outputs["batch"], self._directory)  # type: ignore[operator, union-attr]
         self._written += len(files)

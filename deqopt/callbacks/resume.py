@@ -14,7 +14,7 @@ from deqopt.callbacks.position import Position, accumulates
 from deqopt.data.loader import EpochLoader
 from deqopt.errors import CheckpointError
 from deqopt.generators import generator_states, set_generator_states
-from deqopt.optimization import Optimization, Schedule
+from deqopt.optimization import Optimization
 
 KEY = "resume"
 """Of a checkpoint: what is needed to go on from it."""
@@ -57,8 +57,8 @@ class Resume(Callback):
         self._before_validation: _Snapshot | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        constant = _optimization(pl_module).schedule is Schedule.CONSTANT
-        self._steps = None if constant else int(trainer.estimated_stepping_batches)
+        ends = _optimization(pl_module).ends_with_run
+        self._steps = int(trainer.estimated_stepping_batches) if ends else None
         if self._loaded is not None and _position(self._loaded).validation and trainer.max_steps != -1:
             self._extra = 1  # where all steps are taken, Lightning would not go back to validation
             trainer.fit_loop.epoch_loop.max_steps += self._extra
@@ -217,7 +217,8 @@ def _trainer_settings(trainer: Trainer) -> dict[str, Any]:
 
 def _changes(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
     """What is other than before, for people."""
-    return [f"{name} {now[name]} (before: {before[name]})" for name in now if now[name] != before[name]]
+    names = [name for name in {**now, **before} if now.get(name) != before.get(name)]
+    return [f"{name} {now.get(name)} (before: {before.get(name)})" for name in names]
 
 
 def _position(loaded: dict[str, Any]) -> Position:

@@ -16,6 +16,9 @@ from deqopt.errors import DataError, printable
 LONGEST_NAME = 200
 """Bytes of a name for output files: file systems take 255, and more is put around it."""
 
+READERS = 4
+"""Threads that look for files that cannot be read: more would hold more images in memory at once."""
+
 
 class ImageFiles(ImageSource):
     """Images in files, decoded when they are asked for.
@@ -61,7 +64,7 @@ class ImageFiles(ImageSource):
         Raises:
             DataError: none can be read.
         """
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             found = {index: reason for index, reason in enumerate(pool.map(_reason, self.paths)) if reason}
         if len(found) == len(self):
             raise DataError(f"none of the {len(self)} images of {self.where} can be read: {found[0]}")

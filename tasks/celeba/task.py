@@ -17,10 +17,11 @@ from torchmetrics.image import PeakSignalNoiseRatio
 from deqopt import Equilibrium, JointProblem, Task
 from deqopt.callbacks import ReportUnreadable
 from deqopt.data import ImageBatch, ImageDataModule, open_images, save_image, signed, unsigned
-from deqopt.errors import ProblemError, check_finite
+from deqopt.errors import check_finite
 from deqopt.figures import image_rows
 from deqopt.fixed_point import Anderson
 from deqopt.nn import Decoder
+from deqopt.ranges import at_least, not_negative
 from deqopt.ssim import StructuralSimilarity
 from deqopt.state import State, tensors_of
 
@@ -73,11 +74,8 @@ class CelebA(Task):
         fid_features: int | str | None = None,
     ) -> None:
         super().__init__()
-        if latent < 1 or not prior >= 0 or components < 1:
-            raise ProblemError(
-                "celeba: latent and components must be at least 1 and prior 0 or larger; "
-                f"got {latent}, {components} and {prior}"
-            )
+        at_least(1, "celeba", latent=latent, components=components)
+        not_negative("celeba", prior=prior)
         check_finite("celeba", prior=prior)
         self.latent, self.prior, self.image_shape = latent, prior, (image_channels, size, size)
         self.decoder = Decoder(latent, widths, size // 2 if resolution is None else resolution, image_channels, size)

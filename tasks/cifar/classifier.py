@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from deqopt.errors import ProblemError
 from deqopt.nn import ImageInjection, MultiscaleCell, branch_shapes, group_norm
+from deqopt.ranges import at_least
 
 Branches = tuple[Tensor, ...]
 
@@ -41,10 +42,9 @@ class Classifier(nn.Module):
         unroll: int | None = None,
     ) -> None:
         super().__init__()
-        if classes < 2:
-            raise ProblemError(f"classes must be at least 2, got {classes}")
-        if unroll is not None and unroll < 1:
-            raise ProblemError(f"unroll must be at least 1, or null for the equilibrium; got {unroll}")
+        at_least(2, classes=classes)
+        if unroll is not None:
+            at_least(1, unroll=unroll)
         if size < resolution or size % resolution:
             raise ProblemError(f"the image size must be a multiple of the resolution {resolution}, got {size}")
         self.shapes, self.unroll = branch_shapes(widths, resolution), unroll

@@ -20,26 +20,10 @@ class CleanAccuracy(Callback):
     def __init__(self, classifier: Classifier) -> None:
         self._model = ExactClassifier(classifier)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         self._log("val", pl_module, outputs["batch"])
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         self._log("test", pl_module, outputs["batch"])
 
     def _log(self, stage: str, pl_module: LightningModule, batch: Any) -> None:

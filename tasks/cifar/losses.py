@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deqopt.errors import ProblemError, check_finite
+from deqopt.ranges import positive
 
 SPREAD = 12.0
 """How far apart the largest and the smallest of rescaled logits are: as those of a network that was trained against
@@ -95,8 +96,7 @@ class Trades(TrainingLoss):
     beta: float = 6.0
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ProblemError(f"beta must be larger than 0, got {self.beta}")
+        positive(beta=self.beta)
         check_finite(beta=self.beta)
 
     @property

@@ -220,14 +220,14 @@ def baselines_for(operator: MeasurementOperator) -> list[Baseline]:
             return [TotalVariation()]
 
 
-class Choice(NamedTuple):
+class ChosenSetting(NamedTuple):
     """A baseline with the settings that were best, and its mean PSNR with them, in dB."""
 
     baseline: Baseline
     psnr: float
 
 
-def choose(baseline: Baseline, operator: MeasurementOperator, batches: Sequence[RestorationBatch]) -> Choice:
+def choose(baseline: Baseline, operator: MeasurementOperator, batches: Sequence[RestorationBatch]) -> ChosenSetting:
     """The setting of a baseline with the highest mean PSNR on images that it is not judged by; the first of equals.
 
     Args:
@@ -242,7 +242,7 @@ def choose(baseline: Baseline, operator: MeasurementOperator, batches: Sequence[
     choices = []
     for candidate in baseline.settings(operator):
         found = [psnr(candidate.restore(operator, b.y, b.parameters), b.clean) for b in batches]
-        choices.append(Choice(candidate, float(torch.cat(found).mean())))
+        choices.append(ChosenSetting(candidate, float(torch.cat(found).mean())))
     return max(choices, key=lambda choice: choice.psnr)
 
 

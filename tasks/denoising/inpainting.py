@@ -15,6 +15,7 @@ from torch import Tensor
 from deqopt.data import ImageFolder
 from deqopt.data.pixels import read_pixels
 from deqopt.errors import DataError, ProblemError
+from deqopt.ranges import at_least
 
 from .harmonic import harmonic
 from .operator import Measurement, MeasurementOperator, Shape
@@ -62,8 +63,7 @@ class RandomBoxes(Mask):
     count: int = 1
 
     def __post_init__(self) -> None:
-        if self.side < 1 or self.count < 1:
-            raise ProblemError(f"RandomBoxes: side and count must be 1 or larger, got {self.side} and {self.count}")
+        at_least(1, "RandomBoxes", side=self.side, count=self.count)
 
     def check(self, size: Size) -> None:
         height, width = size

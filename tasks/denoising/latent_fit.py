@@ -9,9 +9,10 @@ from torch import Tensor
 from deqopt.errors import ProblemError, check_finite
 from deqopt.nn import Decoder
 from deqopt.nn.multiscale import Branches
+from deqopt.ranges import at_least, not_negative
 
 from .operator import Shape
-from .prior import Known, Prior, PriorFamily
+from .prior import MeasurementData, Prior, PriorFamily
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,8 @@ class LatentFit(PriorFamily):
     weight: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.latent < 1 or not self.weight >= 0:
-            raise ProblemError(
-                f"LatentFit: latent must be at least 1 and weight 0 or larger; got {self.latent} and {self.weight}"
-            )
+        at_least(1, "LatentFit", latent=self.latent)
+        not_negative("LatentFit", weight=self.weight)
         check_finite("LatentFit", weight=self.weight)
 
     def build(self, shape: Shape) -> LatentPrior:
@@ -59,7 +58,7 @@ class LatentPrior(Prior):
         self.decoder = Decoder(settings.latent, settings.widths, resolution, channels, size)
         self.cell = self.decoder.cell
 
-    def start(self, known: Known) -> tuple[Branches, Tensor]:
+    def start(self, known: MeasurementData) -> tuple[Branches, Tensor]:
         """The zero latent, and the state after one application of the cell: normalisation is singular at zero.
 
         Raises:
@@ -73,12 +72,12 @@ class LatentPrior(Prior):
         x0 = known.initial.new_zeros(len(known.initial), self.latent)
         return tuple(part.detach() for part in self.decoder.f(self.decoder.start(x0), x0)), x0
 
-    def f(self, z: Branches, x: Tensor, known: Known) -> Branches:
+    def f(self, z: Branches, x: Tensor, known: MeasurementData) -> Branches:
         return self.decoder.f(z, x)
 
     def image(self, z: Branches, x: Tensor) -> Tensor:
         image: Tensor = self.decoder.head(z)
         return image
 
-    def energy(self, z: Branches, x: Tensor, known: Known) -> Tensor:
+    def energy(self, z: Branches, x: Tensor, known: MeasurementData) -> Tensor:
         return self.weight * x.square().sum(1)

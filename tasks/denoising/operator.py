@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from deqopt.data import signed
-from deqopt.errors import DataError, ProblemError
+from deqopt.errors import DataError, ProblemError, check_finite
+from deqopt.ranges import not_negative
 
 Shape = tuple[int, int, int]
 """(channels, height, width) of an image."""
@@ -42,8 +42,8 @@ class MeasurementOperator(ABC):
     sigma: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma < math.inf:
-            raise ProblemError(f"{type(self).__name__}: sigma must be 0 or larger and finite, got {self.sigma}")
+        not_negative(type(self).__name__, sigma=self.sigma)
+        check_finite(type(self).__name__, sigma=self.sigma)
 
     @abstractmethod
     def A(self, x: Tensor) -> Tensor:

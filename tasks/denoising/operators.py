@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deqopt.errors import DataError, ProblemError
+from deqopt.errors import DataError, ProblemError, check_finite
+from deqopt.ranges import at_least, positive, positive_share
 
 from .operator import Measurement, MeasurementOperator, Shape
 
@@ -55,8 +56,7 @@ class SuperResolution(MeasurementOperator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.factor < 2:
-            raise ProblemError(f"SuperResolution: factor must be 2 or larger, got {self.factor}")
+        at_least(2, "SuperResolution", factor=self.factor)
 
     @property
     def tight(self) -> float:
@@ -110,10 +110,9 @@ class GaussianKernel(Kernel):
     side: int = 7
 
     def __post_init__(self) -> None:
-        if not 0 < self.deviation < math.inf:
-            raise ProblemError(f"GaussianKernel: deviation must be larger than 0, got {self.deviation}")
-        if self.side < 1:
-            raise ProblemError(f"GaussianKernel: side must be 1 or larger, got {self.side}")
+        positive("GaussianKernel", deviation=self.deviation)
+        check_finite("GaussianKernel", deviation=self.deviation)
+        at_least(1, "GaussianKernel", side=self.side)
 
     def weights(self) -> Tensor:
         r = torch.arange(self.side, dtype=torch.float64) - (self.side - 1) / 2
@@ -137,10 +136,8 @@ class MotionKernel(Kernel):
     angle: float = 45.0
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ProblemError(f"MotionKernel: length must be 1 or larger, got {self.length}")
-        if not math.isfinite(self.angle):
-            raise ProblemError(f"MotionKernel: angle must be a number of degrees, got {self.angle}")
+        at_least(1, "MotionKernel", length=self.length)
+        check_finite("MotionKernel", angle=self.angle)
 
     def weights(self) -> Tensor:
         radius = self.length // 2
@@ -265,8 +262,7 @@ class CompressedSensing(MeasurementOperator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.ratio <= 1:
-            raise ProblemError(f"CompressedSensing: ratio must be larger than 0 and at most 1, got {self.ratio}")
+        positive_share("CompressedSensing", ratio=self.ratio)
 
     @property
     def tight(self) -> float:

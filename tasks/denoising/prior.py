@@ -15,7 +15,7 @@ from deqopt.nn.multiscale import Branches
 from .operator import MeasurementOperator, Shape
 
 
-class Known(NamedTuple):
+class MeasurementData(NamedTuple):
     """What is known of the images of a batch.
 
     Attributes:
@@ -31,7 +31,7 @@ class Known(NamedTuple):
     initial: Tensor
 
     @classmethod
-    def of(cls, operator: MeasurementOperator, y: Tensor, parameters: Tensor) -> Known:
+    def of(cls, operator: MeasurementOperator, y: Tensor, parameters: Tensor) -> MeasurementData:
         """From the measurements of an operator that is not bound."""
         bound = operator.bind(parameters)
         with torch.no_grad():
@@ -50,11 +50,11 @@ class Prior(nn.Module, ABC):
     """The network behind f."""
 
     @abstractmethod
-    def start(self, known: Known) -> tuple[Branches, Tensor]:
+    def start(self, known: MeasurementData) -> tuple[Branches, Tensor]:
         """``(z0, x0)``, detached."""
 
     @abstractmethod
-    def f(self, z: Branches, x: Tensor, known: Known) -> Branches:
+    def f(self, z: Branches, x: Tensor, known: MeasurementData) -> Branches:
         """One application of the cell; z is a tuple of (B, width, h, w)."""
 
     @abstractmethod
@@ -62,10 +62,10 @@ class Prior(nn.Module, ABC):
         """u, (B, channels, H, W): the image that a solution stands for."""
 
     @abstractmethod
-    def energy(self, z: Branches, x: Tensor, known: Known) -> Tensor:
+    def energy(self, z: Branches, x: Tensor, known: MeasurementData) -> Tensor:
         """R, (B,)."""
 
-    def feasible(self, operator: MeasurementOperator, known: Known) -> FeasibleSet:
+    def feasible(self, operator: MeasurementOperator, known: MeasurementData) -> FeasibleSet:
         """X; by default everywhere. The operator is not bound."""
         return Everywhere()
 

@@ -95,7 +95,9 @@ class RestorationReport(ComparisonReport):
         super().write(directory)
         notes = [f"ours {value:.1f} dB" for value in psnr(self._pictures[OURS], self._pictures["clean"]).tolist()]
         title = f"{type(self._operator).__name__}: test images restored"
-        write_figure(image_rows(self._pictures, title, notes), directory / "test_restorations.png")
+        order = ["clean", MEASUREMENT, *(one.name for one in self._baselines), OURS, *self.others]
+        rows = {name: self._pictures[name] for name in order}
+        write_figure(image_rows(rows, title, notes), directory / "test_restorations.png")
 
     def _restored(self, baseline: Baseline, batch: RestorationBatch) -> Tensor:
         return baseline.restore(self._operator, batch.y, batch.parameters)

@@ -12,10 +12,11 @@ from deqopt.errors import ProblemError, check_finite
 from deqopt.feasible import FeasibleSet
 from deqopt.nn import ImageInjection, MultiscaleCell, PixelHead
 from deqopt.nn.multiscale import Branches
+from deqopt.ranges import at_least, positive
 
 from .consistent import Consistent
 from .operator import MeasurementOperator, Shape
-from .prior import Known, Prior, PriorFamily
+from .prior import MeasurementData, Prior, PriorFamily
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,10 @@ class Restorer(PriorFamily):
     first_scale: float = 0.3
 
     def __post_init__(self) -> None:
-        if not self.widths or min(self.widths) < 1 or self.factor < 1 or not self.first_scale > 0:
-            raise ProblemError(
-                "Restorer: widths must be positive numbers, factor at least 1 and first_scale larger than 0; "
-                f"got {self.widths}, {self.factor} and {self.first_scale}"
-            )
+        if not self.widths or min(self.widths) < 1:
+            raise ProblemError(f"Restorer: widths must be positive numbers, got {self.widths}")
+        at_least(1, "Restorer", factor=self.factor)
+        positive("Restorer", first_scale=self.first_scale)
         check_finite("Restorer", first_scale=self.first_scale)
 
     def build(self, shape: Shape) -> ImagePrior:
@@ -69,7 +69,7 @@ class ImagePrior(Prior):
             for weight in self.head.paint.parameters():
                 weight.mul_(settings.first_scale)
 
-    def start(self, known: Known) -> tuple[Branches, Tensor]:
+    def start(self, known: MeasurementData) -> tuple[Branches, Tensor]:
         """The first guess, and the state after one application of the cell: normalisation is singular at zero."""
         x0 = known.initial
         height, width = self._padded(x0).shape[-2:]
@@ -80,23 +80,23 @@ class ImagePrior(Prior):
         )
         return tuple(part.detach() for part in self.f(zeros, x0, known)), x0
 
-    def f(self, z: Branches, x: Tensor, known: Known) -> Branches:
+    def f(self, z: Branches, x: Tensor, known: MeasurementData) -> Branches:
         found: Branches = self.cell(z, self.injection(self._padded(torch.cat([x, known.support], dim=1))))
         return found
 
     def image(self, z: Branches, x: Tensor) -> Tensor:
         return x
 
-    def energy(self, z: Branches, x: Tensor, known: Known) -> Tensor:
+    def energy(self, z: Branches, x: Tensor, known: MeasurementData) -> Tensor:
         return (x - self.guess(z, x, known)).square().flatten(1).sum(1) / 2
 
-    def guess(self, z: Branches, x: Tensor, known: Known) -> Tensor:
+    def guess(self, z: Branches, x: Tensor, known: MeasurementData) -> Tensor:
         """D, (B, channels, H, W)."""
         h: Tensor = self.head(z)
         s = known.support.clamp(0, 1)
         return s * x + (1 - s) * known.initial + h[..., : x.shape[-2], : x.shape[-1]]
 
-    def feasible(self, operator: MeasurementOperator, known: Known) -> FeasibleSet:
+    def feasible(self, operator: MeasurementOperator, known: MeasurementData) -> FeasibleSet:
         if operator.sigma == 0 and operator.tight:
             return Consistent(operator, known.y, known.parameters)
         return super().feasible(operator, known)

@@ -19,6 +19,7 @@ from deqopt.callbacks import ReportUnreadable
 from deqopt.data import EmbeddedPhotographs, open_images, save_image, signed, unsigned
 from deqopt.errors import ProblemError
 from deqopt.figures import image_rows
+from deqopt.ranges import at_least
 from deqopt.solvers import JointAnderson, JointSolver, StepRule
 from deqopt.ssim import StructuralSimilarity
 from deqopt.state import State, tensors_of
@@ -27,7 +28,7 @@ from . import inpainting, latent_fit, operators, restorer  # noqa: F401  (their 
 from .compared import ComparedModel
 from .data import DamagedImages, RestorationBatch, RestorationData
 from .operator import MeasurementOperator, as_operator
-from .prior import Known, PriorFamily
+from .prior import MeasurementData, PriorFamily
 from .report import RestorationReport
 
 
@@ -83,8 +84,7 @@ class Denoising(Task):
         test_images: int = 64,
     ) -> None:
         super().__init__()
-        if test_images < 1:
-            raise ProblemError(f"denoising: test_images must be at least 1, got {test_images}")
+        at_least(1, "denoising", test_images=test_images)
         self.operator = operators.Denoising() if operator is None else as_operator(operator)
         self.image_shape = (image_channels, size, size)
         self.operator.check(self.image_shape)
@@ -144,10 +144,10 @@ class Denoising(Task):
         feasible = self.prior.feasible(self.operator, known)
         return JointProblem(self._f, self._objective, feasible, data=known)
 
-    def _f(self, z: tuple[Tensor, ...], x: Tensor, known: Known) -> State:
+    def _f(self, z: tuple[Tensor, ...], x: Tensor, known: MeasurementData) -> State:
         return self.prior.f(z, x, known)
 
-    def _objective(self, z: tuple[Tensor, ...], x: Tensor, known: Known) -> Tensor:
+    def _objective(self, z: tuple[Tensor, ...], x: Tensor, known: MeasurementData) -> Tensor:
         image = self.prior.image(z, x)
         misfit = self.operator.bind(known.parameters).A(image.to(known.y.dtype)) - known.y
         return misfit.square().flatten(1).sum(1) / 2 + self.prior.energy(z, x, known)
@@ -156,8 +156,8 @@ class Denoising(Task):
         """(B, channels, H, W): the measurement as an image, about [0, 1]."""
         return unsigned(self.operator.bind(batch.parameters).estimate(batch.y))
 
-    def _known(self, batch: RestorationBatch) -> Known:
-        return Known.of(self.operator, batch.y, batch.parameters)
+    def _known(self, batch: RestorationBatch) -> MeasurementData:
+        return MeasurementData.of(self.operator, batch.y, batch.parameters)
 
     # -- what is made of the solution -----------------------------------------------------------------------------
 

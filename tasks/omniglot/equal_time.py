@@ -195,15 +195,7 @@ class EqualTimeBaselines(Callback):
         else:
             self._check_restored(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         batch = outputs["batch"]  # without samples that are not finite
         for baseline, training in self._trainings.items():
             with isolate_rng():

@@ -15,6 +15,7 @@ from deqopt.errors import ProblemError
 from deqopt.fixed_point import Anderson, Damped, FixedPointSolver
 from deqopt.nn import BoundedCell, ImageInjection, branch_shapes, group_norm
 from deqopt.nn.multiscale import Branches
+from deqopt.ranges import at_least
 from deqopt.state import State, tensors_of
 
 POOLED = 7
@@ -61,8 +62,7 @@ class EpisodeNetwork(nn.Module):
         self, image_channels: int, size: int, widths: Sequence[int], resolution: int, context: int, features: int
     ) -> None:
         super().__init__()
-        if context < 1 or features < 1:
-            raise ProblemError(f"context and features must be at least 1, got {context} and {features}")
+        at_least(1, context=context, features=features)
         shapes = branch_shapes(widths, resolution)
         self.stem = _stem(image_channels, widths[0], size, resolution)
         self.injection = ImageInjection(widths[0], widths, stride=1)

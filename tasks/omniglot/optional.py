@@ -10,7 +10,11 @@ from unittest.mock import patch
 
 from deqopt.errors import ProblemError
 
-INSTALL = """pip install learn2learn==0.2.0 --config-settings "--build-option=build_ext\""""
+INSTALL = (
+    'pip install --no-deps --config-settings "--build-option=build_ext" '
+    "learn2learn==0.2.0 gym==0.26.2 gym-notices==0.1.0"
+)
+"""Without its other dependencies, which ask for numpy < 2 and are not used; the option is for Python 3.11 and later."""
 NOTICES = "gym_notices"
 
 
@@ -32,7 +36,4 @@ def learn2learn(used_by: str, instead: str) -> ModuleType:
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "learn2learn"
         state = "is not installed" if missing else f"cannot be imported ({error})"
-        raise ProblemError(
-            f"{used_by} needs learn2learn, which {state}: {INSTALL} (the option is for Python 3.11 and later; it "
-            f"brings numpy < 2, so give it an environment of its own); {instead} does without"
-        ) from error
+        raise ProblemError(f"{used_by} needs learn2learn, which {state}: {INSTALL}; {instead} does without") from error

@@ -84,8 +84,8 @@ class EpisodeReport(ComparisonReport):
         )
         where = f"in all {count} episodes" if below == count else f"in {below} of {count} episodes"
         notes = [
-            f"Inner objective {before:.4f} -> {after:.4f} in the mean; it ends below its start {where}",
-            f"{nfe:.1f} evaluations an episode in the mean; the time of ours is that of the joint solve and the exact "
+            f"Mean inner objective {before:.4f} -> {after:.4f}, below its start {where}",
+            f"{nfe:.1f} evaluations an episode; the time of ours is that of the joint solve and of the exact "
             "equilibria of support and queries",
         ]
         few = f"Warning: {count} episodes are few, at least {ENOUGH} are usual"

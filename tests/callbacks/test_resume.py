@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,10 +241,15 @@ def test_every_adjoint_goes_on_as_it_would_have(adjoint: Any, tmp_path: Path) ->
     assert unequal(module, whole, whole.checkpoints[1], tmp_path, **settings) == []
 
 
-@pytest.mark.parametrize("schedule", Schedule)
-@pytest.mark.parametrize("algorithm", Algorithm)
-def test_every_optimiser_goes_on_as_it_would_have(algorithm: Algorithm, schedule: Schedule, tmp_path: Path) -> None:
-    module, settings = lambda: quick(Optimization(algorithm, 0.1, 0.01, schedule)), {"max_epochs": 1, **EPOCH}
+DECAYING = Optimization(
+    "torch.optim.RMSprop", 0.1, 0.01, "torch.optim.lr_scheduler.ExponentialLR", schedule_args={"gamma": 0.5}
+)
+OPTIMIZATIONS = [*(Optimization(one, 0.1, 0.01, plan) for one in Algorithm for plan in Schedule), DECAYING]
+
+
+@pytest.mark.parametrize("optimization", OPTIMIZATIONS, ids=lambda one: f"{one.algorithm}-{one.schedule}")
+def test_every_optimiser_goes_on_as_it_would_have(optimization: Optimization, tmp_path: Path) -> None:
+    module, settings = lambda: quick(optimization), {"max_epochs": 1, **EPOCH}
     whole = trained(module, tmp_path, moments=[Moment.BATCH_END], **settings)
     assert unequal(module, whole, whole.checkpoints[1], tmp_path, **settings) == []
 
@@ -295,6 +300,7 @@ def rates(directory: Path, optimization: Optimization, checkpoint: Path | None, 
 CHANGED = {
     "learning rate": (Optimization(lr=0.5), {}),
     "weight decay": (Optimization(weight_decay=0.25), {}),
+    "schedule by class": (replace(DECAYING, algorithm=Algorithm.ADAM), {}),
     "constant schedule": (Optimization(schedule=Schedule.CONSTANT), {}),
     "one cycle": (Optimization(lr=0.5, schedule=Schedule.ONE_CYCLE), {}),
     "longer": (Optimization(), {"max_epochs": 4}),

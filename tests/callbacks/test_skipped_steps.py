@@ -26,7 +26,7 @@ from bad_numbers import (
     trained,
 )
 from deqopt import Equilibrium, JointModule, JointProblem
-from deqopt.errors import CheckpointError, NonFiniteError, ProblemError
+from deqopt.errors import CheckpointError, NonFiniteError
 from deqopt.optimization import Optimization, Schedule
 from deqopt.regularizers import Regularizer
 from deqopt.step_guard import FEW, OVERFLOWS, StepGuard, usable_losses
@@ -205,8 +205,3 @@ def test_what_is_out_of_all_proportion_is_not(before: tuple[float, ...], length:
 def test_a_loss_of_any_sign_and_ordinary_size_is_usable() -> None:
     losses = torch.tensor([0.0, -3.0, 1e9, -1e14, 1e16, -1e30, torch.inf, -torch.inf, torch.nan])
     assert usable_losses(losses).tolist() == [True] * 4 + [False] * 5
-
-
-def test_max_skipped_is_at_least_one() -> None:
-    with pytest.raises(ProblemError, match="max_skipped must be at least 1, got 0"):
-        Optimization(max_skipped=0)

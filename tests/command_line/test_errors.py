@@ -95,7 +95,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "deep text": ((*FIT, "--model.optimization.lr=x"), r"^--model\.optimization\.lr: expected float, got 'x'$"),
     "unknown choice": (
         (*FIT, "--model.optimization.schedule=FOO"),
-        r"^--model\.optimization\.schedule: expected CONSTANT, COSINE, ONE_CYCLE, got 'FOO'$",
+        r"^Optimization: schedule must be CONSTANT, COSINE, ONE_CYCLE or the path of .* LRScheduler, got 'FOO'$",
     ),
     "unknown mode": ((*FIT, "--checkpoint.mode=low"), r"^--checkpoint\.mode: expected 'min', 'max', got 'low'$"),
     "one for a list": (
@@ -115,7 +115,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "seed": ((*FIT, "--seed_everything=-1"), r"^-1 is not in bounds, .* from 0 to 4294967295$"),
     "no seed": ((*FIT, "--seed_everything=x"), r"^--seed_everything: expected int, got 'x'$"),
     "budget": ((*FIT, "--solver.max_nfe=0"), r"^max_nfe must be at least 1, got 0$"),
-    "learning rate": ((*FIT, "--model.optimization.lr=-1"), r"lr must be larger than 0 .* got -1\.0"),
+    "learning rate": ((*FIT, "--model.optimization.lr=-1"), r"lr must be larger than 0, got -1\.0$"),
     "penalty": (
         (*FIT, "--model.regularizers+=deqopt.regularizers.JacobianPenalty", "--model.regularizers.weight=-1"),
         r"^JacobianPenalty: weight must be 0 or larger.*got -1\.0",

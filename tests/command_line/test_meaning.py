@@ -17,6 +17,7 @@ from deqopt_tasks.celeba.task import CelebA
 
 import deqopt as package
 from command import SMALL, Answer, complaint, deqopt, resolved, succeeded, variables, written
+from deqopt.registry import Group, plugins
 from paths import CONFIGS
 
 CELEBA = "deqopt_tasks.celeba.task.CelebA"
@@ -131,6 +132,13 @@ def test_all_spellings_mean_the_same(case: str, tmp_path: Path) -> None:
     config = resolved("fit", "--config", written(tmp_path / "a.yaml", settings), *words)
     assert config["task"]["class_path"] == CELEBA and config["task"]["init_args"]["size"] == 8
     assert config == resolved("fit", "--task", "celeba", "--task.size", 8)
+
+
+@pytest.mark.parametrize("name", plugins(Group.TASKS))
+def test_every_name_of_a_task_is_its_class(name: str) -> None:
+    path = plugins(Group.TASKS)[name].class_path
+    assert resolved("fit", "--task", name)["task"]["class_path"] == path
+    assert readable(deqopt("fit", "--task.help", name)) == readable(deqopt("fit", "--task.help", path))
 
 
 @pytest.mark.parametrize("place", ["command line", "configuration", "environment"])

@@ -1,7 +1,6 @@
 """What the sources of images say about data and settings that cannot be right, and that it is one line."""
 
 import io
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,7 @@ from deqopt.data import (
     open_images,
 )
 from deqopt.errors import DataError
-
-
-def one_line_error(action: Callable[[], object], pattern: str) -> None:
-    with pytest.raises(DataError) as caught:
-        action()
-    message = str(caught.value)
-    assert re.search(pattern, message) and "\n" not in message, message
+from refusals import one_line_error
 
 
 def noise(format: str) -> bytes:
@@ -137,6 +130,14 @@ def dangling(path: Path) -> Path:
     return path
 
 
+PARTITIONS = [
+    (1, "000001.jpg 3", r"line 1 is '000001\.jpg 3': .*'000001\.jpg 0'.*0 \(train\), 1 \(val\) or 2 \(test\)"),
+    (1, "000001.jpg 0\n000002.jpg 1\n000003.jpg 2", r"lacks 2 of the 3 images that .*, first 000002\.jpg: unpack"),
+    (1, "000001.jpg 0\n000001.jpg 1", r"_partition\.txt, line 2 is '000001\.jpg 1': .*each image once"),
+    (3, "000001.jpg 0\n000002.jpg 0\n000003.jpg 1", r"gives 2, 1, 0 images to train, val and test: each needs one"),
+    (1, "\xff", r"list_eval_partition\.txt cannot be read .*'000001\.jpg 0'"),
+]
+"""Images, the partition, and what is said of it."""
 BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda p: opened(p / "no"), r"no is missing: .*folder.*celeba/.*\.npz"),
     "other file": (
@@ -209,26 +210,13 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: opened(celeba(p, 1, "000001.jpg 0") / "celeba"),
         r"celeba is the inside of CelebA: root should be the folder that holds it",
     ),
-    "CelebA with part 3": (
-        lambda p: CelebAFaces(celeba(p, 1, "000001.jpg 3"), 8),
-        r"line 1 is '000001\.jpg 3': .*'000001\.jpg 0'.*0 \(train\), 1 \(val\) or 2 \(test\)",
-    ),
-    "CelebA lacks images": (
-        lambda p: CelebAFaces(celeba(p, 1, "000001.jpg 0\n000002.jpg 1\n000003.jpg 2\n"), 8),
-        r"lacks 2 of the 3 images that list_eval_partition\.txt names, first 000002\.jpg: unpack",
-    ),
-    "CelebA line twice": (
-        lambda p: CelebAFaces(celeba(p, 1, "000001.jpg 0\n000001.jpg 1\n"), 8),
-        r"list_eval_partition\.txt, line 2 is '000001\.jpg 1': .*each image once",
-    ),
-    "CelebA without test": (
-        lambda p: CelebAFaces(celeba(p, 3, "000001.jpg 0\n000002.jpg 0\n000003.jpg 1"), 8),
-        r"list_eval_partition\.txt gives 2, 1, 0 images to train, val and test: each needs one",
-    ),
-    "CelebA binary partition": (
-        lambda p: CelebAFaces(celeba(p, 1, "\xff"), 8),
-        r"list_eval_partition\.txt cannot be read .*'000001\.jpg 0'",
-    ),
+    **{
+        f"partition {partition!r} of {count}": (
+            lambda p, count=count, partition=partition: CelebAFaces(celeba(p, count, partition), 8),
+            pattern,
+        )
+        for count, partition, pattern in PARTITIONS
+    },
     "two images": (
         lambda p: ImageFolder(folder_of(p, 2), 8).splits(0),
         r"cannot split .*: it has 2 image\(s\), at least 3 are needed",

@@ -12,18 +12,11 @@ import numpy as np
 import pytest
 
 from deqopt.data import Download, LabelledSource, open_images, open_labelled
-from deqopt.errors import DataError
 from labelled_sources import cifar, classes, mnist, pixels, split_folders, unchecked, write_classes
 from paths import REAL_DATA
+from refusals import one_line_error
 
 MNIST_FILES = REAL_DATA / "MNIST" / "raw"
-
-
-def one_line_error(action: Callable[[], object], pattern: str) -> None:
-    with pytest.raises(DataError) as caught:
-        action()
-    message = str(caught.value)
-    assert re.search(pattern, message) and "\n" not in message, message
 
 
 def opened(root: Path | None, **settings: Any) -> LabelledSource:

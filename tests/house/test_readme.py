@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,24 @@ def test_the_task_of_your_own_is_short_and_trains(
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|docs|docker|deqopt|tasks)/[\w./]*", README))))
 def test_files_that_the_readme_names_exist(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_page_of_a_task_is_called_as_the_second_name_of_the_task() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    tasks = [line.split(" = ") for line in setup["options.entry_points"]["deqopt.tasks"].strip().splitlines()]
+    names: dict[str, list[str]] = {}
+    for name, target in tasks:
+        names.setdefault(target, []).append(name)
+    for name, second in names.values():
+        page = (ROOT / "docs" / f"{second}.md").read_text()
+        assert f"The task `{second}`, also called `{name}`, " in page
 
 
 def test_the_page_on_extending_runs_from_top_to_bottom() -> None:

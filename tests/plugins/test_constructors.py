@@ -54,6 +54,7 @@ NEVER = ("RunCheckpoint.every_n_minutes",)
 @pytest.mark.parametrize("argument", NUMBERS, ids=str)
 def test_numbers_are_finite(argument: Argument, number: float) -> None:
     several = {"betas": (number, number), "kernel": [[number, 1.0]], "radii": [0.5, number]}
+    several |= {"algorithm_args": {"eps": number}, "schedule_args": {"gamma": number}}
     given: dict[str, Any] = {argument.name: several.get(argument.name, number)}
     if argument.name == "atol":
         given["tol"] = 1e-3
@@ -63,6 +64,63 @@ def test_numbers_are_finite(argument: Argument, number: float) -> None:
     with pytest.raises(DeqoptError) as caught:
         argument.of(**required(argument.of), **given)
     assert "\n" not in str(caught.value)
+
+
+# -- ranges -----------------------------------------------------------------------------------------------------------
+
+NOT_POSITIVE, NEGATIVE, BELOW_ONE, BELOW_TWO = (-1.0, 0.0), (-1,), (-1, 0), (0, 1)
+OUTSIDE: dict[str, tuple[float, ...]] = {
+    **dict.fromkeys(("step_size", "lr", "eps", "longest", "coupling", "beta", "deviation"), NOT_POSITIVE),
+    **dict.fromkeys(
+        ("first_scale", "every_n_minutes", "Omniglot.weight", "Implicit.tol", "InputHeld.tol"), NOT_POSITIVE
+    ),
+    **dict.fromkeys(("tol", "atol", "restarts", "ridge", "lag", "decay", "warmup", "settle", "visits"), NEGATIVE),
+    **dict.fromkeys(("products", "weight", "weight_decay", "sigma", "radius", "prior"), NEGATIVE),
+    **dict.fromkeys(("distort_classes", "distort_images"), (-0.5, 5.5)),
+    **dict.fromkeys(("max_nfe", "memory", "inner", "probes", "steps", "max_skipped"), BELOW_ONE),
+    **dict.fromkeys(("latent", "components", "side", "count", "length", "Restorer.factor", "unroll"), BELOW_ONE),
+    **dict.fromkeys(("test_images", "context", "features"), BELOW_ONE),
+    **dict.fromkeys(("classes", "SuperResolution.factor", "SecantTracking.memory"), BELOW_TWO),
+    "Implicit.max_nfe": (0, 4),
+    **dict.fromkeys(("damping", "ratio"), (-0.5, 0.0, 1.5)),
+    **dict.fromkeys(("momentum", "clean_weight"), (-0.5, 1.0)),
+    "share": (0.0, 1.0),
+    "betas": ((-0.5, 0.9), (0.9, 1.0)),  # type: ignore[dict-item]
+}
+"""Values outside the range of a setting, by its name; a setting of one class may have a range of its own."""
+
+OF_DATA = {"batch_size", "workers", "shift", "attack_images", "ways", "shots", "queries", "train_ways", "train_queries"}
+OF_DATA |= {"train_episodes", "val_episodes", "test_episodes", "radii"}
+"""Their ranges are checked where the data is opened, or with other settings."""
+SHAPES = {"size", "image_channels", "widths", "resolution", "kernel", "fid_features"}
+"""What they may be depends on one another."""
+ANY = {"angle", "algorithm_args", "schedule_args"}
+
+
+def has_no_range(one: Argument) -> bool:
+    return one.name in OF_DATA | SHAPES | ANY or "seed" in one.name
+
+
+SETTINGS = [one for one in ARGUMENTS if {int, float} & {*one.types} and one.of not in OF_PROGRAMS]
+RANGED = [one for one in SETTINGS if not has_no_range(one)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [(one, value) for one in RANGED for value in OUTSIDE.get(str(one), OUTSIDE.get(one.name, ()))],
+    ids=str,
+)
+def test_a_setting_outside_its_range_is_refused_by_name(argument: Argument, value: float) -> None:
+    with pytest.raises(DeqoptError) as caught:
+        argument.of(**required(argument.of), **{argument.name: value})
+    message = str(caught.value)
+    assert argument.name in message and "\n" not in message and (isinstance(value, tuple) or f"{value}" in message)
+
+
+def test_every_setting_has_a_range_or_says_why_not() -> None:
+    assert [str(one) for one in RANGED if str(one) not in OUTSIDE and one.name not in OUTSIDE] == []
+    names = {one.name for one in RANGED} | {str(one) for one in RANGED}
+    assert OUTSIDE.keys() <= names
 
 
 def required(kind: type) -> dict[str, Any]:

@@ -183,6 +183,15 @@ def test_listing_is_an_aligned_table_with_broken_and_ambiguous_plugins(site: Sit
         assert len({line.index(cell[column]) for line, cell in zip(lines, cells, strict=True)}) == 1
 
 
+def test_names_of_one_class_share_a_row_and_each_finds_it(site: Site, group: Group) -> None:
+    site.install("one", {"zebra": "fake:Thing", "ant": "fake:Thing", "other": "fake:Other"}, group=group)
+    site.install("two", {"ant": "fake_two:Thing"}, group=group)
+    site.write("fake.py", "class Thing: ...\nclass Other: ...")
+    assert [line.partition("  ")[0] for line in listing(group).splitlines()] == ["ant, zebra", "ant", "other"]
+    assert find(group, "zebra").load().__name__ == "Thing"
+    assert "did you mean 'zebra'?" in message_of(lambda: find(group, "zebr"))
+
+
 @pytest.mark.parametrize("width", [50, 80, 200])
 def test_a_listing_fits_the_terminal(site: Site, width: int) -> None:
     summary = "Finds what nobody has looked for, in a place that nobody has thought of."

@@ -253,7 +253,6 @@ CASES: dict[str, Callable[..., Case]] = {
 }
 CLOSED_FORMS = [name for name in CASES if name.startswith("linear")]
 WITH_TRUTH = [name for name in CLOSED_FORMS if name != "linear_groups"]
-SMALL = [name for name in CASES if name != "conv"]
 
 # The closest that Tracking comes: its last steps of x are as long as step_size * inner / max_nfe.
 INNER, ROUGH = Anderson(max_nfe=25, tol=1e-12), Anderson(max_nfe=12, tol=1e-6)

@@ -464,11 +464,57 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert losses[1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}, {"weight_decay": -0.1}, {"weight_decay": math.nan}]
-)
-def test_bad_optimization_names_what_would_be_right(settings: dict[str, Any]) -> None:
-    with pytest.raises(ProblemError, match="lr must be larger than 0 and weight_decay 0 or larger, got"):
+RMSPROP, STEPS = "torch.optim.RMSprop", "torch.optim.lr_scheduler.StepLR"
+
+
+def test_an_optimiser_and_a_schedule_can_be_any_class(tmp_path: Path) -> None:
+    task, watch = Tiny(samples=8, batch_size=2), Watch()
+    optimization = Optimization(RMSPROP, 0.02, 0.5, STEPS, 10, {"momentum": 0.5}, {"step_size": 3, "gamma": 0.1})
+    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[watch])
+    trainer.fit(JointModule(task, solver=ROUGH, optimization=optimization), datamodule=task.datamodule())
+    (optimizer,) = trainer.optimizers
+    assert type(optimizer) is torch.optim.RMSprop
+    assert (optimizer.param_groups[0]["momentum"], optimizer.param_groups[0]["weight_decay"]) == (0.5, 0.5)
+    assert watch.rates == pytest.approx([0.02 * 0.1 ** (step // 3) for step in range(8)])
+
+
+def test_an_optimiser_without_weight_decay_is_given_none() -> None:
+    optimization = Optimization("torch.optim.Rprop")
+    assert "weight_decay" not in optimization.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no name": (
+        {"algorithm": "FOO"},
+        r"algorithm must be ADAM, ADAMW, SGD or the path of a subclass of Optimizer, got 'FOO'$",
+    ),
+    "no class": (
+        {"schedule": "torch.optim.lr_scheduler.Foo"},
+        r"schedule must be CONSTANT, .* of LRScheduler, got .*Foo.: module .* has no attribute",
+    ),
+    "another kind": (
+        {"algorithm": "torch.nn.Linear"},
+        r"algorithm must be .*: torch\.nn\.Linear is no Optimizer but Linear",
+    ),
+    "optimiser of closures": ({"algorithm": "torch.optim.LBFGS"}, "algorithm .*LBFGS wants 'closure' at every step"),
+    "schedule of figures": (
+        {"schedule": "torch.optim.lr_scheduler.ReduceLROnPlateau"},
+        "schedule .*Plateau wants 'metrics' at every step",
+    ),
+    "lacking": ({"schedule": STEPS}, "StepLR: .*missing 1 required positional argument: 'step_size'"),
+    "unknown": ({"algorithm_args": {"momentun": 0.5}}, "Adam: .*unexpected keyword argument 'momentun'"),
+    "value": ({"algorithm_args": {"eps": -1.0}}, "Adam: Invalid epsilon value: -1.0"),
+    "decay": ({"algorithm": "torch.optim.Rprop", "weight_decay": 0.1}, "Rprop: .*'weight_decay'"),
+    "momentum": ({"algorithm": "torch.optim.Adagrad", "schedule": Schedule.ONE_CYCLE}, "OneCycleLR: .* momentum"),
+    "twice": ({"algorithm_args": {"lr": 0.1}}, "give lr itself, and not among algorithm_args"),
+    "for nothing": ({"schedule_args": {"gamma": 0.1}}, "the schedule COSINE takes no schedule_args"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_optimization_that_cannot_be_made_says_why(case: str) -> None:
+    settings, message = REFUSED[case]
+    with pytest.raises(ProblemError, match=f"^Optimization: {message}"):
         Optimization(**settings)
 
 

@@ -419,7 +419,7 @@ BAD: dict[str, tuple[type[Exception], Callable[[], object], str]] = {
     "unroll": (
         ProblemError,
         lambda: small(unroll=0),
-        r"^unroll must be at least 1, or null for the equilibrium; got 0$",
+        r"^unroll must be at least 1, got 0$",
     ),
     "label": (
         DataError,

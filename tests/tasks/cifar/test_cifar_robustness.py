@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def evaluated(
     parts = []
     for part in zip(*(whole.split(batch) for whole in (images, labels, torch.arange(len(images)))), strict=True):
         answers = {name: method(Labelled(*part)) for name, method in told.methods(Trainer(logger=False)).items()}
-        parts.append(told.scored(answers, dict.fromkeys(answers, 0.0), None, Labelled(*part)))
+        parts.append(told.scored(answers, dict.fromkeys(answers, 0.0), cast(Any, None), Labelled(*part)))
     return Robustness(plan, Scores.joined(parts))
 
 

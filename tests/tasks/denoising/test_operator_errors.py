@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,29 +25,21 @@ from PIL import Image
 from torch import Tensor
 
 from deqopt.errors import DataError, DeqoptError, ProblemError
-
-
-def one_line_error(kind: type[DeqoptError], action: Callable[[], object], pattern: str) -> None:
-    with pytest.raises(kind) as caught:
-        action()
-    message = str(caught.value)
-    assert type(caught.value) is kind or kind is DataError
-    assert re.search(pattern, message) and "\n" not in message, message
-
+from refusals import one_line_error
 
 SETTINGS: dict[str, tuple[Callable[[], object], str]] = {
-    "negative sigma": (lambda: Denoising(-0.1), r"^Denoising: sigma must be 0 or larger and finite, got -0\.1$"),
+    "negative sigma": (lambda: Denoising(-0.1), r"^Denoising: sigma must be 0 or larger, got -0\.1$"),
     "sigma is NaN": (lambda: SuperResolution(sigma=math.nan), r"^SuperResolution: sigma .* got nan$"),
     "infinite sigma": (lambda: Inpainting(sigma=math.inf), r"^Inpainting: sigma .* got inf$"),
-    "factor 1": (lambda: SuperResolution(1), r"factor must be 2 or larger, got 1$"),
-    "no ratio": (lambda: CompressedSensing(0.0), r"ratio must be larger than 0 and at most 1, got 0\.0$"),
+    "factor 1": (lambda: SuperResolution(1), r"SuperResolution: factor must be at least 2, got 1$"),
+    "no ratio": (lambda: CompressedSensing(0.0), r"CompressedSensing: ratio must be in \(0, 1\], got 0\.0$"),
     "ratio above 1": (lambda: CompressedSensing(1.01), r"ratio .*, got 1\.01$"),
     "ratio is NaN": (lambda: CompressedSensing(math.nan), r"ratio .*, got nan$"),
     "flat gaussian": (lambda: GaussianKernel(deviation=0.0), r"deviation must be larger than 0, got 0\.0$"),
     "infinite gaussian": (lambda: GaussianKernel(deviation=math.inf), r"deviation .*, got inf$"),
-    "gaussian of no pixels": (lambda: GaussianKernel(side=0), r"side must be 1 or larger, got 0$"),
-    "motion of no pixels": (lambda: MotionKernel(length=0), r"length must be 1 or larger, got 0$"),
-    "motion to nowhere": (lambda: MotionKernel(angle=math.nan), r"angle must be a number of degrees, got nan$"),
+    "gaussian of no pixels": (lambda: GaussianKernel(side=0), r"side must be at least 1, got 0$"),
+    "motion of no pixels": (lambda: MotionKernel(length=0), r"length must be at least 1, got 0$"),
+    "motion to nowhere": (lambda: MotionKernel(angle=math.nan), r"angle must be a finite number, got nan$"),
     "ragged rows": (lambda: Deblurring([[1.0, 2.0], [3.0]]), r"rows .* one length.* got 2 rows of lengths \[2, 1\]$"),
     "no rows": (lambda: Deblurring([]), r"got 0 rows of lengths \[\]$"),
     "empty rows": (lambda: Deblurring([[], []]), r"got 2 rows of lengths \[0, 0\]$"),
@@ -58,8 +49,8 @@ SETTINGS: dict[str, tuple[Callable[[], object], str]] = {
     "infinite tensor": (lambda: Deblurring(torch.full((2, 2), math.inf)), r"must be finite"),
     "kernel with channels": (lambda: Deblurring(torch.ones(1, 3, 3)), r"\(height, width\), got a tensor \(1, 3, 3\)$"),
     "empty kernel": (lambda: Deblurring(torch.ones(0, 3)), r"got a tensor \(0, 3\)$"),
-    "no box": (lambda: RandomBoxes(side=0), r"side and count must be 1 or larger, got 0 and 1$"),
-    "no boxes": (lambda: RandomBoxes(count=0), r"got 20 and 0$"),
+    "no box": (lambda: RandomBoxes(side=0), r"RandomBoxes: side must be at least 1, got 0$"),
+    "no boxes": (lambda: RandomBoxes(count=0), r"RandomBoxes: count must be at least 1, got 0$"),
     "nothing unknown": (lambda: RandomPixels(0.0), r"share must be larger than 0 and smaller than 1, got 0\.0$"),
     "all unknown": (lambda: RandomPixels(1.0), r"share .*, got 1\.0$"),
     "percent": (lambda: RandomPixels(50.0), r"share .*, got 50\.0$"),
@@ -77,7 +68,7 @@ SETTINGS: dict[str, tuple[Callable[[], object], str]] = {
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_settings_that_cannot_be_right(case: str) -> None:
-    one_line_error(ProblemError, *SETTINGS[case])
+    one_line_error(*SETTINGS[case], ProblemError)
 
 
 UNFIT: dict[str, tuple[MeasurementOperator, Shape, str]] = {
@@ -97,10 +88,10 @@ UNFIT: dict[str, tuple[MeasurementOperator, Shape, str]] = {
 @pytest.mark.parametrize("case", UNFIT)
 def test_images_that_an_operator_does_not_fit(case: str) -> None:
     operator, shape, pattern = UNFIT[case]
-    one_line_error(ProblemError, lambda: operator.check(shape), pattern)
+    one_line_error(lambda: operator.check(shape), pattern, ProblemError)
     if isinstance(operator, (SuperResolution, Inpainting)):  # what would be cut off, or hang, unseen
         image = torch.zeros(shape)
-        one_line_error(ProblemError, lambda: measure(operator, image, torch.Generator().manual_seed(0)), pattern)
+        one_line_error(lambda: measure(operator, image, torch.Generator().manual_seed(0)), pattern, ProblemError)
 
 
 def test_sides_that_just_fit() -> None:
@@ -119,15 +110,15 @@ def test_sides_that_just_fit() -> None:
 def test_boxes_that_cover_an_image_together() -> None:
     operator = Inpainting(RandomBoxes(side=3, count=500))
     pattern = r"the mask of 500 boxes of side 3 hides everything: some pixels should be known"
-    one_line_error(ProblemError, lambda: operator.draw((1, 4, 4), torch.Generator().manual_seed(0)), pattern)
+    one_line_error(lambda: operator.draw((1, 4, 4), torch.Generator().manual_seed(0)), pattern, ProblemError)
 
 
 @pytest.mark.parametrize("method", ["A", "A_adjoint", "observed", "estimate"])
 def test_inpainting_needs_the_masks_of_its_batch(method: str) -> None:
     one_line_error(
-        ProblemError,
         lambda: getattr(Inpainting(), method)(torch.zeros(2, 1, 32, 32)),
         r"^Inpainting has another mask for every sample: use operator\.bind\(masks\), masks \(B, 1, H, W\)$",
+        ProblemError,
     )
 
 
@@ -157,24 +148,23 @@ def test_a_mask_that_cannot_be_used_is_named_wherever_it_is_read(case: str, tmp_
     kind, make, pattern = FILES[case]
     make(tmp_path / "m.png")
     image, operator = torch.zeros(3, 6, 8), Inpainting(GivenMask(str(tmp_path / "m.png")))
-    one_line_error(kind, lambda: operator.check((3, 6, 8)), pattern)
-    one_line_error(kind, lambda: operator.draw((3, 6, 8), torch.Generator()), pattern)
-    one_line_error(kind, lambda: operator.read(image, "holiday"), pattern)
+    one_line_error(lambda: operator.check((3, 6, 8)), pattern, kind)
+    one_line_error(lambda: operator.draw((3, 6, 8), torch.Generator()), pattern, kind)
+    one_line_error(lambda: operator.read(image, "holiday"), pattern, kind)
     if case != "missing":
         folder = Inpainting(GivenMask(str(tmp_path)))
-        one_line_error(kind, lambda: folder.check((3, 6, 8)), pattern)
-        one_line_error(kind, lambda: folder.read(image, "m"), pattern)
+        one_line_error(lambda: folder.check((3, 6, 8)), pattern, kind)
+        one_line_error(lambda: folder.read(image, "m"), pattern, kind)
 
 
 def test_a_folder_without_masks_or_without_the_mask(tmp_path: Path) -> None:
     operator = Inpainting(GivenMask(str(tmp_path)))
-    one_line_error(DataError, lambda: operator.check((1, 6, 8)), r"hold no images: .* end in one of \.bmp,")
+    one_line_error(lambda: operator.check((1, 6, 8)), r"hold no images: .* end in one of \.bmp,")
     for name in "abcde":
         mask_file(tmp_path / "masks" / f"{name}.png", 6, 8)
     operator = Inpainting(GivenMask(str(tmp_path / "masks")))
     operator.check((1, 6, 8))
     one_line_error(
-        DataError,
         lambda: operator.read(torch.zeros(1, 6, 8), "holiday"),
         r"masks has no mask for the image holiday: add holiday\.png; its masks are for a, b, c, \.\.\.$",
     )
@@ -183,7 +173,6 @@ def test_a_folder_without_masks_or_without_the_mask(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mask", [RandomBoxes(2), RandomPixels()], ids=str)
 def test_the_unknown_pixels_of_a_damaged_image_must_be_given(mask: Mask) -> None:
     one_line_error(
-        DataError,
         lambda: Inpainting(mask).read(torch.zeros(1, 6, 8), "holiday"),
         r"which pixels of holiday are unknown .* --task\.operator\.mask GivenMask --task\.operator\.mask\.path FILE",
     )
@@ -191,7 +180,7 @@ def test_the_unknown_pixels_of_a_damaged_image_must_be_given(mask: Mask) -> None
 
 def test_no_image_is_a_measurement_of_compressed_sensing() -> None:
     action = lambda: CompressedSensing().read(torch.zeros(1, 6, 8), "holiday")  # noqa: E731
-    one_line_error(DataError, action, r"^holiday is an image, and a measurement of CompressedSensing is none")
+    one_line_error(action, r"^holiday is an image, and a measurement of CompressedSensing is none")
 
 
 # -- operators of others ----------------------------------------------------------------------------------------------
@@ -212,7 +201,7 @@ class Attribute(Forward):
 def test_what_is_no_operator_says_what_it_lacks(operator: Any) -> None:
     lacks = "no A_adjoint" if isinstance(operator, Forward) else "no A and no A_adjoint"
     pattern = rf"needs the methods A and A_adjoint: {type(operator).__name__} has {lacks}$"
-    one_line_error(ProblemError, lambda: as_operator(operator), pattern)
+    one_line_error(lambda: as_operator(operator), pattern, ProblemError)
 
 
 class Broken(Forward):
@@ -223,7 +212,7 @@ class Broken(Forward):
 def test_a_measurement_that_is_not_finite_is_refused() -> None:
     operator, image = as_operator(Broken()), torch.ones(1, 4, 4)
     pattern = r"^External: the measurement of an image is not finite$"
-    one_line_error(DataError, lambda: measure(operator, image, torch.Generator()), pattern)
+    one_line_error(lambda: measure(operator, image, torch.Generator()), pattern, DataError)
 
 
 class Points(Kernel):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deqopt.data import EmbeddedDigits, EpochOrder, ImageArchive, ImageSource, signed
 from deqopt.errors import DataError, ProblemError
+from recorder import Recorder
 from tiny_task import quiet_trainer
 
 pytestmark = [
@@ -188,22 +189,6 @@ def test_a_source_keeps_its_images_as_they_were(kind: str, tmp_path: Path) -> No
     assert all(torch.equal(data.source[i].image, image) for i, image in enumerate(before))
 
 
-class Recorder(LightningModule):
-    """Trains a single number and notes what it saw, by epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.level = torch.nn.Parameter(torch.zeros(()))
-        self.seen: dict[int, list[RestorationBatch]] = {}
-
-    def training_step(self, batch: RestorationBatch) -> Tensor:
-        self.seen.setdefault(self.current_epoch, []).append(batch)
-        return (batch.y - self.level).square().mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 class Save(Callback):
     """Writes a checkpoint when the first epoch ends, in one of two ways that Lightning continues differently."""
 
@@ -226,7 +211,7 @@ def test_a_run_that_is_resumed_sees_what_it_would_have_seen(hook: str, workers: 
     source, path = archive(tmp_path, 20), tmp_path / "first.ckpt"
 
     def train(checkpoint: Path | None = None) -> dict[int, Samples]:
-        model = Recorder()
+        model = Recorder(lambda batch: batch.y)
         trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=[Save(path, hook)])
         data = data_of(source, batch_size=4, workers=workers, flip=True)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)

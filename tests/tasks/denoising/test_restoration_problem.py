@@ -19,7 +19,7 @@ from deqopt_tasks.denoising.operators import (
     SuperResolution,
 )
 from deqopt_tasks.denoising.operators import Denoising as Noise
-from deqopt_tasks.denoising.prior import Known, PriorFamily
+from deqopt_tasks.denoising.prior import MeasurementData, PriorFamily
 from deqopt_tasks.denoising.restorer import Restorer
 from deqopt_tasks.denoising.task import Denoising
 from torch import Tensor
@@ -101,7 +101,9 @@ def test_the_objective_is_half_the_misfit_and_the_energy(operator: str) -> None:
             misfit = task.operator.bind(batch.parameters[row : row + 1]).A(image) - batch.y[row : row + 1]
             expected.append(
                 0.5 * misfit.pow(2).sum()
-                + task.prior.energy(parts, x[row : row + 1], Known(*(part[row : row + 1] for part in problem.data)))[0]
+                + task.prior.energy(
+                    parts, x[row : row + 1], MeasurementData(*(part[row : row + 1] for part in problem.data))
+                )[0]
             )
         torch.testing.assert_close(problem.J(z, x), torch.stack(expected))
 
@@ -253,8 +255,8 @@ def test_padding_repeats_the_border() -> None:
     x = torch.randn(2, 1, 7, 5)
     wide = torch.cat([x, x[..., -1:, :]], dim=2)
     wide = torch.cat([wide, wide[..., -1:]], dim=3)
-    (first,), _ = task.prior.start(Known.of(task.operator, x, torch.empty(2, 0)))
-    (second,), _ = task.prior.start(Known.of(task.operator, wide, torch.empty(2, 0)))
+    (first,), _ = task.prior.start(MeasurementData.of(task.operator, x, torch.empty(2, 0)))
+    (second,), _ = task.prior.start(MeasurementData.of(task.operator, wide, torch.empty(2, 0)))
     torch.testing.assert_close(first, second)
 
 
@@ -282,10 +284,10 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], text: str) -> None:
     [
         (Restorer, {"widths": []}, "widths must be positive numbers"),
         (Restorer, {"widths": [0]}, "widths must be positive numbers"),
-        (Restorer, {"factor": 0}, "factor at least 1"),
-        (Restorer, {"first_scale": 0.0}, "first_scale larger than 0"),
+        (Restorer, {"factor": 0}, "factor must be at least 1"),
+        (Restorer, {"first_scale": 0.0}, "first_scale must be larger than 0"),
         (LatentFit, {"latent": 0}, "latent must be at least 1"),
-        (LatentFit, {"weight": -1.0}, "weight 0 or larger"),
+        (LatentFit, {"weight": -1.0}, "weight must be 0 or larger"),
     ],
 )
 def test_families_refuse_what_cannot_be_meant(kind: type[PriorFamily], settings: dict[str, Any], text: str) -> None:

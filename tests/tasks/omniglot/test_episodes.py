@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,12 +17,13 @@ from deqopt_tasks.omniglot.data import EpisodeData, Sampler
 from deqopt_tasks.omniglot.episodes import ClassPool, EpisodeBatch
 from deqopt_tasks.omniglot.glyphs import Glyphs
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from class_sources import Numbered, identities
 from deqopt.data.splits import Part
+from recorder import Recorder
 from tiny_task import quiet_trainer
 
 pytestmark = [
@@ -32,8 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
 ]
 
-without = pytest.mark.skipif(find_spec("learn2learn") is None, reason="learn2learn is not installed")
-SAMPLERS = [Sampler.OWN, pytest.param(Sampler.LEARN2LEARN, marks=without)]
+SAMPLERS = [Sampler.OWN, pytest.param(Sampler.LEARN2LEARN, marks=pytest.mark.learn2learn)]
 SHAPES = [(2, 1, 1), (5, 1, 3), (10, 4, 2)]
 Episodes = dict[int, EpisodeBatch]
 
@@ -196,7 +195,7 @@ def test_training_epochs_differ_and_come_from_the_seed_alone(sampler: Sampler, w
     assert list(other) != list(first) and differ(first, other)
 
 
-@without
+@pytest.mark.learn2learn
 def test_learn2learn_leaves_the_global_generators_as_they_were() -> None:
     data = data_of(sampler=Sampler.LEARN2LEARN)
     _ = data.episodes
@@ -205,27 +204,11 @@ def test_learn2learn_leaves_the_global_generators_as_they_were() -> None:
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # type: ignore[index]
 
 
-class Recorder(LightningModule):
-    """Trains a single number and notes what it saw, by epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.level = torch.nn.Parameter(torch.zeros(()))
-        self.seen: dict[int, list[EpisodeBatch]] = {}
-
-    def training_step(self, batch: EpisodeBatch) -> Tensor:
-        self.seen.setdefault(self.current_epoch, []).append(batch)
-        return (batch.query - self.level).square().mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
 def test_a_run_that_is_resumed_sees_what_it_would_have_seen(sampler: Sampler, tmp_path: Path) -> None:
     def train(epochs: int, checkpoint: Path | None = None) -> dict[int, Episodes]:
-        model = Recorder()
+        model = Recorder(lambda batch: batch.query)
         trainer = quiet_trainer(tmp_path, max_epochs=epochs)
         data = data_of(sampler=sampler, rotations=True)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
@@ -311,7 +294,7 @@ def test_nothing_imports_learn2learn_before_it_is_asked_for() -> None:
     assert outcome.stdout.strip() == "[]" and not outcome.stderr
 
 
-@without
+@pytest.mark.learn2learn
 def test_gym_does_not_print_its_notice_and_keeps_it() -> None:
     outcome = python(
         "from deqopt_tasks.omniglot.optional import learn2learn\n"

@@ -334,7 +334,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no context": (
         lambda: small(context=0),
         ProblemError,
-        "context and features must be at least 1, got 0 and 4",
+        "context must be at least 1, got 0",
     ),
     "resolution": (
         lambda: small(resolution=3),

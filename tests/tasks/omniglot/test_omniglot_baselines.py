@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from deqopt.errors import ProblemError
 from drawn_episodes import SIZE, PixelFeatures, drawn_episodes
 
 WAYS = 3
-needs_learn2learn = pytest.mark.skipif(find_spec("learn2learn") is None, reason="learn2learn is not installed")
 
 
 def tiny_net(ways: int = WAYS) -> nn.Sequential:
@@ -29,8 +27,8 @@ every_learner = pytest.mark.parametrize(
     "make",
     [
         pytest.param(lambda: Prototypes(PixelFeatures(), 4), id="prototypes"),
-        pytest.param(lambda: MAML(tiny_net(), WAYS, steps=2), id="maml", marks=needs_learn2learn),
-        pytest.param(lambda: ANIL(*tiny_net(), WAYS), id="anil", marks=needs_learn2learn),
+        pytest.param(lambda: MAML(tiny_net(), WAYS, steps=2), id="maml", marks=pytest.mark.learn2learn),
+        pytest.param(lambda: ANIL(*tiny_net(), WAYS), id="anil", marks=pytest.mark.learn2learn),
     ],
 )
 
@@ -112,7 +110,7 @@ def test_prototypes_permute_with_the_labels_and_know_no_number_of_ways() -> None
 # -- MAML and ANIL ----------------------------------------------------------------------------------------------------
 
 
-@needs_learn2learn
+@pytest.mark.learn2learn
 def test_without_steps_they_are_the_net() -> None:
     net, batch = tiny_net(), drawn_episodes(2, WAYS)
     plain = net(batch.query.flatten(0, 1)).unflatten(0, (2, -1))
@@ -120,7 +118,7 @@ def test_without_steps_they_are_the_net() -> None:
         torch.testing.assert_close(learner.logits(batch), plain)
 
 
-@needs_learn2learn
+@pytest.mark.learn2learn
 @pytest.mark.parametrize("steps", [1, 3])
 def test_they_are_gradient_descent_on_the_support_set(steps: int) -> None:
     net, batch, rate = tiny_net(), drawn_episodes(1, WAYS), 0.3
@@ -137,7 +135,7 @@ def test_they_are_gradient_descent_on_the_support_set(steps: int) -> None:
         torch.testing.assert_close(learner.logits(batch)[0], expected)
 
 
-@needs_learn2learn
+@pytest.mark.learn2learn
 @pytest.mark.parametrize("baseline", [Baseline.MAML, Baseline.ANIL])
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (1, 21)])
 def test_networks_for_images_of_every_kind(baseline: Baseline, channels: int, size: int) -> None:
@@ -155,7 +153,7 @@ def test_networks_for_images_of_every_kind(baseline: Baseline, channels: int, si
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in learner.parameters())
 
 
-@needs_learn2learn
+@pytest.mark.learn2learn
 def test_images_may_be_too_small() -> None:
     with pytest.raises(ProblemError, match="images of 16x16 or larger, these have a size of 15"):
         make_learner(Baseline.ANIL, 1, 15, 5, PixelFeatures, 4)

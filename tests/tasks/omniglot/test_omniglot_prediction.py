@@ -280,6 +280,7 @@ REFUSED: dict[str, tuple[Files, Files, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*is truncated or not an image")
 @pytest.mark.parametrize("case", REFUSED)
 def test_folders_that_make_no_episode_are_refused(case: str, tmp_path: Path) -> None:
     support, query, pattern = REFUSED[case]
