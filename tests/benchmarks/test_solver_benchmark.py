@@ -78,7 +78,9 @@ def test_every_budget_starts_from_zero() -> None:
 
 def test_bilevel_moves_as_often_as_its_label_says() -> None:
     case = tanh_ball()
-    entrant = entrants.bilevel("Bilevel", lambda step: Counting(step), [0.1], entrants.Moves((3, 7)), Effort(settings=1))
+    entrant = entrants.bilevel(
+        "Bilevel", lambda step: Counting(step), [0.1], entrants.Moves((3, 7)), Effort(settings=1)
+    )
     Counting.moves.clear()
     watch = Stopwatch(CPU, counted=False)
     next(iter(entrant.candidates.values())).run(case.problem, case.z0, case.x0, watch, entrant.labels)
