@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from benchmarks.solvers.competitors import Choice, Competitor, Entrant, Missing, Side, SolverAtBudgets
 from benchmarks.solvers.peers import (
@@ -66,50 +67,27 @@ def of_latent_fitting(effort: Effort) -> list[Entrant | Missing]:
     """For latents that start at zero and end at lengths of about ten."""
     adam, lengths = [0.1, 0.2, 0.05, 0.4], [0.1, 0.2, 0.05, 0.4]
     tracking, steps, mixing = [1.0, 2.0, 0.5, 4.0], [0.02, 0.05, 0.1, 0.01], [1.0, 3.0, 0.3, 10.0]
-    last = effort.steps[-1:]
+    every, last, cold = Moves(effort.steps), Moves(effort.steps[-1:]), Moves(effort.steps[-1:], warm=False)
+    all_cold = replace(every, warm=False)
     jiio = [(0.03, 0.01), (0.01, 0.003), (0.1, 0.03), (0.003, 0.001)]
+    anderson, broyden = partial(peer, Solver.ANDERSON), partial(peer, Solver.BROYDEN)
     return [
-        joint("Tracking", lambda step, n: Tracking(max_nfe=n, step_size=step, settle=0, tol=0.0), tracking, effort),
-        joint(
-            "SecantTracking",
-            lambda step, n: SecantTracking(max_nfe=n, step_size=step, settle=0, tol=0.0),
-            tracking,
-            effort,
-        ),
-        joint(
-            "JointAnderson",
-            lambda step, n: JointAnderson(max_nfe=n, step_size=step, step_rule=StepRule.PLAIN, tol=0.0),
-            steps,
-            effort,
-        ),
-        joint(
-            "JointBroyden",
-            lambda step, n: JointBroyden(max_nfe=n, step_size=step, step_rule=StepRule.PLAIN, tol=0.0),
-            steps,
-            effort,
-        ),
-        joint(
-            "JointAnderson, normalised",
-            lambda step, n: JointAnderson(max_nfe=n, step_size=step, tol=0.0),
-            mixing,
-            effort,
-        ),
-        joint(
-            "JointBroyden, normalised",
-            lambda step, n: JointBroyden(max_nfe=n, step_size=step, tol=0.0),
-            mixing,
-            effort,
-        ),
-        bilevel(BILEVEL_ADAM, lambda step: solvers.Adam(lr=step), adam, effort.steps, effort),
-        bilevel("Bilevel Adam cold", lambda step: solvers.Adam(lr=step), adam, last, effort, warm=False),
+        joint("Tracking", Tracking(settle=0), tracking, effort),
+        joint("SecantTracking", SecantTracking(settle=0), tracking, effort),
+        joint("JointAnderson", JointAnderson(step_rule=StepRule.PLAIN), steps, effort),
+        joint("JointBroyden", JointBroyden(step_rule=StepRule.PLAIN), steps, effort),
+        joint("JointAnderson, normalised", JointAnderson(), mixing, effort),
+        joint("JointBroyden, normalised", JointBroyden(), mixing, effort),
+        bilevel(BILEVEL_ADAM, lambda step: solvers.Adam(lr=step), adam, every, effort),
+        bilevel("Bilevel Adam cold", lambda step: solvers.Adam(lr=step), adam, cold, effort),
         bilevel("Bilevel PGD warm", lambda step: PGD(lr=step, norm=Norm.L2), lengths, last, effort),
         bilevel("Bilevel L-BFGS warm", lambda step: LBFGS(lr=0.1, longest=step), [1.0, 0.5, 2.0, 4.0], last, effort),
-        peer(PEER_ADAM, Solver.ANDERSON, Adam, adam, effort.steps, effort),
-        peer("torchdeq Anderson, Adam cold", Solver.ANDERSON, Adam, adam, effort.steps, effort, warm=False),
-        peer("torchdeq Broyden, Adam warm", Solver.BROYDEN, Adam, adam, effort.steps, effort),
-        peer("torchdeq plain, Adam warm", Solver.PLAIN, Adam, adam, effort.steps, effort),
-        peer("torchdeq Anderson, PGD warm", Solver.ANDERSON, NormalisedGradient, lengths, effort.steps, effort),
-        peer("torchdeq Broyden, PGD warm", Solver.BROYDEN, NormalisedGradient, lengths, effort.steps, effort),
+        anderson(PEER_ADAM, Adam, adam, every, effort),
+        anderson("torchdeq Anderson, Adam cold", Adam, adam, all_cold, effort),
+        broyden("torchdeq Broyden, Adam warm", Adam, adam, every, effort),
+        peer(Solver.PLAIN, "torchdeq plain, Adam warm", Adam, adam, every, effort),
+        anderson("torchdeq Anderson, PGD warm", NormalisedGradient, lengths, every, effort),
+        broyden("torchdeq Broyden, PGD warm", NormalisedGradient, lengths, every, effort),
         published(jiio, effort.iterations[0], 40, False, effort),
     ]
 
@@ -126,106 +104,89 @@ def of_attack(radius: float, effort: Effort) -> list[Entrant | Missing]:
     lengths = [radius * share for share in (0.5, 1.0, 0.25, 2.0)]
     steps = [radius * share for share in (1.0, 0.5, 2.0, 0.25)]
     longest = [radius * share for share in (0.125, 0.25, 0.06, 0.5)]
-    counts, last = effort.attack_steps, effort.attack_steps[-1:]
-    literature = [LITERATURE * radius / last[0]]
+    warm = Moves(effort.attack_steps, evaluations=6)
+    cheapest, cold = replace(warm, choice=Choice.CHEAPEST), Moves(effort.attack_steps[-1:], warm=False)
+    literature = [LITERATURE * radius / effort.attack_steps[-1]]
     jiio = [(0.6, 0.2), (0.2, 0.07), (1.8, 0.6), (0.07, 0.02)]
-    normalised, cheapest, gradient = StepRule.NORMALISED, Choice.CHEAPEST, NormalisedGradient
+    anderson, gradient = partial(peer, Solver.ANDERSON), NormalisedGradient
+    mixing = JointAnderson(step_rule=StepRule.PLAIN, history_size=6, ridge=1e-2)
 
     def by_length(step: float) -> Descent:
         return PGD(lr=step, norm=Norm.L2)
 
+    def quasi_newton(step: float) -> Descent:
+        return LBFGS(lr=0.1 * radius, longest=step)
+
     return [
-        joint(
-            "Tracking",
-            lambda step, n: Tracking(max_nfe=n, step_size=step, inner=1, decay=0.5, settle=0, tol=0.0),
-            steps,
-            effort,
-        ),
-        joint(
-            "SecantTracking",
-            lambda step, n: SecantTracking(max_nfe=n, step_size=step, decay=0.5, settle=0, tol=0.0),
-            steps,
-            effort,
-        ),
-        joint(
-            "JointAnderson",
-            lambda step, n: JointAnderson(
-                max_nfe=n, step_size=step, step_rule=StepRule.PLAIN, history_size=6, ridge=1e-2, tol=0.0
-            ),
-            [0.1, 0.3, 1.0, 0.03],
-            effort,
-        ),
-        joint(
-            "JointBroyden",
-            lambda step, n: JointBroyden(max_nfe=n, step_size=step, step_rule=normalised, tol=0.0),
-            steps,
-            effort,
-        ),
-        bilevel(BILEVEL_PGD_COLD, by_length, literature, last, effort, warm=False),
-        bilevel(BILEVEL_PGD_WARM, by_length, lengths, counts, effort, evaluations=6, choice=cheapest),
-        bilevel(
-            "Bilevel L-BFGS warm",
-            lambda step: LBFGS(lr=0.1 * radius, longest=step),
-            longest,
-            counts,
-            effort,
-            evaluations=6,
-            choice=cheapest,
-        ),
-        peer(PEER_PGD_COLD, Solver.ANDERSON, gradient, literature, last, effort, warm=False),
-        peer("torchdeq Anderson, PGD cold", Solver.ANDERSON, gradient, lengths, last, effort, warm=False),
-        peer(PEER_PGD_WARM, Solver.ANDERSON, gradient, lengths, counts, effort, 6, choice=cheapest),
-        peer("torchdeq Broyden, PGD warm", Solver.BROYDEN, gradient, lengths, counts, effort, 6, choice=cheapest),
-        peer("torchdeq plain, PGD warm", Solver.PLAIN, gradient, lengths, counts, effort, 6, choice=cheapest),
-        peer("torchdeq Anderson, Adam warm", Solver.ANDERSON, Adam, [0.1, 0.3, 0.03, 1.0], counts, effort, 6),
+        joint("Tracking", Tracking(inner=1, decay=0.5, settle=0), steps, effort),
+        joint("SecantTracking", SecantTracking(decay=0.5, settle=0), steps, effort),
+        joint("JointAnderson", mixing, [0.1, 0.3, 1.0, 0.03], effort),
+        joint("JointBroyden", JointBroyden(step_rule=StepRule.NORMALISED), steps, effort),
+        bilevel(BILEVEL_PGD_COLD, by_length, literature, cold, effort),
+        bilevel(BILEVEL_PGD_WARM, by_length, lengths, cheapest, effort),
+        bilevel("Bilevel L-BFGS warm", quasi_newton, longest, cheapest, effort),
+        anderson(PEER_PGD_COLD, gradient, literature, cold, effort),
+        anderson("torchdeq Anderson, PGD cold", gradient, lengths, cold, effort),
+        anderson(PEER_PGD_WARM, gradient, lengths, cheapest, effort),
+        peer(Solver.BROYDEN, "torchdeq Broyden, PGD warm", gradient, lengths, cheapest, effort),
+        peer(Solver.PLAIN, "torchdeq plain, PGD warm", gradient, lengths, cheapest, effort),
+        anderson("torchdeq Anderson, Adam warm", Adam, [0.1, 0.3, 0.03, 1.0], warm, effort),
         published(jiio, effort.iterations[1], 20, True, effort),
     ]
 
 
-def joint(name: str, make: Callable[[float, int], JointSolver], steps: Sequence[float], effort: Effort) -> Entrant:
-    """A joint solver of deqopt: every budget is a solve of its own, with the step chosen for it."""
+@dataclass(frozen=True)
+class Moves:
+    """How a descent moves x.
+
+    Attributes:
+        labels: how often; each is a solve of its own for :class:`Bilevel`.
+        evaluations: in every solve for z.
+        warm: whether solves start from the last move's.
+        choice: how its settings are chosen.
+    """
+
+    labels: tuple[int, ...]
+    evaluations: int = 12
+    warm: bool = True
+    choice: Choice = Choice.LAST
+
+
+def joint(name: str, solver: JointSolver, steps: Sequence[float], effort: Effort) -> Entrant:
+    """A joint solver of deqopt: every budget is a solve of its own, with the ``step_size`` chosen for it."""
+    configured: Any = replace(solver, tol=0.0)
+
+    def make(step: float, budget: int) -> JointSolver:
+        found: JointSolver = replace(configured, max_nfe=budget, step_size=step)
+        return found
+
     return Entrant(name, Side.OURS, _by_step(make, steps, effort), effort.budgets, Choice.EACH)
 
 
 def bilevel(
-    name: str,
-    descent: Callable[[float], Descent],
-    steps: Sequence[float],
-    labels: tuple[int, ...],
-    effort: Effort,
-    evaluations: int = 12,
-    warm: bool = True,
-    choice: Choice = Choice.LAST,
+    name: str, descent: Callable[[float], Descent], steps: Sequence[float], moves: Moves, effort: Effort
 ) -> Entrant:
-    """deqopt's :class:`Bilevel`; labels are moves of x, each of them a solve of its own."""
-    inner = Anderson(max_nfe=evaluations, tol=0.0)
+    """deqopt's :class:`Bilevel`."""
+    inner = Anderson(max_nfe=moves.evaluations, tol=0.0)
 
-    def make(step: float, moves: int) -> JointSolver:
-        budget = 1 + (moves + 1) * (evaluations + 2)
-        return Bilevel(max_nfe=budget, tol=0.0, descent=descent(step), inner=inner, warm=warm)
+    def make(step: float, count: int) -> JointSolver:
+        budget = 1 + (count + 1) * (moves.evaluations + 2)
+        return Bilevel(max_nfe=budget, tol=0.0, descent=descent(step), inner=inner, warm=moves.warm)
 
-    return Entrant(name, Side.BASELINE, _by_step(make, steps, effort), labels, choice)
+    return Entrant(name, Side.BASELINE, _by_step(make, steps, effort), moves.labels, moves.choice)
 
 
 def peer(
-    name: str,
-    solver: Solver,
-    rule: Callable[[float], Rule],
-    steps: Sequence[float],
-    labels: tuple[int, ...],
-    effort: Effort,
-    evaluations: int = 12,
-    warm: bool = True,
-    choice: Choice = Choice.LAST,
+    solver: Solver, name: str, rule: Callable[[float], Rule], steps: Sequence[float], moves: Moves, effort: Effort
 ) -> Entrant | Missing:
-    """Bilevel descent with a solver of torchdeq; labels are steps."""
+    """Bilevel descent with a solver of torchdeq."""
     if not torchdeq_is_installed():
         return Missing(name, INSTALL)
     candidates: dict[str, Competitor] = {
-        f"step {step:g}": TorchDEQDescent(partial(rule, step), solver, evaluations, warm)
+        f"step {step:g}": TorchDEQDescent(partial(rule, step), solver, moves.evaluations, moves.warm)
         for step in steps[: effort.settings]
     }
-    return Entrant(name, Side.PEER, candidates, labels, choice)
+    return Entrant(name, Side.PEER, candidates, moves.labels, moves.choice)
 
 
 def published(

@@ -133,10 +133,9 @@ def test_the_measurement_has_the_psnr_of_its_definition(raced: Raced, archive: P
     setting = restoration.SETTINGS["latent"]
     task = restoration.task_of(setting, restoration.arguments(words(archive, raced.out)))
     samples = task.data.samples(task.data.splits.test[:2])
-    white = 2.0 if float(samples[0].clean.min()) < 0 else 1.0
-    errors = [(samples[k].y.clamp(1 - white, 1) - samples[k].clean).square().mean() for k in range(2)]
+    errors = [((samples[k].y.clamp(-1, 1) + 1) / 2 - samples[k].clean).square().mean() for k in range(2)]
     (found,) = raced.runs["latent fit", restoration.MEASUREMENT].milestones
-    expected = [float(10 * torch.log10(white**2 / error)) for error in errors]
+    expected = [float(10 * torch.log10(1 / error)) for error in errors]
     assert found.scores["psnr"] == pytest.approx(expected, abs=1e-4) and found.steps == 0
 
 
@@ -163,7 +162,7 @@ def test_batches_are_measured_anew_and_mirrored(archive: Path) -> None:
     originals = torch.stack([task.data.source[rows[row]].image for row in batch.index.tolist()])
     mirrored = (batch.clean == originals.flip(3)).flatten(1).all(1)
     assert torch.equal(mirrored, ~(batch.clean == originals).flatten(1).all(1)) and 70 < int(mirrored.sum()) < 130
-    noise = (batch.y - batch.clean)[batch.parameters.expand_as(batch.y) == 1]
+    noise = (batch.y - (2 * batch.clean - 1))[batch.parameters.expand_as(batch.y) == 1]
     assert 0.28 < float(noise.std()) < 0.32
     assert len({tuple(mask.flatten().tolist()) for mask in batch.parameters}) > 10
 

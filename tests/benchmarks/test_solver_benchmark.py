@@ -78,11 +78,14 @@ def test_every_budget_starts_from_zero() -> None:
 
 def test_bilevel_moves_as_often_as_its_label_says() -> None:
     case = tanh_ball()
-    entrant = entrants.bilevel("Bilevel", lambda step: Counting(step), [0.1], (3, 7), Effort(settings=1))
+    entrant = entrants.bilevel(
+        "Bilevel", lambda step: Counting(step), [0.1], entrants.Moves((3, 7)), Effort(settings=1)
+    )
     Counting.moves.clear()
     watch = Stopwatch(CPU, counted=False)
     next(iter(entrant.candidates.values())).run(case.problem, case.z0, case.x0, watch, entrant.labels)
     assert len(Counting.moves) == 3 + 7 + 2  # the first step of each only solves
+    assert Bilevel().max_nfe == 1 + (40 + 1) * (12 + 2)
 
 
 class Counting(entrants.PGD):
@@ -308,16 +311,13 @@ def test_a_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixt
         assert {"Tracking", "JointAnderson", "JointBroyden", "JIIO as published"} <= {
             one["strategy"] for one in standings
         }
-        for one in standings:
-            for point in one["test"]:
-                assert point["evaluations"] > 0 and point["seconds"] > 0 and point["objective"] is not None
+        for point in (point for one in standings for point in one["test"]):
+            assert point["evaluations"] > 0 and point["seconds"] > 0 and point["objective"] is not None
     rows = {row["method"]: row for row in csv.DictReader((tmp_path / "decoder-a.csv").read_text().splitlines())}
     for one in written["contests"]["decoder-a"]:
         assert float(rows[one["strategy"]]["objective"]) == pytest.approx(one["test"][-1]["objective"])
         assert (rows[one["strategy"]]["from"], rows[one["strategy"]]["images"]) == (one["from"], "2")
-    first, *others = rows
-    assert (first == entrants.BILEVEL_ADAM and f"minus {first}" in text.replace("\n", " ")) or "minus Bilevel" in text
-    assert all(f"\n{name[:25]}" in text for name in others)
+    assert next(iter(rows)) == entrants.BILEVEL_ADAM and all(f"\n{name[:25]}" in text for name in rows)
     capsys.readouterr()
     CLASSIFIER.load(tmp_path, 0, TINY.steps["classifier"])
     assert "training" not in capsys.readouterr().out
@@ -346,7 +346,3 @@ def test_what_cannot_be_meant_is_refused(
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
-
-
-def test_bilevel_labels_fit_its_budget() -> None:
-    assert Bilevel().max_nfe == 1 + (40 + 1) * (12 + 2)
