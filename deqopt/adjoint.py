@@ -14,7 +14,20 @@ from deqopt.state import State
 
 
 class Adjoint(ABC):
-    """How gradients with respect to theta reach a solution. A setting: it remembers nothing of a solve."""
+    """How gradients with respect to theta reach a solution. A setting: it remembers nothing of a solve.
+
+    Example:
+        >>> import torch
+        >>> from deqopt import JointProblem
+        >>> from deqopt.solvers import JointAnderson
+        >>> theta = torch.tensor(0.5, requires_grad=True)
+        >>> problem = JointProblem(lambda z, x: theta * z + x, lambda z, x: (z - 1).square().sum(1) + x.square().sum(1))
+        >>> from deqopt.adjoints import Envelope
+        >>> eq = JointAnderson(tol=1e-5).solve(problem, torch.zeros(3, 2), torch.zeros(3, 2), adjoint=Envelope())
+        >>> eq.objective.sum().backward()
+        >>> bool(theta.grad.isfinite())
+        True
+    """
 
     def solve(self, run: Callable[[JointProblem], Equilibrium], problem: JointProblem) -> Equilibrium:
         """What ``run(problem)`` finds, connected to theta: found without a graph and handed to :meth:`attach`, unless

@@ -60,6 +60,13 @@ class FixedPoint:
         status: (B,) values of :class:`deqopt.Status`.
         nfe: (B,) evaluations of f.
         backward: how the backward pass went, with an adjoint.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.fixed_point import Damped
+        >>> found = Damped(tol=1e-4).solve(lambda z: 0.5 * z + 1, torch.zeros(3, 2))
+        >>> int(found.nfe[0]) < 20, bool((found.z - 2).abs().max() < 1e-3)
+        (True, True)
     """
 
     z: State
@@ -98,6 +105,15 @@ class Equilibrium:
         visited: iterates (z, x) of the trajectory drawn at random, where asked for with ``visits``.
         backward: how the backward pass went, with an adjoint.
         held: which of z, x and mu the adjoint holds fixed: the backward pass of a loss that depends on them warns.
+
+    Example:
+        >>> import torch
+        >>> from deqopt import JointProblem
+        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
+        >>> from deqopt.solvers import JointAnderson
+        >>> eq = JointAnderson(step_size=1.0).solve(problem, torch.zeros(3, 2), torch.zeros(3, 2))
+        >>> eq.z.shape, eq.converged.tolist()
+        (torch.Size([3, 2]), [True, True, True])
     """
 
     z: State

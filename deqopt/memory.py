@@ -24,6 +24,16 @@ class Memory:
         rate: (B, 1) the share of the nominal step that a row takes: 1, and half of it after every restart.
         spent: (B,) evaluations that the last step itself spent on a row, beyond the one that follows it; None for none.
         cost: the most evaluations that a step and the evaluation after it may take.
+
+    Example:
+        >>> class Velocity(Memory):
+        ...     def __init__(self, x):
+        ...         super().__init__(x)
+        ...         self.velocity = torch.zeros_like(x)
+        >>> memory = Velocity(torch.zeros(3, 2))
+        >>> memory.restart(torch.tensor([True, False, False]))
+        >>> memory.rate.flatten().tolist()
+        [0.5, 1.0, 1.0]
     """
 
     cost: int = 1

@@ -51,6 +51,14 @@ class JointModule(FromCheckpoint, GuardedModule):
     Raises:
         ProblemError: ``compile`` is asked for and the task has no module named ``cell``, or the adjoint differentiates
             the solve.
+
+    Example:
+        >>> from deqopt import JointModule
+        >>> from deqopt.solvers import Tracking
+        >>> from deqopt_tasks.celeba.task import CelebA
+        >>> module = JointModule(CelebA(size=16, image_channels=1), solver=Tracking(max_nfe=8))
+        >>> module.solver.max_nfe
+        8
     """
 
     def __init__(

@@ -30,6 +30,28 @@ class Task(nn.Module, ABC):
 
     Example:
         See "A task of your own" in the README.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningDataModule
+        >>> from torch.utils.data import TensorDataset
+        >>> from deqopt import JointProblem, Task
+        >>> class Halves(Task):
+        ...     def __init__(self, states: int = 4) -> None:
+        ...         super().__init__()
+        ...         self.states, self.cell = states, torch.nn.Linear(states, states)
+        ...     def datamodule(self):
+        ...         readings = TensorDataset(torch.rand(64, self.states))
+        ...         return LightningDataModule.from_datasets(readings, readings, batch_size=16)
+        ...     def start(self, batch):
+        ...         return torch.zeros_like(batch[0]), torch.zeros_like(batch[0])
+        ...     def problem(self, batch):
+        ...         cell = lambda z, x: torch.tanh(self.cell(z) + x)
+        ...         return JointProblem(cell, lambda z, x: (z - batch[0]).square().sum(1))
+        >>> Halves(states=8).init_args
+        {'states': 8}
+
+        The README has one that trains, in "A task of your own".
     """
 
     init_args: dict[str, Any]

@@ -35,6 +35,12 @@ class RunCheckpoint(ModelCheckpoint):
 
     Raises:
         ProblemError: ``every_n_minutes`` is not larger than 0.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from deqopt.callbacks import RunCheckpoint
+        >>> best = RunCheckpoint(monitor="val/psnr", mode="max", every_n_minutes=30.0)
+        >>> trainer = Trainer(callbacks=[best], logger=False, accelerator="cpu")
     """
 
     def __init__(

@@ -16,6 +16,9 @@ class FigureWriter(Callback):
     """After every validation and every test: ``figures/<stage>_<name>.png``, drawn from the first batch.
 
     The names are those of ``Task.figures``, and ``convergence`` for objective and residual against evaluations.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[FigureWriter()], accelerator="cpu")
     """
 
     def on_validation_batch_end(

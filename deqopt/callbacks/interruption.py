@@ -35,6 +35,9 @@ class Interruption(Callback):
 
     Training ends before the next batch or the next step of validation, so that the last one is complete: with the
     state of all callbacks, and its row in the log.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[Interruption(), RunCheckpoint()], logger=False, accelerator="cpu")
     """
 
     def __init__(self) -> None:

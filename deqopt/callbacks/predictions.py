@@ -24,7 +24,11 @@ def prediction_directory(trainer: Trainer, task: Task) -> Path:
 
 
 class PredictionWriter(Callback):
-    """Hands every solved batch to ``Task.write_predictions``, for :func:`prediction_directory`, which it makes."""
+    """Hands every solved batch to ``Task.write_predictions``, for :func:`prediction_directory`, which it makes.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[PredictionWriter()], logger=False, accelerator="cpu")
+    """
 
     def __init__(self) -> None:
         self._directory = Path()

@@ -46,6 +46,10 @@ class Resume(Callback):
     Raises:
         CheckpointError: in the middle of an epoch the data, its order or the batches are others than the checkpoint's;
             or the algorithm is.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[Resume()], logger=False, accelerator="cpu")
     """
 
     def __init__(self) -> None:

@@ -24,6 +24,10 @@ class EndTogether(Callback):
     Without it, the others may wait for the lost one in a collective operation for half an hour. One line says why: of
     the process that raised or, where one was killed, of the first one that is left. Nothing is done in a run of one
     process.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[EndTogether()], logger=False, accelerator="cpu")
     """
 
     def __init__(self) -> None:

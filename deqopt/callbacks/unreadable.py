@@ -21,6 +21,13 @@ class ReportUnreadable(Callback):
 
     Raises:
         DataError: at the end of predict, in every process, where images could not be read.
+
+    Example:
+        >>> from functools import partial
+        >>> from deqopt.callbacks import ReportUnreadable
+        >>> from deqopt.data import ImageDataModule, open_images
+        >>> data = ImageDataModule(partial(open_images, None, size=8, channels=1), batch_size=4)
+        >>> callback = ReportUnreadable(lambda: data.predict_source, done="restored")
     """
 
     def __init__(self, images: Callable[[], ImageSource | None], done: str) -> None:

@@ -27,6 +27,14 @@ class ImageArchive(ImageArray):
 
     Raises:
         DataError: anything else in the file, or no such file.
+
+    Example:
+        >>> import numpy as np, os, tempfile
+        >>> from deqopt.data import ImageArchive
+        >>> path = os.path.join(tempfile.mkdtemp(), "faces.npz")
+        >>> np.savez(path, images=np.zeros((20, 10, 12, 3), np.uint8))
+        >>> ImageArchive(path, size=8, channels=3)[0].image.shape
+        torch.Size([3, 8, 8])
     """
 
     def __init__(

@@ -23,6 +23,11 @@ class Augmentation:
 
     Raises:
         ProblemError: a negative shift.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.data import Augmentation, generator_of
+        >>> moved = Augmentation(shift=2, flip=True)(torch.rand(4, 1, 8, 8), generator_of(0, 1))
     """
 
     shift: int = 0

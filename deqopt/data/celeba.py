@@ -32,6 +32,13 @@ class CelebAFaces(ImageFiles):
     Raises:
         DataError: a folder of another layout, a partition that does not fit the images, a failed download;
             on access, an image that cannot be read.
+
+    Example:
+        >>> import os, tempfile
+        >>> from deqopt.data import CelebAFaces
+        >>> CelebAFaces(tempfile.mkdtemp(), size=64, channels=3)
+        Traceback (most recent call last):
+        deqopt.errors.DataError: ...
     """
 
     def __init__(self, root: str | Path, size: int, channels: int = 3, *, download: bool = False) -> None:

@@ -21,6 +21,12 @@ class EmbeddedDigits(ImageArray):
     Args:
         size: height and width they are resized to, 16 by default.
         channels: 1 (default) or 3 equal ones.
+
+    Example:
+        >>> from deqopt.data import EmbeddedDigits
+        >>> digits = EmbeddedDigits(size=16, channels=1)
+        >>> len(digits), digits[0].image.shape, digits[0].label
+        (1797, torch.Size([1, 16, 16]), 0)
     """
 
     def __init__(self, size: int = 16, channels: int = 1) -> None:
@@ -47,6 +53,11 @@ class EmbeddedPhotographs(ImageSource):
 
     Raises:
         DataError: a size that leaves fewer than the three columns of patches that the splits need.
+
+    Example:
+        >>> from deqopt.data import EmbeddedPhotographs
+        >>> EmbeddedPhotographs(size=32, channels=3)[0].image.shape
+        torch.Size([3, 32, 32])
     """
 
     def __init__(self, size: int = 32, channels: int = 3) -> None:

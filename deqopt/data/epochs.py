@@ -33,6 +33,12 @@ class EpochOrder(Sampler[int]):
         count: of the samples.
         seed: 0 or larger.
         epoch: says which epoch it is; asked once in every pass.
+
+    Example:
+        >>> from deqopt.data import EpochOrder
+        >>> second = list(EpochOrder(4, seed=0, epoch=lambda: 1))
+        >>> sorted(second)
+        [4, 5, 6, 7]
     """
 
     def __init__(self, count: int, seed: int, epoch: Callable[[], int]) -> None:
@@ -58,6 +64,12 @@ class EpochSamples(Dataset[Any]):
         seed: 0 or larger.
         change: makes another sample of a sample, with a generator that comes from the seed, the epoch and the index in
             the source alone; by default samples stay as they are.
+
+    Example:
+        >>> from deqopt.data import EpochSamples
+        >>> samples = EpochSamples(["a", "b", "c"], indices=[2, 0], seed=0)
+        >>> samples[2], samples[3]  # the first and the second of the second epoch
+        ('c', 'a')
     """
 
     def __init__(

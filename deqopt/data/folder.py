@@ -48,6 +48,16 @@ class ImageFolder(ImageFiles):
     Raises:
         DataError: a folder that is missing, unreadable or without images; on access, an image that cannot
             be read.
+
+    Example:
+        >>> import os, tempfile
+        >>> from PIL import Image
+        >>> from deqopt.data import ImageFolder
+        >>> folder = tempfile.mkdtemp()
+        >>> Image.new("RGB", (12, 10)).save(os.path.join(folder, "black.png"))
+        >>> images = ImageFolder(folder, size=8, channels=1)
+        >>> images.name(0), float(images[0].image.max())
+        ('black', 0.0)
     """
 
     def __init__(

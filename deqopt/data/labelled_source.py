@@ -29,6 +29,12 @@ class LabelledSource(ImageSource):
 
     Raises:
         DataError: labels of another number or type, or outside the classes; more names than classes.
+
+    Example:
+        >>> from deqopt.data import open_labelled
+        >>> digits = open_labelled(None, size=8, channels=1, classes=10)
+        >>> digits[7].label
+        7
     """
 
     def __init__(

@@ -47,6 +47,11 @@ class EpochLoader(DataLoader[Any]):
         dataset: of the samples.
         seed: of the order, 0 or larger; the seeds of the workers come from it, too.
         settings: as of `torch.utils.data.DataLoader`.
+
+    Example:
+        >>> from deqopt.data import EpochLoader
+        >>> [batch.tolist() for batch in EpochLoader(range(4), seed=0, batch_size=2)]
+        [[0, 1], [2, 3]]
     """
 
     def __init__(self, dataset: Dataset[Any], *, seed: int = 0, **settings: Any) -> None:

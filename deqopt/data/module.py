@@ -40,6 +40,12 @@ class SplitDataModule(LightningDataModule, Generic[SourceT]):
     Raises:
         ProblemError: a batch size below 1 or workers below 0.
         DataError: later, all that opening and splitting raise.
+
+    Example:
+        >>> from deqopt.data import EmbeddedDigits, SplitDataModule
+        >>> data = SplitDataModule(lambda: EmbeddedDigits(size=8, channels=1), batch_size=4)
+        >>> len(data.splits.train), len(data.splits.val), len(data.splits.test)
+        (1439, 179, 179)
     """
 
     def __init__(self, source: Callable[[], SourceT], *, batch_size: int, workers: int = 0, seed: int = 0) -> None:

@@ -25,6 +25,12 @@ class ImageSample(NamedTuple):
         image: (channels, size, size), float32 in [0, 1], from black to white.
         label: its class, 0 or larger; -1 where it is not known.
         index: in the source.
+
+    Example:
+        >>> from deqopt.data import EmbeddedDigits
+        >>> image, label, index = EmbeddedDigits(size=8, channels=1)[3]
+        >>> label, index
+        (3, 3)
     """
 
     image: Tensor
@@ -39,6 +45,14 @@ class ImageBatch(NamedTuple):
         image: (B, channels, size, size), float32 in [0, 1], from black to white.
         label: (B,) int64, the classes, 0 or larger; -1 where they are not known, as in images to predict on.
         index: (B,) int64, in the source.
+
+    Example:
+        >>> from functools import partial
+        >>> from deqopt.data import ImageDataModule, open_images
+        >>> data = ImageDataModule(partial(open_images, None, size=8, channels=1), batch_size=4)
+        >>> image, label, index = next(iter(data.predict_dataloader()))
+        >>> label.tolist(), index.tolist()
+        ([-1, -1, -1, -1], [0, 1, 2, 3])
     """
 
     image: Tensor
@@ -62,6 +76,11 @@ class Source(Dataset[SampleT], ABC):
 
     Raises:
         DataError: a size below 1 or another number of channels.
+
+    Example:
+        >>> from deqopt.data import EmbeddedDigits
+        >>> EmbeddedDigits(size=8, channels=1).name(0)
+        'digit_0000'
     """
 
     def __init__(self, where: str, *, size: int, channels: int) -> None:
@@ -99,6 +118,19 @@ class ImageSource(Source[ImageSample]):
 
     Raises:
         DataError: as every `Source`.
+
+    Example:
+        >>> import numpy as np
+        >>> from deqopt.data import ImageSource
+        >>> class Greys(ImageSource):
+        ...     def __len__(self):
+        ...         return 10
+        ...     def name(self, index):
+        ...         return f"grey_{index}"
+        ...     def pixels(self, index):
+        ...         return np.full((8, 8), index / 10)
+        >>> Greys("greys", size=4, channels=1)[5].image.mean()
+        tensor(0.5000)
     """
 
     def __init__(self, where: str, *, size: int, channels: int, crop: int | None = None) -> None:

@@ -20,7 +20,19 @@ A_SAMPLE = MappingProxyType({"deqopt.feasible": "one row a sample"})
 
 
 class FeasibleSet(ABC):
-    """A closed convex set of inputs, known by its projection."""
+    """A closed convex set of inputs, known by its projection.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from deqopt.feasible import FeasibleSet
+        >>> @dataclass(frozen=True)
+        ... class NotNegative(FeasibleSet):
+        ...     def project(self, x):
+        ...         return x.clamp_min(0)
+        >>> NotNegative().distance(torch.tensor([[3.0, -4.0]]))
+        tensor([4.])
+    """
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:

@@ -37,6 +37,13 @@ class Intersection(FeasibleSet):
 
     Raises:
         ProblemError: no set given, or the sets are found to have no point in common.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.feasible import Box, Intersection, L2Ball
+        >>> near = Intersection((L2Ball(radius=1.0), Box(low=0.0, high=0.5)))
+        >>> near.project(torch.tensor([[3.0, 0.1]]))
+        tensor([[0.5000, 0.1000]])
     """
 
     sets: tuple[FeasibleSet, ...]

@@ -14,7 +14,14 @@ from deqopt.feasible.base import A_SAMPLE, FeasibleSet, largest, length, like, o
 
 @dataclass(frozen=True)
 class Everywhere(FeasibleSet):
-    """No constraint."""
+    """No constraint.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.feasible import Everywhere
+        >>> Everywhere().project(torch.tensor([[-3.0, 4.0]]))
+        tensor([[-3.,  4.]])
+    """
 
     def project(self, x: Tensor) -> Tensor:
         return x
@@ -29,6 +36,12 @@ class Box(FeasibleSet):
 
     Raises:
         ProblemError: somewhere ``low > high``.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.feasible import Box
+        >>> Box(low=0.0, high=torch.tensor([1.0, 2.0])).project(torch.tensor([[-3.0, 4.0]]))
+        tensor([[0., 2.]])
     """
 
     low: float | Tensor
@@ -56,6 +69,12 @@ class Ball(FeasibleSet):
 
     Raises:
         ProblemError: a negative radius, or one that is neither a number nor one a sample.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.feasible import Ball, L2Ball
+        >>> issubclass(L2Ball, Ball)
+        True
     """
 
     radius: float | Tensor = field(metadata=A_SAMPLE)
@@ -84,7 +103,14 @@ class Ball(FeasibleSet):
 
 
 class L2Ball(Ball):
-    """``|x - center|_2 <= radius`` a sample."""
+    """``|x - center|_2 <= radius`` a sample.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.feasible import L2Ball
+        >>> L2Ball(radius=1.0).project(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
 
     def shorten(self, offset: Tensor) -> Tensor:
         radius, unit = self.radius_of(offset), largest(offset)
@@ -94,7 +120,14 @@ class L2Ball(Ball):
 
 
 class LinfBall(Ball):
-    """``|x - center|_inf <= radius``: no entry further than ``radius`` from the centre."""
+    """``|x - center|_inf <= radius``: no entry further than ``radius`` from the centre.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.feasible import LinfBall
+        >>> LinfBall(radius=1.0).project(torch.tensor([[0.5, 4.0]]))
+        tensor([[0.5000, 1.0000]])
+    """
 
     def shorten(self, offset: Tensor) -> Tensor:
         radius = self.radius_of(offset)
@@ -117,6 +150,14 @@ class L2BallInBox(FeasibleSet):
 
     Raises:
         ProblemError: a negative radius, or a box without the origin.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.feasible import L2BallInBox
+        >>> image = torch.tensor([[0.9, 0.5]])
+        >>> valid = L2BallInBox(radius=1.0, low=-image, high=1 - image)
+        >>> image + valid.project(torch.tensor([[5.0, 0.1]]))
+        tensor([[1.0000, 0.6000]])
     """
 
     radius: float | Tensor = field(metadata=A_SAMPLE)

@@ -42,6 +42,14 @@ class AndersonMixing(Mixing):
         history_size: how many points are mixed, one more than differences are remembered; with 1 it is the damped step.
         ridge: of the regularisation, relative to the columns.
         widths: of the blocks; they cover the row.
+
+    Example:
+        >>> w = torch.zeros(3, 2)
+        >>> memory = AndersonMixing(w, history_size=5, ridge=0.0, widths=[2])
+        >>> for _ in range(8):
+        ...     w = memory.mix(w, torch.cos(w), damping=1.0)
+        >>> bool((w - torch.cos(w)).abs().max() < 1e-3)
+        True
     """
 
     def __init__(

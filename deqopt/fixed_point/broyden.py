@@ -29,6 +29,14 @@ class BroydenUpdates(Mixing):
     ``S^T D S`` with its diagonal. So an update that is dropped leaves no trace in the others. D weights the blocks
     (z, mu, x) by ``1 / |T^b(w)|^2``. Products are kept a block; a step reads S once and P twice. A row whose system is
     singular takes the damped step, until what makes it so is dropped.
+
+    Example:
+        >>> w = torch.zeros(3, 2)
+        >>> memory = BroydenUpdates(w, history_size=5, widths=[2])
+        >>> for _ in range(8):
+        ...     w = memory.mix(w, torch.cos(w), damping=1.0)
+        >>> bool((w - torch.cos(w)).abs().max() < 1e-3)
+        True
     """
 
     def __init__(self, like: Tensor, history_size: int, widths: Sequence[int]) -> None:

@@ -21,6 +21,13 @@ class BoundedCell(nn.Module):
 
     Args:
         channels: of the branches, finest first; each has half the resolution of the one before.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.nn import BoundedCell
+        >>> z = (torch.zeros(2, 8, 14, 14), torch.zeros(2, 16, 7, 7))
+        >>> [part.shape[1:] for part in BoundedCell([8, 16])(z, z)]
+        [torch.Size([8, 14, 14]), torch.Size([16, 7, 7])]
     """
 
     def __init__(self, channels: Sequence[int]) -> None:

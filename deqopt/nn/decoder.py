@@ -19,6 +19,14 @@ class Decoder(nn.Module):
         widths: channels of the cell's branches, finest first; each branch has half the resolution of the one before.
         resolution: of the finest branch.
         image_channels, size: of the image; ``size`` is a multiple of ``resolution``.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.nn import Decoder
+        >>> decoder = Decoder(latent=32, widths=[8, 16], resolution=8, image_channels=3, size=32)
+        >>> x = torch.zeros(2, 32)
+        >>> decoder.head(decoder.f(decoder.start(x), x)).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     def __init__(self, latent: int, widths: Sequence[int], resolution: int, image_channels: int, size: int) -> None:

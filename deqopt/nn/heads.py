@@ -20,6 +20,12 @@ class PixelHead(nn.Module):
         channels: of the branches, finest first.
         pixel_channels: of the result.
         factor: height and width of the result over those of the finest branch.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.nn import PixelHead
+        >>> PixelHead([8], pixel_channels=3, factor=2)((torch.zeros(2, 8, 16, 16),)).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     def __init__(self, channels: Sequence[int], pixel_channels: int, factor: int, groups: int = 8) -> None:
@@ -48,6 +54,12 @@ class ImageHead(PixelHead):
 
     Raises:
         ProblemError: ``size`` is not a multiple of ``resolution``.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.nn import ImageHead
+        >>> ImageHead([8], resolution=16, image_channels=3, size=32)(( torch.zeros(2, 8, 16, 16),)).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     def __init__(

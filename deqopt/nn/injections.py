@@ -15,7 +15,14 @@ follows the image more than itself, and plain updates shrink the residual to 0.3
 
 
 class LatentInjection(nn.Module):
-    """A latent (B, latent) as one feature map a branch: learned projections to all of them."""
+    """A latent (B, latent) as one feature map a branch: learned projections to all of them.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.nn import LatentInjection, branch_shapes
+        >>> [part.shape for part in LatentInjection(32, branch_shapes([8, 16], resolution=16))(torch.zeros(2, 32))]
+        [torch.Size([2, 8, 16, 16]), torch.Size([2, 16, 8, 8])]
+    """
 
     def __init__(self, latent: int, shapes: Sequence[tuple[int, int, int]]) -> None:
         super().__init__()
@@ -35,6 +42,12 @@ class ImageInjection(nn.Module):
         image_channels: of the images.
         widths: channels of the branches, finest first; each has half the resolution of the one before.
         stride: height and width of the images over those of the finest branch.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.nn import ImageInjection
+        >>> [part.shape for part in ImageInjection(3, [8, 16], stride=2)(torch.zeros(2, 3, 32, 32))]
+        [torch.Size([2, 8, 16, 16]), torch.Size([2, 16, 8, 8])]
     """
 
     def __init__(self, image_channels: int, widths: Sequence[int], stride: int) -> None:

@@ -43,6 +43,13 @@ class MultiscaleCell(nn.Module):
     Args:
         channels: of the branches, finest first.
         groups: of every GroupNorm, at most; a divisor of the channels is taken.
+
+    Example:
+        >>> import torch
+        >>> from deqopt.nn import MultiscaleCell
+        >>> z = (torch.zeros(2, 8, 16, 16), torch.zeros(2, 16, 8, 8))
+        >>> [part.shape for part in MultiscaleCell([8, 16])(z, z)]
+        [torch.Size([2, 8, 16, 16]), torch.Size([2, 16, 8, 8])]
     """
 
     def __init__(self, channels: Sequence[int], groups: int = 8) -> None:

@@ -12,7 +12,18 @@ from deqopt.problem import JointProblem
 
 
 class Regularizer(ABC):
-    """A penalty that is added to the loss, ``weight * penalty``, and logged under ``name`` without its weight."""
+    """A penalty that is added to the loss, ``weight * penalty``, and logged under ``name`` without its weight.
+
+    Example:
+        >>> import torch
+        >>> from deqopt import JointProblem
+        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
+        >>> from deqopt.regularizers import Regularizer
+        >>> class SmallStates(Regularizer):
+        ...     name, weight = "states", 0.1
+        ...     def penalty(self, problem, equilibrium):
+        ...         return equilibrium.z.square().mean()
+    """
 
     name: ClassVar[str]
     weight: float

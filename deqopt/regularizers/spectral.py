@@ -29,6 +29,15 @@ class SpectralPenalty(Regularizer):
     Args:
         weight: of the penalty in the loss.
         products: of the power iteration after the solve, 0 or more.
+
+    Example:
+        >>> import torch
+        >>> from deqopt import JointProblem
+        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
+        >>> from deqopt.regularizers import SpectralPenalty
+        >>> from deqopt.solvers import JointAnderson
+        >>> eq = JointAnderson().solve(problem, torch.zeros(3, 2), torch.zeros(3, 2))
+        >>> penalty = SpectralPenalty(weight=2.0).penalty(problem, eq)
     """
 
     name: ClassVar[str] = "spectral"

@@ -47,6 +47,12 @@ class JointEvaluation(Measured):
     bound, as far as mu is known. The scope is ``|g_z| |f| + |natural g_x| |x|``: how much J may change over the lengths
     of z and x. The figures, (B, 9), are lag, the part of it that is of z, natural length of g_x, curvature and the
     :class:`Scale` by which all was measured.
+
+    Example:
+        >>> from deqopt.solvers import Tracking
+        >>> system = JointSystem.of(problem, z0, x0, Tracking())
+        >>> at = system.evaluate(system.pack(z0, z0, x0))
+        >>> x = system.project(at.x - 0.1 * at.g_x)  # a gradient step
     """
 
     g_x: Tensor
@@ -75,6 +81,13 @@ class JointSystem(StationarySystem):
         first: the scale of the first evaluation, by which normalised steps are taken.
         origin: the rows of the first inputs.
         last_move: of x.
+
+    Example:
+        >>> from deqopt.solvers import Tracking
+        >>> system = JointSystem.of(problem, z0, x0, Tracking())
+        >>> at = system.evaluate(system.pack(z0, z0, x0))
+        >>> at.image.shape == at.states.shape, system.project(at.x).shape == at.x.shape
+        (True, True)
     """
 
     settings: LoopSettings

@@ -64,6 +64,13 @@ class Report:
         subject: what was examined.
         kept: the names of the clauses that it keeps.
         skipped: why others did not apply, by name.
+
+    Example:
+        >>> from deqopt.solvers import Tracking
+        >>> from deqopt.testing import check_solver
+        >>> report = check_solver(Tracking(max_nfe=200, step_size=0.5))
+        >>> len(report.kept) > 20
+        True
     """
 
     subject: str
