@@ -59,7 +59,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return mapped(batch, lambda part: part.to(device))
 
 
-class AttackedClassifier(Cifar):
+class AttackedClassifier(Cifar):  # type: ignore[misc]
     """The network of the task `cifar`, attacked from z = 0 by perturbations of which the length alone is bounded.
 
     Args:

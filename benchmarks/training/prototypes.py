@@ -15,7 +15,7 @@ from deqopt.regularizers import Regularizer
 from deqopt.weights import cached_weights
 
 
-class PenalisedPrototypes(Prototypes):
+class PenalisedPrototypes(Prototypes):  # type: ignore[misc]
     """`Prototypes` whose loss has a penalty at the equilibria of support and queries.
 
     Args:
