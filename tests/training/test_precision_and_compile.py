@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from deqopt_tasks.celeba.task import CelebA
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -24,13 +24,11 @@ from deqopt.optimization import Optimization
 from deqopt.regularizers import JacobianPenalty
 from deqopt.solvers import Tracking
 from deqopt.state import tensors_of
+from hooks import On, ran
 from tiny_task import Tiny, quiet_trainer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    # Dynamo looks at .grad of what it is called with, and hides this warning unless warnings are errors.
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-]
+# Dynamo looks at .grad of what it is called with, and hides this warning unless warnings are errors.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
 @pytest.fixture
@@ -48,16 +46,6 @@ def tiny(tmp_path: Path) -> Tiny:
     return Tiny(samples=8, batch_size=4)
 
 
-class Solutions(Callback):
-    """What validation returned."""
-
-    def __init__(self) -> None:
-        self.solved: list[Equilibrium] = []
-
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self.solved += [outputs["equilibrium"], outputs["solved"]]
-
-
 def floats(equilibrium: Equilibrium) -> list[Tensor]:
     parts = (*tensors_of(equilibrium.z), *tensors_of(equilibrium.mu))
     return [*parts, equilibrium.x, equilibrium.objective, equilibrium.residual]
@@ -72,7 +60,11 @@ def test_training_works_and_the_solver_state_stays_precise(
 ) -> None:
     """With figures and predictions, which decode outside of the steps too."""
     task: Task = request.getfixturevalue(name)
-    watch = Solutions()
+    solved: list[Equilibrium] = []
+
+    def note(trainer: Trainer, module: LightningModule, outputs: Any, *_: Any) -> None:
+        solved.extend((outputs["equilibrium"], outputs["solved"]))
+
     module = JointModule(
         task,
         solver=Tracking(max_nfe=12, step_size=0.5),
@@ -81,13 +73,13 @@ def test_training_works_and_the_solver_state_stays_precise(
     )
     losses = []
     for stage in ("fit", "predict"):
-        callbacks = [watch, FigureWriter(), PredictionWriter()]
+        callbacks = [On(on_validation_batch_end=note), FigureWriter(), PredictionWriter()]
         settings: dict[str, Any] = {"max_epochs": 12, "check_val_every_n_epoch": 12, "callbacks": callbacks}
         trainer = quiet_trainer(tmp_path, precision=precision, logger=CSVLogger(tmp_path), **settings)
         losses.append(trainer.validate(module, datamodule=task.datamodule(), verbose=False)[0]["val/loss"])
         getattr(trainer, stage)(module, datamodule=task.datamodule())
-    assert watch.solved
-    for equilibrium in watch.solved:
+    assert solved
+    for equilibrium in solved:
         assert {part.dtype for part in floats(equilibrium)} == {state}
         assert all(part.isfinite().all() for part in floats(equilibrium))
     assert losses[1] < 0.95 * losses[0]
@@ -143,8 +135,7 @@ def trained(directory: Path, task: Task, compile: bool) -> tuple[JointModule, di
         optimization=Optimization(lr=0.01),
         compile=compile,
     )
-    trainer = quiet_trainer(directory, max_epochs=3)
-    trainer.fit(module, datamodule=task.datamodule())
+    trainer = ran(module, directory, max_epochs=3)
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
     trainer.predict(module, datamodule=task.datamodule())
     return module, figures
