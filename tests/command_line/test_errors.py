@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 
-from command import SMALL, complaint, written
+from command import SMALL, complaint, empty_folder, written
 
 HERE = Path(__file__).stem
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every case has an empty folder for itself, with one good configuration in it."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
-        monkeypatch.delenv(name)
-    return written(tmp_path / "small.yaml", SMALL)
+elsewhere = empty_folder(small=SMALL)
 
 
 # -- options ----------------------------------------------------------------------------------------------------------

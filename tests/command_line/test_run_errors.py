@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from command import SMALL, column, complaint, deqopt, succeeded, written
+from command import SMALL, column, complaint, deqopt, empty_folder, succeeded, written
 from deqopt import Task
 from deqopt.errors import ProblemError
 from tiny_task import Batch, Targets, Tiny
@@ -24,13 +23,7 @@ FIT = ("fit", "--config=small.yaml")
 TINY = ("--solver.max_nfe=6", "--solver.step_size=0.3", "--trainer.limit_train_batches=2")
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every case has an empty folder for itself, with one good configuration in it."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
-        monkeypatch.delenv(name)
-    return written(tmp_path / "small.yaml", SMALL)
+elsewhere = empty_folder(small=SMALL)
 
 
 def nothing(path: Path) -> None:

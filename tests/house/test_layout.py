@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import ast
 import configparser
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 
 from paths import ROOT
+from processes import python
 
-CORE = (
-    "state",
-    "problem",
-    "feasible",
-    "iteration",
-    "memory",
-    "equilibrium",
-    "batch",
-    "solvers",
-    "fixed_point",
-    "adjoints",
-    "regularizers",
-    "nn",
-    "compare",
-)
+CORE = "state problem feasible iteration memory equilibrium batch solvers fixed_point adjoints regularizers nn compare"
 OUTSIDE = ("lightning", "jsonargparse", "matplotlib", "deqopt.task", "deqopt.module", "deqopt_tasks")
 
 
@@ -45,10 +31,9 @@ def sources(*folders: str) -> list[Path]:
 
 
 def test_core_imports_neither_lightning_nor_a_task() -> None:
-    imports = "\n".join(f"import deqopt.{name}" for name in CORE)
+    imports = "\n".join(f"import deqopt.{name}" for name in CORE.split())
     program = f"import sys\n{imports}\nprint([m for m in {OUTSIDE} if m in sys.modules])"
-    outcome = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert outcome.stdout.strip() == "[]"
+    assert python("-c", program).stdout.strip() == "[]"
 
 
 def test_the_framework_does_not_know_its_tasks() -> None:
@@ -88,9 +73,7 @@ def test_setup_lists_every_package() -> None:
     setup.read(ROOT / "setup.cfg")
     listed = set(setup["options"]["packages"].split())
     on_disk = {
-        ".".join(file.parent.relative_to(ROOT).parts).replace("tasks", "deqopt_tasks", 1)
-        if file.is_relative_to(ROOT / "tasks")
-        else ".".join(file.parent.relative_to(ROOT).parts)
+        re.sub(r"^tasks\b", "deqopt_tasks", ".".join(file.parent.relative_to(ROOT).parts))
         for file in sources("deqopt", "tasks")
         if file.name == "__init__.py"
     }

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 import deqopt
-from paths import ROOT
-
-
-def python(*words: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-W", "error", *words]
-    return subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+from processes import python
 
 
 def test_modules_are_there_on_first_use_and_not_before() -> None:
-    program = (
-        "import sys, deqopt\n"
-        "names = dir(deqopt)\n"
-        "assert not {'torch', 'lightning', 'numpy', 'yaml'} & set(sys.modules)\n"
-        "print(deqopt.solvers.Tracking, deqopt.feasible.Box, deqopt.JointProblem, deqopt.nn.__name__)\n"
-        "assert set(names) == set(dir(deqopt)), set(names) ^ set(dir(deqopt))\n"
-    )
-    outcome = python("-c", program)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "Tracking" in outcome.stdout and "deqopt.nn" in outcome.stdout
+    program = """
+import sys, deqopt
+names = dir(deqopt)
+assert not {'torch', 'lightning', 'numpy', 'yaml'} & set(sys.modules)
+print(deqopt.solvers.Tracking, deqopt.feasible.Box, deqopt.JointProblem, deqopt.nn.__name__)
+assert set(names) == set(dir(deqopt)), set(names) ^ set(dir(deqopt))
+"""
+    said = python("-W", "error", "-c", program).stdout
+    assert "Tracking" in said and "deqopt.nn" in said
 
 
 def test_dir_names_what_there_is() -> None:
@@ -45,9 +32,9 @@ def test_what_is_not_there_is_an_attribute_error(name: str) -> None:
 
 
 def test_the_package_is_the_command() -> None:
-    outcome = python("-X", "importtime", "-m", "deqopt", "tasks")
-    assert outcome.returncode == 0 and "celeba" in outcome.stdout
+    outcome = python("-W", "error", "-X", "importtime", "-m", "deqopt", "tasks")
+    assert "celeba" in outcome.stdout
     imported = {line.rpartition("|")[2].strip() for line in outcome.stderr.splitlines()}
     assert not {"torch", "numpy", "yaml", "lightning"} & imported
-    refused = python("-m", "deqopt", "taks")
-    assert refused.returncode == 2 and refused.stderr.startswith("deqopt: error: unknown command 'taks': did you mean")
+    refused = python("-W", "error", "-m", "deqopt", "taks", status=2)
+    assert refused.stderr.startswith("deqopt: error: unknown command 'taks': did you mean")

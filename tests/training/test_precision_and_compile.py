@@ -126,7 +126,7 @@ def light_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(directory: Path, task: Task, compile: bool) -> tuple[JointModule, dict[str, float]]:
-    """After three epochs, with everything that calls the cell; the same random numbers at every call."""
+    """After two epochs, with everything that calls the cell; the same random numbers at every call."""
     torch.manual_seed(3)
     module = JointModule(
         task,
@@ -135,7 +135,7 @@ def trained(directory: Path, task: Task, compile: bool) -> tuple[JointModule, di
         optimization=Optimization(lr=0.01),
         compile=compile,
     )
-    trainer = ran(module, directory, max_epochs=3)
+    trainer = ran(module, directory, max_epochs=2)
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
     trainer.predict(module, datamodule=task.datamodule())
     return module, figures
