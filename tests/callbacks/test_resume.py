@@ -129,48 +129,31 @@ class Case:
         return JointModule(self.task(self.workers), regularizers=PENALTIES, **self.parts)
 
 
-SMALL = {"size": 8, "image_channels": 1, "resolution": 4}
+SMALL: dict[str, Any] = {"size": 8, "image_channels": 1}
+ATTACKED: dict[str, Any] = {**SMALL, "resolution": 4, "widths": [8], "radius": 1.2, "attacks": []}
+EPISODES: dict[str, Any] = {"ways": 3, "queries": 1, "val_episodes": 4, "distort_images": 0.5}
+EPISODES |= {"widths": [16], "context": 4, "features": 8}
+EPISODE_SOLVER = JointAnderson(max_nfe=8, step_size=1.0, step_rule=StepRule.PLAIN, history_size=5)
 CASES = {
     "celeba": Case(
-        lambda workers: CelebA(batch_size=8, latent=4, widths=[4, 4], workers=workers, **SMALL),
+        lambda workers: CelebA(batch_size=8, latent=4, widths=[4, 4], workers=workers, **SMALL, resolution=4),
         {"solver": Tracking(max_nfe=6, step_size=2.0)},
     ),
     "cifar": Case(
-        lambda workers: Cifar(
-            batch_size=8, widths=[8], radius=1.2, attacks=[], shift=1, flip=True, workers=workers, **SMALL
-        ),
+        lambda workers: Cifar(batch_size=8, shift=1, flip=True, workers=workers, **ATTACKED),
         {"solver": SecantTracking(max_nfe=6)},
         workers=1,
     ),
     "cifar, trades": Case(
-        lambda workers: Cifar(
-            batch_size=4, widths=[8], radius=1.2, attacks=[], loss=Trades(), workers=workers, **SMALL
-        ),
+        lambda workers: Cifar(batch_size=4, loss=Trades(), workers=workers, **ATTACKED),
         {"solver": SecantTracking(max_nfe=6)},
     ),
     "denoising": Case(
-        lambda workers: Denoising(
-            size=8, image_channels=1, batch_size=8, prior=Restorer(widths=[8]), workers=workers, flip=True
-        )
+        lambda workers: Denoising(batch_size=8, prior=Restorer(widths=[8]), workers=workers, flip=True, **SMALL)
     ),
     "omniglot": Case(
-        lambda workers: Omniglot(
-            size=8,
-            image_channels=1,
-            ways=3,
-            queries=1,
-            batch_size=2,
-            val_episodes=4,
-            widths=[16],
-            context=4,
-            features=8,
-            distort_images=0.5,
-            workers=workers,
-        ),
-        {
-            "solver": JointAnderson(max_nfe=8, step_size=1.0, step_rule=StepRule.PLAIN, history_size=5),
-            "adjoint": Implicit(tol=0.25, max_nfe=30),
-        },
+        lambda workers: Omniglot(batch_size=2, workers=workers, **EPISODES, **SMALL),
+        {"solver": EPISODE_SOLVER, "adjoint": Implicit(tol=0.25, max_nfe=30)},
     ),
 }
 

@@ -167,6 +167,18 @@ def test_what_lightning_refuses_once_it_has_the_data_is_one_line() -> None:
     assert "`val_check_interval` (1000) must be less than or equal to the number of the training batches (3)" in message
 
 
+@pytest.mark.parametrize("schedule", ["ONE_CYCLE", "COSINE", "CONSTANT"])
+@pytest.mark.parametrize("more", [(), ("--trainer.max_time=00:00:00:01",)], ids=["without end", "by the clock"])
+def test_a_schedule_that_ends_with_the_run_says_what_is_missing(schedule: str, more: tuple[str, ...]) -> None:
+    chosen = f"--model.optimization.schedule={schedule}"
+    words = (*FIT, "--task=tiny_task.Tiny", *TINY, chosen, "--trainer.max_epochs=-1", *more)
+    if schedule != "CONSTANT":
+        message = complaint(*words)
+        assert f"the schedule {schedule} ends with the run" in message and "trainer.max_steps" in message
+    elif more:
+        succeeded(*words)
+
+
 @pytest.mark.parametrize(
     ("root", "pattern"),
     [("taken", r"^\S*taken\S*: (Not a directory|File exists)$"), ("/proc/no/where", r"^/proc/no\S*: No such file")],

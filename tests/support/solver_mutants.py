@@ -314,6 +314,8 @@ class Overruns(Tells):
         return replace(found, x=problem.feasible.project(found.x - 0.5)) if self.max_nfe > 100 else found
 
 
+COUPLED = ("samples_are_solved_as_if_alone", "a_nan_sample_harms_no_other")
+COUPLED += ("a_sample_that_becomes_nan_harms_no_other", "a_diverging_sample_harms_no_other")
 MUTANTS: dict[str, list[LoopSettings]] = {
     "settings_are_a_frozen_dataclass": [Undecorated(), Attributed()],
     "a_checkpoint_can_describe_it": [HoldsTensor(weights=torch.ones(2)), HoldsModule(network=nn.Linear(1, 1)), local()],
@@ -333,10 +335,7 @@ MUTANTS: dict[str, list[LoopSettings]] = {
     "autocast_is_survived": [Halves()],
     "what_is_reported_belongs_to_what_is_returned": [Flatters(), AlwaysConverged()],
     "recording_changes_nothing": [Untraced(), TracedLonger()],
-    "samples_are_solved_as_if_alone": [Couples()],
-    "a_nan_sample_harms_no_other": [Couples()],
-    "a_sample_that_becomes_nan_harms_no_other": [Couples()],
-    "a_diverging_sample_harms_no_other": [Couples()],
+    **{clause: [Couples()] for clause in COUPLED},
     "a_sample_without_gradient_harms_no_other": [Undefined()],
     "a_solved_sample_stops_and_harms_no_other": [Jitters()],
     "compaction_changes_nothing": [HoldsList()],

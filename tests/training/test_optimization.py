@@ -71,6 +71,18 @@ def validation_loss(module: JointModule, directory: Path) -> float:
     return float(ran(module, directory, stage="validate").callback_metrics["val/loss"])
 
 
+@pytest.mark.parametrize("schedule", Schedule)
+@pytest.mark.parametrize("steps", [math.inf, -1])
+def test_a_schedule_that_ends_with_the_run_needs_a_run_that_ends(schedule: Schedule, steps: float) -> None:
+    optimization = Optimization(schedule=schedule)
+    if schedule is Schedule.CONSTANT:
+        assert optimization.length(steps) == 0
+        return
+    with pytest.raises(ProblemError, match=rf"the schedule {schedule.name} ends with the run"):
+        optimization.length(steps)
+    assert optimization.length(7.0) == 7
+
+
 RMSPROP, STEPS = "torch.optim.RMSprop", "torch.optim.lr_scheduler.StepLR"
 
 
