@@ -34,12 +34,13 @@ def test_a_bad_sample_is_left_out_and_the_others_are_learned_from_as_if_they_wer
     tmp_path: Path, name: str
 ) -> None:
     task = BAD[name](samples=4, batch_size=4)
+    without = without_the_bad_one(task)
     watch, alone, logger = Watch(), Watch(), CSVLogger(tmp_path)
     settings = {"solver": EXACT, "precision": "64-true"}
     reason = "at their start although" if name == "SpoiledStart" else "have a loss that is NaN or infinite"
     with pytest.warns(UserWarning, match=f"^1 of 4 samples .*{reason}.*: left out$"):
         trained(tmp_path, task, watch, logger=logger, **settings)
-    trained(tmp_path, without_the_bad_one(task), alone, **settings)
+    trained(tmp_path, without, alone, **settings)
     torch.testing.assert_close(watch.gradients[0], alone.gradients[0], rtol=1e-7, atol=1e-7)
     assert rows_of(logger, "train/left_out") == [1.0] and rows_of(logger, "train/skipped") == [0.0]
 

@@ -93,32 +93,30 @@ def test_nothing_is_said_where_nothing_is_changed(
     assert "From step" not in caplog.text and "other settings" not in caplog.text
 
 
-@pytest.mark.parametrize("algorithm", [Algorithm.ADAMW, Algorithm.SGD])
-def test_another_algorithm_is_refused(algorithm: Algorithm, interrupted: dict[int, Path], tmp_path: Path) -> None:
-    message = rf"state of the optimiser ADAM, and optimization.algorithm is {algorithm.name}: go on with ADAM, or"
-    with pytest.raises(CheckpointError, match=message):
-        trained(lambda: quick(Optimization(algorithm)), tmp_path, checkpoint=interrupted[2], **SIX)
+OTHER_STATE = r"state of the optimiser ADAM, and optimization.algorithm is {}: go on with ADAM, or"
+OTHER_BATCHES = r"after 2 batches, and its epoch has \d+ batches of 8 from .* now .* batches of {} from"
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "AdamW": ({"optimization": Optimization(Algorithm.ADAMW)}, {}, OTHER_STATE.format("ADAMW")),
+    "SGD": ({"optimization": Optimization(Algorithm.SGD)}, {}, OTHER_STATE.format("SGD")),
+    "smaller batches": ({"batch_size": 4}, {}, OTHER_BATCHES.format(4)),
+    "larger batches": ({"batch_size": 16}, {}, OTHER_BATCHES.format(16)),
+    "short": ({}, {"limit_train_batches": 1}, r"written after 2 batches of an epoch, and now an epoch has 1: "),
+}
 
 
-@pytest.mark.parametrize("batch_size", [4, 16])
-def test_other_batches_are_refused_within_an_epoch(
-    batch_size: int, interrupted: dict[int, Path], tmp_path: Path
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_changed_within_an_epoch_is_refused(
+    case: str, interrupted: dict[int, Path], tmp_path: Path
 ) -> None:
-    module = lambda: quick(batch_size=batch_size)  # noqa: E731
-    message = rf"after 2 batches, and its epoch has \d+ batches of 8 from .* now .* batches of {batch_size} from"
+    settings, of_trainer, message = REFUSED[case]
     with pytest.raises(CheckpointError, match=message):
-        trained(module, tmp_path, checkpoint=interrupted[2], **SIX)
+        trained(lambda: quick(**settings), tmp_path, checkpoint=interrupted[2], **{**SIX, **of_trainer})
 
 
 def test_other_batches_are_used_from_the_next_epoch_on(tmp_path: Path) -> None:
     whole = trained(quick, tmp_path, moments=[Moment.EPOCH_END], **SIX)
     rest = trained(lambda: quick(batch_size=4), tmp_path, checkpoint=whole.checkpoints[0].path, **SIX)
     assert [step for step, row in rest.rows if "train/loss" in row] == [3, 4, 5]
-
-
-def test_an_epoch_cannot_become_shorter_than_what_is_done_of_it(interrupted: dict[int, Path], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"written after 2 batches of an epoch, and now an epoch has 1: "):
-        trained(quick, tmp_path, checkpoint=interrupted[2], **{**SIX, "limit_train_batches": 1})
 
 
 def test_the_seed_of_the_order_is_that_of_the_beginning(
