@@ -48,15 +48,17 @@ class Side(Enum):
     PEER = "peer"
 
 
-class Choice(Enum):
-    """How the settings of an entrant are chosen on the validation images."""
+class SettingsChoice(Enum):
+    """How the settings of an entrant are chosen on the validation images.
+
+    EACH takes for every label those of the lowest objective, for solvers that are told their budget. LAST takes for all
+    labels those of the lowest objective at the last one, and CHEAPEST those that get within half a percent of the
+    lowest objective of all with the fewest steps.
+    """
 
     EACH = "each"
-    """For every label those of the lowest objective: for solvers that are told their budget."""
     LAST = "last"
-    """For all labels those of the lowest objective at the last one."""
     CHEAPEST = "cheapest"
-    """For all labels those that get within half a percent of the lowest objective of all with the fewest steps."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Entrant:
     side: Side
     candidates: dict[str, Competitor]
     labels: tuple[int, ...]
-    choice: Choice
+    choice: SettingsChoice
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.solvers.competitors import Choice, Competitor, Entrant, Side
+from benchmarks.solvers.competitors import Competitor, Entrant, SettingsChoice, Side
 from benchmarks.solvers.stopwatch import ReturnedInput, Stopwatch
 from deqopt import JointProblem
 from deqopt.fixed_point import Anderson
@@ -138,12 +138,12 @@ def _select(scene: Scene, entrant: Entrant) -> tuple[dict[int, str], Curve, int]
     return {point.label: point.settings for point in points}, Curve(entrant.name, entrant.side, tuple(points)), chosen
 
 
-def choose(trials: Mapping[str, Sequence[CurvePoint]], choice: Choice) -> tuple[Sequence[CurvePoint], int]:
+def choose(trials: Mapping[str, Sequence[CurvePoint]], choice: SettingsChoice) -> tuple[Sequence[CurvePoint], int]:
     """The points of the chosen settings, one a label, and the label at which the entrant is at its best."""
     last = [points[-1] for points in trials.values()]
-    if choice is Choice.EACH:
+    if choice is SettingsChoice.EACH:
         return [min(points, key=_objective) for points in zip(*trials.values(), strict=True)], last[0].label
-    if choice is Choice.LAST:
+    if choice is SettingsChoice.LAST:
         return trials[min(last, key=_objective).settings], last[0].label
     every = [point for points in trials.values() for point in points]
     lowest = min(every, key=_objective).objective

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from deqopt.data import generator_of
 
-from .episodes import Choice, Chosen, EpisodeShape, Place
+from .episodes import Chosen, EpisodeShape, ImageChoice, Place
 from .optional import learn2learn
 
 
-class Learn2LearnChoice(Choice):
+class Learn2LearnChoice(ImageChoice):
     """NWays, KShots, RemapLabels and ConsecutiveLabels of learn2learn, and its partition into support and query.
 
     They draw from Python's global generator, which is seeded for an episode and put back afterwards. What they load is

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.solvers import entrants, peers, program, report
 from benchmarks.solvers.command import main
-from benchmarks.solvers.competitors import Choice, Entrant, Missing, SolverAtBudgets
+from benchmarks.solvers.competitors import Entrant, Missing, SettingsChoice, SolverAtBudgets
 from benchmarks.solvers.contest import Curve, CurvePoint, choose
 from benchmarks.solvers.entrants import Effort, of_attack, of_latent_fitting
 from benchmarks.solvers.memory import peak_bytes
@@ -27,8 +27,15 @@ from benchmarks.solvers.models import (
     frozen,
     rows_of,
 )
-from benchmarks.solvers.peers import Adam, NormalisedGradient, PublishedJointAnderson, Rule, Solver, TorchDEQDescent
-from benchmarks.solvers.program import Extent, Part, run
+from benchmarks.solvers.peers import (
+    Adam,
+    NormalisedGradient,
+    PeerSolver,
+    PublishedJointAnderson,
+    Rule,
+    TorchDEQDescent,
+)
+from benchmarks.solvers.program import QUICK, Part, run
 from benchmarks.solvers.stopwatch import Stopwatch
 from catalogue import CASES, linear, tanh_ball
 from deqopt.fixed_point import Anderson
@@ -112,11 +119,11 @@ def test_adam_is_that_of_torch() -> None:
 
 
 @needs_torchdeq
-@pytest.mark.parametrize("solver", Solver)
+@pytest.mark.parametrize("solver", PeerSolver)
 @pytest.mark.parametrize(
     ("rule", "warm"), [(lambda: Adam(0.3), True), (lambda: NormalisedGradient(0.1), False)], ids=["Adam", "PGD cold"]
 )
-def test_descents_with_torchdeq_reach_the_optimum(solver: Solver, warm: bool, rule: Callable[[], Rule]) -> None:
+def test_descents_with_torchdeq_reach_the_optimum(solver: PeerSolver, warm: bool, rule: Callable[[], Rule]) -> None:
     case = linear()
     assert case.truth is not None
     watch = Stopwatch(CPU, counted=True)
@@ -128,8 +135,8 @@ def test_descents_with_torchdeq_reach_the_optimum(solver: Solver, warm: bool, ru
 
 
 @needs_torchdeq
-@pytest.mark.parametrize("solver", Solver)
-def test_torchdeq_descends_along_the_gradient_at_the_equilibrium(solver: Solver) -> None:
+@pytest.mark.parametrize("solver", PeerSolver)
+def test_torchdeq_descends_along_the_gradient_at_the_equilibrium(solver: PeerSolver) -> None:
     case = tanh_ball()
     x = torch.full_like(case.x0, 0.1)
     seen: list[torch.Tensor] = []
@@ -186,12 +193,12 @@ TRIALS = {
 @pytest.mark.parametrize(
     ("choice", "settings", "label"),
     [
-        (Choice.EACH, ["short", "long", "long", "long"], 40),
-        (Choice.LAST, ["long"] * 4, 40),
-        (Choice.CHEAPEST, ["long"] * 4, 10),
+        (SettingsChoice.EACH, ["short", "long", "long", "long"], 40),
+        (SettingsChoice.LAST, ["long"] * 4, 40),
+        (SettingsChoice.CHEAPEST, ["long"] * 4, 10),
     ],
 )
-def test_settings_are_chosen_as_described(choice: Choice, settings: list[str], label: int) -> None:
+def test_settings_are_chosen_as_described(choice: SettingsChoice, settings: list[str], label: int) -> None:
     chosen, judged = choose(TRIALS, choice)
     assert [point.settings for point in chosen] == settings
     assert judged == label
@@ -199,7 +206,7 @@ def test_settings_are_chosen_as_described(choice: Choice, settings: list[str], l
 
 def test_cheapest_understands_negative_objectives() -> None:
     trials = {"a": points("a", _5=-4.0, _10=-4.99, _20=-5.0)}
-    assert choose(trials, Choice.CHEAPEST)[1] == 10
+    assert choose(trials, SettingsChoice.CHEAPEST)[1] == 10
 
 
 def test_the_cost_of_a_goal() -> None:
@@ -284,22 +291,13 @@ def test_peak_memory_sees_what_is_kept_and_only_that() -> None:
 
 # -- the whole --------------------------------------------------------------------------------------------------------
 
-TINY = Extent(
-    effort=Effort((6, 8), (1,), (1,), settings=1, iterations=(4, 4)),
-    steps={"decoder-a": 2, "decoder-b": 1, "classifier": 3},
-    validation=2,
-    test=2,
-    repeats=1,
-    iterations=3,
-    compacted=2,
-    long=22,
-    exact=5,
-)
+EFFORT = Effort((6, 8), (1,), (1,), settings=1, iterations=(4, 4))
+STEPS = {"decoder-a": 2, "decoder-b": 1, "classifier": 3}
+TINY = replace(QUICK, effort=EFFORT, steps=STEPS, validation=2, test=2, iterations=3, compacted=2, long=22, exact=5)
 
 
 def test_a_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parts = set(Part) - {Part.DECODER_B}
-    *_, results = run(parts, TINY, tmp_path, CPU, seed=0)
+    *_, results = run(TINY.parts, TINY, tmp_path, CPU, seed=0)
     text = report.write(results, tmp_path, {"seed": 0})
     assert (tmp_path / "results.md").read_text() == text
     pictures = {f"{name}{end}" for name in ("decoder-a", "classifier") for end in (".png", "-cost.png")}

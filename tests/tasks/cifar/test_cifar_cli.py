@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -26,20 +24,15 @@ from deqopt import JointModule
 from deqopt.callbacks import PredictionWriter
 from deqopt.solvers import SecantTracking
 from labelled_sources import NAMES, pixels, write_classes
-from paths import REAL_DATA, SUPPORT
+from paths import REAL_DATA
+from processes import python
 from tiny_task import quiet_trainer
 
 MNIST, CIFAR = REAL_DATA / "MNIST", REAL_DATA / "cifar10-subset"
 RADIUS = 1.2
 SETTINGS: dict[str, Any] = {
-    "size": 8,
-    "image_channels": 1,
-    "batch_size": 32,
-    "widths": [8],
-    "resolution": 4,
-    "radius": RADIUS,
-    "attack_images": 6,
-    "radii": [],
+    **{"size": 8, "image_channels": 1, "batch_size": 32, "widths": [8], "resolution": 4},
+    **{"radius": RADIUS, "attack_images": 6, "radii": []},
 }
 SMALL: dict[str, Any] = {
     "task": {"class_path": "cifar", "init_args": SETTINGS},
@@ -179,28 +172,22 @@ def test_a_stronger_attack_is_a_larger_loss(losses: dict[str, float]) -> None:
 
 def assert_described(run: Path, predictions: Path, originals: dict[str, Tensor], names: list[str]) -> None:
     """``NAME.png`` and ``NAME.json`` tell what the network of a run makes of these images."""
-    assert {path.name for path in predictions.iterdir()} == {
-        f"{n}.{kind}" for n in originals for kind in ("png", "json")
-    }
-    task = task_of(run)
+    written = {f"{name}.{kind}" for name in originals for kind in ("png", "json")}
+    assert {path.name for path in predictions.iterdir()} == written
+    exact = ExactClassifier(task_of(run).classifier)
     for name, image in originals.items():
         said = json.loads((predictions / f"{name}.json").read_text())
         with Image.open(predictions / f"{name}.png") as picture:
-            attacked = (
-                torch.from_numpy(np.asarray(picture, np.float32) / 255).reshape(*image.shape[1:], -1).movedim(2, 0)
-            )
+            pixels_seen = torch.from_numpy(np.asarray(picture, np.float32) / 255)
+        attacked = pixels_seen.reshape(*image.shape[1:], -1).movedim(2, 0)
         assert (said["norm"], said["radius"]) == ("L2", RADIUS)
         assert 0.5 * RADIUS < (attacked - image).norm() < RADIUS + image.numel() ** 0.5 / 510 + 1e-6
         for key, seen, tolerance in (("class", image, 1e-3), ("attacked", attacked, 0.05)):
-            probabilities = ExactClassifier(task.classifier)(seen[None]).softmax(1)[0]
             assert said[key].keys() == {"name", "probability"}
-            assert probabilities[names.index(said[key]["name"])].item() == pytest.approx(
-                said[key]["probability"], abs=tolerance
-            )
-            assert said[key]["probability"] >= probabilities.max().item() - tolerance
-        before, after = (
-            float(ExactClassifier(task.classifier)(one[None]).log_softmax(1).max()) for one in (image, attacked)
-        )
+            probabilities, stated = exact(seen[None]).softmax(1)[0], said[key]["probability"]
+            assert float(probabilities[names.index(said[key]["name"])]) == pytest.approx(stated, abs=tolerance)
+            assert stated >= float(probabilities.max()) - tolerance
+        before, after = (float(exact(one[None]).log_softmax(1).max()) for one in (image, attacked))
         assert said["class"]["name"] != said["attacked"]["name"] or after < before
 
 
@@ -261,26 +248,12 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         ("--task.loss=Trades", "--task.loss.gamma=3"),
         r"^unknown option --task\.loss\.gamma: .* beta$",
     ),
-    "value of a loss": (("--task.loss=Trades", "--task.loss.beta=-1"), r"^beta must be larger than 0, got -1\.0$"),
-    "mix": (
-        ("--task.loss=Adversarial", "--task.loss.clean_weight=1"),
-        r"in \[0, 1\), got 1\.0; for 1 use the loss Clean",
-    ),
     "norm": (("--task.norm=L1",), r"^--task\.norm: expected L2, LINF, got 'L1'$"),
     "attack": (("--task.attacks=[PDG]",), r"^--task\.attacks: expected SOLVERS, PGD, .*, AUTOATTACK, got 'PDG'$"),
     "one attack": (("--task.attacks=PGD",), r"^--task\.attacks: expected list, got 'PGD'"),
-    "attacked images": (("--task.attack_images=0",), r"at least one test image to attack, got 0$"),
-    "radii": (("--task.radii=[-1]",), r"^radius must be 0 or larger, got -1\.0$"),
     "no radius": (("--task.radius=0",), r"^cifar: radius must be larger than 0 in training, .* choose the loss Clean$"),
-    "unroll": (("--task.unroll=0",), r"^unroll must be at least 1, got 0$"),
-    "resolution": (("--task.resolution=3",), r"size must be a multiple of the resolution 3, got 8$"),
-    "classes": (("--task.classes=3",), r"has 10 classes, from 0 to 9, but classes is 3: set classes to 10$"),
-    "one class": (("--task.classes=1",), r"^classes must be at least 2, got 1$"),
     "download": (("--task.download=IMAGENET",), r"^--task\.download: expected CIFAR10, CIFAR100, MNIST or null"),
-    "nowhere": (
-        ("--task.root=nowhere",),
-        r"^nowhere is missing: root should be a folder with a subfolder for every class",
-    ),
+    "nowhere": (("--task.root=nowhere",), r"^nowhere is missing: root should be a folder with a subfolder for every"),
 }
 
 
@@ -291,11 +264,6 @@ def test_bad_options(case: str, folder: Path) -> None:
     assert re.search(pattern, message), message
 
 
-def test_a_checkpoint_of_other_classes_is_refused_in_one_line(animals: Path) -> None:
-    message = complaint("test", "--ckpt_path", checkpoint(animals), "--task.classes=4")
-    assert message.startswith("the checkpoint does not fit these settings") and "linear.weight" in message
-
-
 def test_data_whose_classes_are_others_is_refused_and_part_of_them_is_not(animals: Path, folder: Path) -> None:
     words = ("test", "--ckpt_path", checkpoint(animals), "--task.attacks=[]", *QUIET, "--task.root")
     for left_out, name in (("cat", "first two"), ("ant", "last two")):
@@ -303,9 +271,7 @@ def test_data_whose_classes_are_others_is_refused_and_part_of_them_is_not(animal
     assert task_of(animals).class_names == ["ant", "bee", "cat"]
     assert column(succeeded(*words, "first two").run, "test/clean_accuracy")
     message = complaint(*words, "last two")
-    assert re.search(
-        r"^cifar: class 0 is 'bee' in the data and 'ant' in the checkpoint: .* in the same order$", message
-    )
+    assert re.search(r"^cifar: class 0 is 'bee' in the data and 'ant' in the checkpoint: .* same order$", message)
 
 
 # -- real data --------------------------------------------------------------------------------------------------------
@@ -362,14 +328,10 @@ def worker(root: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_two_processes_train_together_and_measure_what_one_does(tmp_path: Path) -> None:
     class_folder(tmp_path / "animals")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)}
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    python(__file__, tmp_path, cwd=tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert all(
-        torch.equal(value, second["weights"][name]) for name, value in first["weights"].items() if "extra" not in name
-    )
+    weights = {name: value for name, value in first["weights"].items() if "extra" not in name}
+    assert all(torch.equal(value, second["weights"][name]) for name, value in weights.items())
     expected = found_by(1, tmp_path, tmp_path / "0.pt")["figures"]
     assert first["figures"] == second["figures"] == pytest.approx(expected, rel=1e-3, abs=1e-5)
     predicted = [path.stem for path in (tmp_path / "predictions").glob("*.png")]

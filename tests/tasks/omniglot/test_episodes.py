@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch.utils.data import Dataset
 
 from class_sources import Numbered, identities
 from deqopt.data.splits import Part
+from processes import python
 from recorder import Recorder
 from tiny_task import quiet_trainer
 
@@ -253,17 +252,14 @@ def test_predict_serves_what_it_is_given_one_by_one_and_opens_nothing_else() -> 
 # -- learn2learn stays out of sight -----------------------------------------------------------------------------------
 
 
-def python(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-
 def test_nothing_imports_learn2learn_before_it_is_asked_for() -> None:
     outcome = python(
+        "-c",
         "import sys, deqopt, deqopt_tasks.celeba.task, deqopt_tasks.cifar.task, deqopt_tasks.denoising.task\n"
         "import deqopt_tasks.omniglot.data, deqopt_tasks.omniglot.opening\n"
         "from deqopt_tasks.omniglot.glyphs import Glyphs\n"
         "deqopt_tasks.omniglot.data.EpisodeData(Glyphs, ways=5, shots=1, queries=1, batch_size=1).setup('fit')\n"
-        "print([name for name in ('learn2learn', 'gym', 'gym_notices') if name in sys.modules])"
+        "print([name for name in ('learn2learn', 'gym', 'gym_notices') if name in sys.modules])",
     )
     assert outcome.stdout.strip() == "[]" and not outcome.stderr
 
@@ -271,9 +267,10 @@ def test_nothing_imports_learn2learn_before_it_is_asked_for() -> None:
 @pytest.mark.learn2learn
 def test_gym_does_not_print_its_notice_and_keeps_it() -> None:
     outcome = python(
+        "-c",
         "from deqopt_tasks.omniglot.optional import learn2learn\n"
         "package = learn2learn('a test', 'none')\n"
         "import gym, gym_notices.notices\n"
-        "print(package.__name__, gym.__version__ in gym_notices.notices.notices)"
+        "print(package.__name__, gym.__version__ in gym_notices.notices.notices)",
     )
     assert outcome.stdout.split() == ["learn2learn", "True"] and not outcome.stderr

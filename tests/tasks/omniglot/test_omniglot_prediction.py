@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from deqopt import Equilibrium, JointModule
 from deqopt.callbacks import PredictionWriter, ReportUnreadable
 from deqopt.errors import DataError
 from deqopt.solvers import JointAnderson, StepRule
-from paths import SUPPORT
+from processes import python
 from tiny_episodes import TinyEpisodes
 from tiny_task import quiet_trainer
 
@@ -321,10 +320,7 @@ def worker(directory: Path) -> None:
 def test_two_processes_write_what_one_does(folder: Path) -> None:
     alone = (predict(folder) / "predictions.csv").read_bytes()
     (folder / "query_classified" / "predictions.csv").unlink()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)}
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, cwd=folder, env=environment, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = python(__file__, folder, cwd=folder)
     assert (folder / "query_classified" / "predictions.csv").read_bytes() == alone
     assert len(list((folder / "query_classified").iterdir())) == 2
     assert done.stderr.count("The classes of 5 images are in") == 1
