@@ -71,9 +71,7 @@ def of_latent_fitting(effort: Effort) -> list[Entrant | Missing]:
         bilevel(BILEVEL_ADAM, lambda step: solvers.Adam(lr=step), adam, every, effort),
         bilevel("Bilevel Adam cold", lambda step: solvers.Adam(lr=step), adam, cold, effort),
         bilevel("Bilevel PGD warm", lambda step: PGD(lr=step, norm=Norm.L2), lengths, last, effort),
-        bilevel(
-            "Bilevel L-BFGS warm", lambda step: solvers.LBFGS(lr=0.1, longest=step), [1.0, 0.5, 2.0, 4.0], last, effort
-        ),
+        bilevel("Bilevel L-BFGS warm", lambda step: solvers.LBFGS(lr=0.1, longest=step), longest, last, effort),
         anderson(PEER_ADAM, Adam, adam, every, effort),
         anderson("torchdeq Anderson, Adam cold", Adam, adam, all_cold, effort),
         broyden("torchdeq Broyden, Adam warm", Adam, adam, every, effort),

@@ -60,12 +60,7 @@ FULL = Extent()
 QUICK = Extent(
     effort=Effort((24, 52), (10,), (5,), settings=1, iterations=(40, 40)),
     steps={"decoder-a": 120, "decoder-b": 40, "classifier": 50},
-    validation=4,
-    test=4,
-    repeats=1,
-    iterations=20,
-    compacted=16,
-    long=100,
+    **{"validation": 4, "test": 4, "repeats": 1, "iterations": 20, "compacted": 16, "long": 100},
     parts=frozenset(Part) - {Part.DECODER_B},
 )
 

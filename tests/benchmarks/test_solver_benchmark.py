@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.solvers import entrants, peers, program, report
 from benchmarks.solvers.command import main
-from benchmarks.solvers.competitors import Entrant, Missing, SettingsChoice, SolverAtBudgets
+from benchmarks.solvers.competitors import Competitor, Entrant, Missing, SettingsChoice, SolverAtBudgets
 from benchmarks.solvers.contest import Curve, CurvePoint, choose
 from benchmarks.solvers.entrants import Effort, of_attack, of_latent_fitting
 from benchmarks.solvers.memory import peak_bytes
@@ -27,22 +27,22 @@ from benchmarks.solvers.models import (
     frozen,
     rows_of,
 )
-from benchmarks.solvers.peers import (
-    Adam,
-    NormalisedGradient,
-    PeerSolver,
-    PublishedJointAnderson,
-    Rule,
-    TorchDEQDescent,
-)
+from benchmarks.solvers.peers import Adam, NormalisedGradient, PeerSolver, PublishedJointAnderson, Rule, TorchDEQDescent
 from benchmarks.solvers.program import QUICK, Part, run
-from benchmarks.solvers.stopwatch import Stopwatch
-from catalogue import CASES, linear, tanh_ball
+from benchmarks.solvers.stopwatch import ReturnedInput, Stopwatch
+from catalogue import CASES, Case, linear, tanh_ball
 from deqopt.fixed_point import Anderson
 from deqopt.solvers import Bilevel, JointAnderson, StepRule, Tracking, solve_exactly
 
 CPU = torch.device("cpu")
 needs_torchdeq = pytest.mark.skipif(not peers.torchdeq_is_installed(), reason=peers.INSTALL)
+
+
+def returned(competitor: Competitor, case: Case, labels: Sequence[int], counted: bool = True) -> list[ReturnedInput]:
+    """What a competitor returns for a problem at every label."""
+    watch = Stopwatch(CPU, counted)
+    competitor.run(watch.observe(case.problem), case.z0, case.x0, watch, labels)
+    return watch.points
 
 
 # -- what is counted --------------------------------------------------------------------------------------------------
@@ -66,31 +66,22 @@ def test_forward_and_backward_passes_are_half_an_evaluation_each() -> None:
 def test_counted_solves_are_the_same_and_cost_what_the_solver_says(name: str) -> None:
     case = CASES[name]()
     solver = Tracking(max_nfe=30, tol=0.0)
-    watch = Stopwatch(CPU, counted=True)
-    SolverAtBudgets(lambda budget: solver).run(watch.observe(case.problem), case.z0, case.x0, watch, [30])
+    (found,) = returned(SolverAtBudgets(lambda budget: solver), case, [30])
     plain = solver.solve(case.problem, case.z0, case.x0)
-    assert torch.equal(watch.points[0].x, plain.x)
-    assert watch.points[0].evaluations == float(plain.nfe[0]) + 1  # x's scale is measured once
+    assert torch.equal(found.x, plain.x)
+    assert found.evaluations == float(plain.nfe[0]) + 1  # x's scale is measured once
 
 
 def test_every_budget_starts_from_zero() -> None:
-    case = linear()
-    watch = Stopwatch(CPU, counted=True)
-    competitor = SolverAtBudgets(
-        lambda budget: JointAnderson(max_nfe=budget, tol=0.0, step_size=0.1, step_rule=StepRule.PLAIN)
-    )
-    competitor.run(watch.observe(case.problem), case.z0, case.x0, watch, [10, 20])
-    assert [point.evaluations for point in watch.points] == [11, 21]
+    solver = JointAnderson(tol=0.0, step_size=0.1, step_rule=StepRule.PLAIN)
+    found = returned(SolverAtBudgets(lambda budget: replace(solver, max_nfe=budget)), linear(), [10, 20])
+    assert [point.evaluations for point in found] == [11, 21]
 
 
 def test_bilevel_moves_as_often_as_its_label_says() -> None:
-    case = tanh_ball()
-    entrant = entrants.bilevel(
-        "Bilevel", lambda step: Counting(step), [0.1], entrants.Moves((3, 7)), Effort(settings=1)
-    )
+    entrant = entrants.bilevel("Bilevel", Counting, [0.1], entrants.Moves((3, 7)), Effort(settings=1))
     Counting.moves.clear()
-    watch = Stopwatch(CPU, counted=False)
-    next(iter(entrant.candidates.values())).run(case.problem, case.z0, case.x0, watch, entrant.labels)
+    returned(next(iter(entrant.candidates.values())), tanh_ball(), entrant.labels, counted=False)
     assert len(Counting.moves) == 3 + 7 + 2  # the first step of each only solves
     assert Bilevel().max_nfe == 1 + (40 + 1) * (12 + 2)
 
@@ -126,9 +117,7 @@ def test_adam_is_that_of_torch() -> None:
 def test_descents_with_torchdeq_reach_the_optimum(solver: PeerSolver, warm: bool, rule: Callable[[], Rule]) -> None:
     case = linear()
     assert case.truth is not None
-    watch = Stopwatch(CPU, counted=True)
-    TorchDEQDescent(rule, solver, 12, warm).run(watch.observe(case.problem), case.z0, case.x0, watch, [1, 60])
-    first, last = watch.points
+    first, last = returned(TorchDEQDescent(rule, solver, 12, warm), case, [1, 60])
     assert first.evaluations == 13  # two solves of 12 halves, a forward and a backward pass for the gradient of x
     error, error_before = ((point.x - case.truth.x).norm(dim=1) for point in (last, first))
     assert (error < 0.1 * error_before).all()
@@ -156,11 +145,8 @@ def test_torchdeq_descends_along_the_gradient_at_the_equilibrium(solver: PeerSol
 def test_the_published_method_solves_an_easy_problem() -> None:
     case = linear()
     assert case.truth is not None
-    watch = Stopwatch(CPU, counted=True)
-    method = PublishedJointAnderson(0.1, 0.1, memory=20, normalised=False)
-    method.run(watch.observe(case.problem), case.z0, case.x0, watch, [80])
-    assert watch.points[0].evaluations == 80
-    assert torch.allclose(watch.points[0].x, case.truth.x, atol=1e-4)
+    (found,) = returned(PublishedJointAnderson(0.1, 0.1, memory=20, normalised=False), case, [80])
+    assert found.evaluations == 80 and torch.allclose(found.x, case.truth.x, atol=1e-4)
 
 
 def test_without_torchdeq_its_rows_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
