@@ -89,13 +89,6 @@ def test_fit_measures_clean_and_attacked_images(trained: Path) -> None:
     assert {path.name for path in (trained / "figures").iterdir()} == {"val_attacks.png", "val_convergence.png"}
 
 
-def test_fit_goes_on(trained: Path) -> None:
-    more = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=10")
-    run = succeeded(*FIT, "--ckpt_path", checkpoint(trained), *more).run
-    assert set(column(run, "epoch")) == {1} and min(column(run, "step")) == 10
-    assert column(run, "val/loss") < column(trained, "val/loss")
-
-
 def test_the_best_may_be_chosen_by_clean_images() -> None:
     best = ("--checkpoint.monitor=val/clean_accuracy", "--checkpoint.mode=max", "--trainer.max_epochs=3")
     run = succeeded(*FIT, *best, "--model.optimization.lr=0.03").run

@@ -25,15 +25,6 @@ def test_losses_of_given_probabilities() -> None:
     assert Clean().of(clean, label).item() == pytest.approx(math.log(4 / 3)) and not Clean().attacks
 
 
-def test_trades_of_images_that_are_not_attacked_is_their_cross_entropy() -> None:
-    logits, label = torch.randn(5, 4), torch.arange(5) % 4
-    torch.testing.assert_close(
-        Trades(beta=6.0).of(logits, label, logits), F.cross_entropy(logits, label, reduction="none")
-    )
-    attacked = logits + torch.randn(5, 4)
-    assert (Trades(beta=6.0).of(attacked, label, logits) > Trades(beta=1.0).of(attacked, label, logits)).all()
-
-
 def test_what_the_attacks_maximise_has_the_steepest_ascent_of_cross_entropy() -> None:
     """Of the logits as the attack sees them; and keeps it where that of cross-entropy is exactly zero."""
     logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -90,20 +90,11 @@ def test_the_inner_problem_is_solved_while_it_trains(trained: Path) -> None:
     assert max(column(trained, "train/backward_residual")) < 0.3
 
 
-@pytest.mark.parametrize("adjoint", ["Unrolled", "Envelope", "JacobianFree"])
+@pytest.mark.parametrize("adjoint", ["Unrolled", "JacobianFree"])
 def test_every_gradient_trains(adjoint: str, folder: Path) -> None:
     run = folder / succeeded(*FIT, f"--adjoint={adjoint}").run
     losses = column(run, "train/loss")
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
-
-
-def test_a_resumed_run_goes_on(trained: Path, folder: Path) -> None:
-    words = (*FIT, "--task.baselines=[PROTOTYPES]", f"--ckpt_path={checkpoint(trained)}", "--trainer.max_epochs=2")
-    run = folder / succeeded(*words).run
-    before, after = (column(one, "train/loss") for one in (trained, run))
-    assert len(after) == 15, "the second epoch alone"
-    assert sum(after[:3]) < 0.85 * sum(before[:3])
-    assert column(run, "train/prototypes_episodes")[0] > column(trained, "train/prototypes_episodes")[-1] - 1
 
 
 def test_test_says_what_is_reached_beside_the_baselines(

@@ -164,7 +164,11 @@ def test_a_second_run_replaces_the_first(folder: Path) -> None:
 
 
 def test_a_run_that_fails_leaves_the_old_predictions_and_the_next_one_none_of_it(folder: Path) -> None:
-    path = predict(folder) / "predictions.csv"
+    with pytest.raises(RuntimeError, match="third chunk breaks"):
+        predict(folder, 1, broken=2)
+    path = folder / "query_classified" / "predictions.csv"
+    assert not path.exists()
+    predict(folder)
     before = path.read_bytes()
     write(folder / "query", {"a.png": (0, 255, 0)})
     with pytest.raises(RuntimeError, match="third chunk breaks"):
@@ -173,12 +177,6 @@ def test_a_run_that_fails_leaves_the_old_predictions_and_the_next_one_none_of_it
     (folder / "query" / "a.png").unlink()
     assert (predict(folder, 5) / "predictions.csv").read_bytes() == before
     assert len(list(path.parent.iterdir())) == 2
-
-
-def test_a_run_that_never_finished_leaves_no_predictions(folder: Path) -> None:
-    with pytest.raises(RuntimeError, match="third chunk breaks"):
-        predict(folder, 1, broken=2)
-    assert not (folder / "query_classified" / "predictions.csv").exists()
 
 
 def test_names_of_classes_and_files_are_written_as_they_are(tmp_path: Path) -> None:

@@ -134,13 +134,6 @@ def test_a_class_holds_the_images_of_its_folder(tmp_path: Path) -> None:
         assert all(torch.equal(source.image(c, i), want.tensor(i)) for i in range(len(want)))
 
 
-def test_classes_without_parts_are_split_by_the_seed(tmp_path: Path) -> None:
-    write_classes(tmp_path, {f"c{i:02d}": 1 for i in range(40)})
-    splits = [ClassFolders(tmp_path, 8, 1).splits(seed) for seed in (0, 1)]
-    assert [len(part) for part in (splits[0].train, splits[0].val, splits[0].test)] == [32, 4, 4]
-    assert splits[0] != splits[1]
-
-
 def test_parts_of_a_folder_are_the_splits(tmp_path: Path) -> None:
     for part, names in (("train", "dab"), ("val", "fc"), ("test", "e")):
         write_classes(tmp_path / part, dict.fromkeys(names, 2))
