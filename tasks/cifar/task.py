@@ -25,10 +25,9 @@ from deqopt.state import State, tensors_of
 
 from .catalogue import AttackName, attacks_named
 from .classifier import Branches, Classifier
-from .clean import CleanAccuracy
 from .gradients import ExactClassifier
 from .losses import Adversarial, Evasion, LogitLoss, TrainingLoss, cross_entropy, rescaling
-from .robustness import RobustnessReport
+from .robustness import CleanAccuracy, RobustnessReport
 from .threat import Threat
 
 SWEPT = ("pgd", "secant_tracking")
