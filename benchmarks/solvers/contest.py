@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from benchmarks.solvers.stopwatch import ReturnedInput, Stopwatch
 from deqopt import JointProblem
 from deqopt.fixed_point import Anderson
 from deqopt.state import State
+
+Cost = Literal["evaluations", "seconds"]
+"""What a point of a curve took."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,9 @@ class Curve:
     side: Side
     points: tuple[CurvePoint, ...]
 
-    def fewest_evaluations(self, target: float) -> float:
-        """To an objective of ``target`` or lower; infinite where it is not reached."""
-        return min((point.evaluations for point in self.points if point.objective <= target), default=math.inf)
-
-    def least_seconds(self, target: float) -> float:
-        """To an objective of ``target`` or lower; infinite where it is not reached."""
-        return min((point.seconds for point in self.points if point.objective <= target), default=math.inf)
+    def least(self, cost: Cost, target: float) -> float:
+        """The least cost of an objective of ``target`` or lower; infinite where it is not reached."""
+        return min((getattr(point, cost) for point in self.points if point.objective <= target), default=math.inf)
 
     def at(self, label: int) -> CurvePoint:
         return next(point for point in self.points if point.label == label)

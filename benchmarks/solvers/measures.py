@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.solvers.competitors import Side
-from benchmarks.solvers.contest import Curve, Scene, Standing
+from benchmarks.solvers.contest import Cost, Scene, Standing
 from benchmarks.solvers.memory import peak_bytes
 from benchmarks.solvers.models import AttackedClassifier, Digits, frozen, rows_of, to_device
 from deqopt import JointProblem
@@ -46,34 +46,22 @@ class MeasuredRatio:
 # -- ratios of a contest ----------------------------------------------------------------------------------------------
 
 
-def fewer_evaluations(measure: str, target: float, standings: Sequence[Standing], baseline: str) -> MeasuredRatio:
-    """Evaluations of ``baseline`` over those with which deqopt gets as far."""
-    return _ratio(measure, target, standings, baseline, "evaluations", Curve.fewest_evaluations)
-
-
-def less_time(measure: str, target: float, standings: Sequence[Standing], baseline: str) -> MeasuredRatio:
-    """Seconds of ``baseline`` over those in which deqopt gets as far."""
-    return _ratio(measure, target, standings, baseline, "seconds", Curve.least_seconds)
-
-
-def _ratio(
-    measure: str,
-    target: float,
-    standings: Sequence[Standing],
-    baseline: str,
-    unit: str,
-    cost: Callable[[Curve, float], float],
+def times_cheaper(
+    measure: str, target: float, standings: Sequence[Standing], baseline: str, cost: Cost
 ) -> MeasuredRatio:
-    """The strategy of deqopt is the one that costs least on the validation images; the figure is of the test images."""
+    """What ``baseline`` took over what deqopt takes to get as far.
+
+    The strategy of deqopt is the one that costs least on the validation images; the figure is of the test images.
+    """
     against = next(standing for standing in standings if standing.entrant.name == baseline)
     goal, tried = against.test.at(against.chosen), against.validation.at(against.chosen)
     ours = [standing for standing in standings if standing.entrant.side is Side.OURS]
-    best = min(ours, key=lambda standing: (cost(standing.validation, tried.objective), standing.validation.best))
-    spent = cost(best.test, goal.objective)
-    theirs: float = getattr(goal, unit)
+    best = min(ours, key=lambda standing: (standing.validation.least(cost, tried.objective), standing.validation.best))
+    spent = best.test.least(cost, goal.objective)
+    theirs: float = getattr(goal, cost)
     reached = f"{spent:.3g}" if math.isfinite(spent) else f"never, at best {best.test.best:.5g}"
     detail = (
-        f"{baseline}, {goal.label} steps: {theirs:.3g} {unit} to {goal.objective:.5g}; {best.entrant.name}: {reached}"
+        f"{baseline}, {goal.label} steps: {theirs:.3g} {cost} to {goal.objective:.5g}; {best.entrant.name}: {reached}"
     )
     return MeasuredRatio(measure, target, True, theirs / spent, detail)
 

@@ -109,14 +109,14 @@ def _figures(part: Part, stage: _Stage, results: Results) -> Iterator[MeasuredRa
 def _fitting_figures(name: str, standings: list[Standing]) -> Iterator[MeasuredRatio]:
     for baseline in _present(standings, entrants.BILEVEL_ADAM, entrants.PEER_ADAM):
         measure = f"2 evaluations: fewer than {baseline} ({name})"
-        yield measures.fewer_evaluations(measure, 10.0, standings, baseline)
+        yield measures.times_cheaper(measure, 10.0, standings, baseline, "evaluations")
 
 
 def _attack_figures(standings: list[Standing]) -> Iterator[MeasuredRatio]:
     for baseline in _present(standings, entrants.BILEVEL_PGD_COLD, entrants.PEER_PGD_COLD):
-        yield measures.less_time(f"3 seconds: less than {baseline}", 8.0, standings, baseline)
+        yield measures.times_cheaper(f"3 seconds: less than {baseline}", 8.0, standings, baseline, "seconds")
     for baseline in _present(standings, entrants.BILEVEL_PGD_WARM, entrants.PEER_PGD_WARM):
-        yield measures.less_time(f"4 seconds: less than {baseline}", 2.0, standings, baseline)
+        yield measures.times_cheaper(f"4 seconds: less than {baseline}", 2.0, standings, baseline, "seconds")
 
 
 def _present(standings: list[Standing], *names: str) -> list[str]:

@@ -83,8 +83,8 @@ def _summary(name: str, standings: Sequence[Standing], missing: Sequence[Missing
             "steps or budget": str(point.label),
             "evaluations": f"{point.evaluations:.0f}",
             "seconds": f"{point.seconds:.2f}",
-            "evaluations to the goal": _cost(curve.fewest_evaluations(target), ".0f"),
-            "seconds to the goal": _cost(curve.least_seconds(target), ".2f"),
+            "evaluations to the goal": _cost(curve.least("evaluations", target), ".0f"),
+            "seconds to the goal": _cost(curve.least("seconds", target), ".2f"),
         }
         for heading, text in told.items():
             details.setdefault(heading, {})[who] = text

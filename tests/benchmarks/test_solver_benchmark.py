@@ -197,8 +197,8 @@ def test_cheapest_understands_negative_objectives() -> None:
 
 def test_the_cost_of_a_goal() -> None:
     curve = Curve("one", entrants.Side.OURS, tuple(points("a", _5=1.0, _10=0.5, _20=0.6)))
-    assert curve.fewest_evaluations(0.6) == 100.0
-    assert curve.fewest_evaluations(0.4) == float("inf")
+    assert curve.least("evaluations", 0.6) == 100.0
+    assert curve.least("evaluations", 0.4) == float("inf")
 
 
 def test_all_sides_choose_among_equally_many_settings() -> None:

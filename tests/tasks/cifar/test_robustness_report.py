@@ -181,7 +181,7 @@ def test_what_was_not_reached_is_told() -> None:
         assert gradients.startswith("the multiplier was not reached in 8 of 8 implicit gradients")
 
 
-# -- the report ---------------------------------------------------------------------------------------------------------
+# -- the report --------------------------------------------------------------------------------------------------------
 
 
 def test_the_report_is_a_table_of_all_accuracies() -> None:

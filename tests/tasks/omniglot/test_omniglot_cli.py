@@ -3,7 +3,6 @@ folders, real data."""
 
 from __future__ import annotations
 
-import csv
 import math
 import shutil
 import sys
@@ -18,6 +17,7 @@ from PIL import Image
 
 from command import SMALL_TRAINER, column, complaint, deqopt, resolved, succeeded, user_folder
 from paths import CONFIGS, REAL_DATA
+from reported import table
 
 DATA = REAL_DATA / "omniglot-py"
 SETTINGS: dict[str, Any] = {
@@ -66,11 +66,6 @@ def trained(folder: Path) -> Path:
 
 def checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "last.ckpt"
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # -- training and testing ---------------------------------------------------------------------------------------------

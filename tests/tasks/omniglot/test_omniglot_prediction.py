@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import sys
@@ -25,6 +24,7 @@ from deqopt.callbacks import PredictionWriter, ReportUnreadable
 from deqopt.errors import DataError
 from deqopt.solvers import JointAnderson, StepRule
 from processes import python
+from reported import table
 from tiny_episodes import TinyEpisodes
 from tiny_task import quiet_trainer
 
@@ -114,8 +114,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rows(directory: Path) -> list[dict[str, str]]:
-    with (directory / "predictions.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return table(directory / "predictions.csv")
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
