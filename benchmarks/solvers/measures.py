@@ -43,9 +43,6 @@ class MeasuredRatio:
         return self.value >= self.target if self.at_least else self.value <= self.target
 
 
-# -- ratios of a contest ----------------------------------------------------------------------------------------------
-
-
 def times_cheaper(
     measure: str, target: float, standings: Sequence[Standing], baseline: str, cost: Cost
 ) -> MeasuredRatio:
@@ -64,9 +61,6 @@ def times_cheaper(
         f"{baseline}, {goal.label} steps: {theirs:.3g} {cost} to {goal.objective:.5g}; {best.entrant.name}: {reached}"
     )
     return MeasuredRatio(measure, target, True, theirs / spent, detail)
-
-
-# -- the cost of an iteration -----------------------------------------------------------------------------------------
 
 
 def iteration_cost(device: torch.device, repeats: int, iterations: int) -> MeasuredRatio:
@@ -109,9 +103,6 @@ def in_turns(device: torch.device, repeats: int, *works: Callable[[], object]) -
     return [statistics.median(column) for column in seconds]
 
 
-# -- samples that are finished ----------------------------------------------------------------------------------------
-
-
 def half_converged(model: AttackedClassifier, pool: Any, repeats: int, budget: int, tol: float = 1e-3) -> MeasuredRatio:
     """A batch of which half is converged at its start, over the same batch of which none is.
 
@@ -150,9 +141,6 @@ def half_converged(model: AttackedClassifier, pool: Any, repeats: int, budget: i
     )
     detail = f"{rest:.3f} s over {full:.3f} s: classifier, {size} samples, JointAnderson, at most {budget} evaluations"
     return MeasuredRatio(measure, 0.65, False, rest / full, detail)
-
-
-# -- memory -----------------------------------------------------------------------------------------------------------
 
 
 def memory_growth(scene: Scene, short: int = 20, long: int = 400) -> list[MeasuredRatio]:

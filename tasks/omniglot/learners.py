@@ -54,82 +54,63 @@ class Learner(nn.Module, ABC):
             return self.logits(batch).detach().softmax(-1)
 
 
-class Adapted(Learner):
-    """A learner that adapts to one episode after the other, in Python, because learn2learn does.
+class ANIL(Learner):
+    """Gradient steps of a classifier on the support set from learned weights, differentiated through, on learned
+    features (Raghu et al. 2020).
 
-    Their graphs are dropped one by one too, so that a batch needs the memory of an episode.
+    As in learn2learn's example, all images of an episode go through the features at once. It adapts to one episode
+    after the other, in Python, because learn2learn does; their graphs are dropped one by one too, so that a batch needs
+    the memory of an episode.
+
+    Args:
+        features: images (n, channels, H, W) to (n, width).
+        classifier: these to logits (n, ways).
+        ways: classes of an episode.
+        steps: of gradient descent an episode.
+        rate: their length.
     """
 
     learning_rate = 3e-3
     batch_size = 4
 
-    def __init__(self, ways: int) -> None:
+    def __init__(
+        self, features: nn.Module, classifier: nn.Module, ways: int, steps: int = 5, rate: float = 0.1
+    ) -> None:
         super().__init__()
-        self.ways = ways
+        self.ways, self._steps = ways, steps
+        # Its images go through together, which convolutions of this layout do faster; MAML's few do not.
+        self.features = features.to(memory_format=torch.channels_last)
+        self.maml = package().algorithms.MAML(classifier, lr=rate)
 
-    @abstractmethod
-    def episode(self, support: Tensor, label: Tensor, query: Tensor) -> Tensor:
+    def _episode(self, support: Tensor, label: Tensor, query: Tensor) -> Tensor:
         """Logits (Q, ways) of one episode."""
+        known, asked = self.features(torch.cat([support, query])).split([len(support), len(query)])
+        adapted = self.maml.clone()
+        for _ in range(self._steps):
+            adapted.adapt(F.cross_entropy(adapted(known), label))
+        return adapted(asked)
 
     def logits(self, batch: EpisodeBatch) -> Tensor:
-        return torch.stack([self.episode(one.support[0], one.support_label[0], one.query[0]) for one in _each(batch)])
+        return torch.stack([self._episode(one.support[0], one.support_label[0], one.query[0]) for one in _each(batch)])
 
     def backward(self, batch: EpisodeBatch) -> Tensor:
         episodes = list(_each(batch))
         return torch.stack([_backward(self.loss(one) / len(episodes)) for one in episodes]).sum()
 
     def probabilities(self, batch: EpisodeBatch) -> Tensor:
-        return torch.cat([super(Adapted, self).probabilities(one) for one in _each(batch)])
+        return torch.cat([super(ANIL, self).probabilities(one) for one in _each(batch)])
 
 
-class MAML(Adapted):
-    """Gradient steps on the support set from learned weights, differentiated through (Finn et al. 2017).
+class MAML(ANIL):
+    """The same of a whole network, with no other features than the images (Finn et al. 2017).
 
     Args:
         net: images (n, channels, H, W) to logits (n, ways).
-        ways: classes of an episode.
-        steps: of gradient descent an episode.
-        rate: their length.
+        ways, steps, rate: as of ANIL.
     """
 
     def __init__(self, net: nn.Module, ways: int, steps: int = 1, rate: float = 0.5) -> None:
-        super().__init__(ways)
-        self._steps = steps
-        self.maml = package().algorithms.MAML(net, lr=rate)
-
-    def episode(self, support: Tensor, label: Tensor, query: Tensor) -> Tensor:
-        adapted = self.maml.clone()
-        for _ in range(self._steps):
-            adapted.adapt(F.cross_entropy(adapted(support), label))
-        return adapted(query)
-
-
-class ANIL(Adapted):
-    """MAML of the last layer alone, on learned features (Raghu et al. 2020).
-
-    As in learn2learn's example, all images of an episode go through the features at once.
-
-    Args:
-        features: images (n, channels, H, W) to (n, width).
-        classifier: these to logits (n, ways).
-        ways, steps, rate: as of MAML.
-    """
-
-    def __init__(
-        self, features: nn.Module, classifier: nn.Module, ways: int, steps: int = 5, rate: float = 0.1
-    ) -> None:
-        super().__init__(ways)
-        self._steps = steps
-        # Its images go through together, which convolutions of this layout do faster; MAML's few do not.
-        self.features = features.to(memory_format=torch.channels_last)
-        self.maml = package().algorithms.MAML(classifier, lr=rate)
-
-    def episode(self, support: Tensor, label: Tensor, query: Tensor) -> Tensor:
-        known, asked = self.features(torch.cat([support, query])).split([len(support), len(query)])
-        adapted = self.maml.clone()
-        for _ in range(self._steps):
-            adapted.adapt(F.cross_entropy(adapted(known), label))
-        return adapted(asked)
+        super().__init__(nn.Identity(), net, ways, steps, rate)
 
 
 class Prototypes(Learner):

@@ -79,9 +79,6 @@ def contestant(name: str, seed: int = 0) -> Any:
     return Contestant.seeded(seed, lambda: fewshot.contestant(name, seed, fewshot.arguments(words(Path("unused")))))
 
 
-# -- the race ---------------------------------------------------------------------------------------------------------
-
-
 def test_every_run_leaves_its_milestones(own: tuple[Any, Any, Path]) -> None:
     runs, _, out = own
     assert set(runs) == set(OWN)
@@ -131,9 +128,6 @@ def test_the_first_weights_are_those_of_the_seed() -> None:
         own = parameters_to_vector(contestant(name).network.parameters())
         assert torch.equal(own[-len(first) :], first), "but for the scale that PROTOTYPES learns besides"
         assert not torch.equal(own, parameters_to_vector(contestant(name, 1).network.parameters()))
-
-
-# -- what is trained --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["implicit", "transductive"])

@@ -77,9 +77,6 @@ def runners(**seconds: Sequence[float]) -> tuple[Clock, dict[str, Runner]]:
     return clock, made
 
 
-# -- the race ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_rate_rises_and_falls() -> None:
     shares = [k / 1000 for k in range(1001)]
     rates = [rate(share) for share in shares]
@@ -143,9 +140,6 @@ def test_a_training_that_diverges_says_so() -> None:
     broken = Contestant.seeded(0, lambda: Runner(clock, [1.0], broken=2))
     with pytest.raises(NonFiniteError, match="training of ours has diverged in step 2: lower its learning rate"):
         race({"ours": broken}, 4.0, clock)
-
-
-# -- the joint method -------------------------------------------------------------------------------------------------
 
 
 def joint(adjoint: Any, clip: float = 10.0, task: Tiny | None = None) -> JointContestant:
@@ -212,8 +206,6 @@ def test_systems_are_averaged_over_steps() -> None:
     assert backward_notes([]) == {}
 
 
-# -- what is left of it -----------------------------------------------------------------------------------------------
-
 SCORE = Measure("score", "score", digits=1)
 
 
@@ -272,9 +264,6 @@ def test_pictures_show_every_milestone() -> None:
         [[0.5, 1.0], [1.0, 2.0]],
         [[0.5, 1.75], [1.0, 3.5]],
     ]
-
-
-# -- command lines ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

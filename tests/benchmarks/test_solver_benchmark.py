@@ -45,9 +45,6 @@ def returned(competitor: Competitor, case: Case, labels: Sequence[int], counted:
     return watch.points
 
 
-# -- what is counted --------------------------------------------------------------------------------------------------
-
-
 def test_forward_and_backward_passes_are_half_an_evaluation_each() -> None:
     case = linear()
     watch = Stopwatch(CPU, counted=True)
@@ -92,9 +89,6 @@ class Counting(entrants.PGD):
     def step(self, *arguments: object) -> torch.Tensor:
         self.moves.append(1)
         return super().step(*arguments)  # type: ignore[arg-type]
-
-
-# -- the peers --------------------------------------------------------------------------------------------------------
 
 
 def test_adam_is_that_of_torch() -> None:
@@ -158,9 +152,6 @@ def test_without_torchdeq_its_rows_say_what_to_install(monkeypatch: pytest.Monke
         assert len(every) - len(missing) >= 6
 
 
-# -- how is chosen ----------------------------------------------------------------------------------------------------
-
-
 def points(settings: str, **objectives: float) -> list[CurvePoint]:
     """Of two samples whose objectives have that mean."""
     return [
@@ -206,9 +197,6 @@ def test_all_sides_choose_among_equally_many_settings() -> None:
         counts = {one.name: len(one.candidates) for one in every if isinstance(one, Entrant)}
         assert set(counts.values()) <= {4, 1}
         assert all("literature" in name for name, count in counts.items() if count == 1)
-
-
-# -- what is measured on ----------------------------------------------------------------------------------------------
 
 
 def test_the_splits_share_no_image() -> None:
@@ -274,8 +262,6 @@ def test_peak_memory_sees_what_is_kept_and_only_that() -> None:
     assert peak_bytes(CPU, hoard) == 10 * 4096
     assert peak_bytes(CPU, drop) == 4096
 
-
-# -- the whole --------------------------------------------------------------------------------------------------------
 
 EFFORT = Effort((6, 8), (1,), (1,), settings=1, iterations=(4, 4))
 STEPS = {"decoder-a": 2, "decoder-b": 1, "classifier": 3}

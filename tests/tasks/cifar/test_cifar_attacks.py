@@ -81,9 +81,6 @@ class Cheat(Attack):
         return self.scale * images + self.shift
 
 
-# -- all attacks ------------------------------------------------------------------------------------------------------
-
-
 @BOTH_NORMS
 @EVERY_ATTACK
 def test_an_attack_stays_within_its_threat_and_finds_something(key: str, norm: Norm) -> None:
@@ -217,9 +214,6 @@ def test_confidence_is_no_robustness(key: str, kind: str, norm: Norm) -> None:
     assert len(set(left.values())) == 1, left
 
 
-# -- closed forms -----------------------------------------------------------------------------------------------------
-
-
 @BOTH_NORMS
 @pytest.mark.parametrize("key", [*OWN, "pgd", "pgd_unrolled"])
 def test_the_margin_of_two_linear_classes_is_the_closed_form(key: str, norm: Norm) -> None:
@@ -254,8 +248,6 @@ def test_on_an_equilibrium_attacks_find_what_a_fine_ascent_finds(key: str) -> No
     clean, reference, reached = (target.losses(one).mean() for one in (target.images, target.images + x, found))
     assert reached > clean + 0.97 * (reference - clean)
 
-
-# -- complaints -------------------------------------------------------------------------------------------------------
 
 TOO_LONG = r"cheat left the set it was given, L2 radius 0\.1: a perturbation is 0\.3 long"
 DISHONEST: dict[str, tuple[Cheat, Norm, float, type[Exception], str]] = {

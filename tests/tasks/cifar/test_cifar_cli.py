@@ -77,9 +77,6 @@ def task_of(run: Path) -> Any:
     return JointModule.load_from_checkpoint(checkpoint(run)).eval().task
 
 
-# -- training and testing ---------------------------------------------------------------------------------------------
-
-
 def test_fit_measures_clean_and_attacked_images(trained: Path) -> None:
     found = {name: column(trained, f"val/{name}") for name in METRICS}
     assert all(len(values) == 1 for values in found.values()), found
@@ -160,9 +157,6 @@ def test_a_stronger_attack_is_a_larger_loss(losses: dict[str, float]) -> None:
     assert losses["clean"] < losses["Trades"] < losses["Trades with more weight"]
 
 
-# -- predictions ------------------------------------------------------------------------------------------------------
-
-
 def assert_described(run: Path, predictions: Path, originals: dict[str, Tensor], names: list[str]) -> None:
     """``NAME.png`` and ``NAME.json`` tell what the network of a run makes of these images."""
     written = {f"{name}.{kind}" for name in originals for kind in ("png", "json")}
@@ -207,9 +201,6 @@ def test_predict_calls_the_classes_by_the_names_of_the_training_data(animals: Pa
     assert_described(animals, run / "predictions", {"zoo": original}, names)
 
 
-# -- without torchattacks ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchattacks", None)
@@ -232,8 +223,6 @@ def test_without_torchattacks_everything_else_works(trained: Path) -> None:
     small = ("--task.widths=[4]", "--task.size=8", "--task.resolution=4", "--task.image_channels=1")
     assert succeeded("fit", "--task=celeba", *small, "--trainer.fast_dev_run=true", *QUIET[:1]).status == 0
 
-
-# -- what is refused --------------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "loss": (("--task.loss=Trads",), r"^--task\.loss: there is no 'Trads' to choose"),
@@ -267,8 +256,6 @@ def test_data_whose_classes_are_others_is_refused_and_part_of_them_is_not(animal
     assert re.search(r"^cifar: class 0 is 'bee' in the data and 'ant' in the checkpoint: .* same order$", message)
 
 
-# -- real data --------------------------------------------------------------------------------------------------------
-
 TINY = ("--task.batch_size=8", "--task.attacks=[]", "--trainer.limit_train_batches=2")
 
 
@@ -286,9 +273,6 @@ def test_mnist_is_unpacked_and_trains(tmp_path: Path) -> None:
     words = ("--task.size=28", "--task.widths=[4]", "--task.resolution=14", "--task.root", tmp_path)
     run = succeeded(*FIT, *TINY, *words, "--task.download=MNIST").run
     assert column(run, "val/clean_accuracy") and task_of(run).class_names == [str(digit) for digit in range(10)]
-
-
-# -- several processes ------------------------------------------------------------------------------------------------
 
 
 def found_by(devices: int, root: Path, weights: Path | None = None) -> dict[str, Any]:

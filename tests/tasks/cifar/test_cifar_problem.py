@@ -62,9 +62,6 @@ def logits_of(task: Cifar, images: Tensor, updates: int = 100) -> Tensor:
     return task.classifier.logits(z)
 
 
-# -- the losses -------------------------------------------------------------------------------------------------------
-
-
 def log_loss(logits: Tensor, label: Tensor) -> Tensor:
     return -logits.log_softmax(1).gather(1, label[:, None])[:, 0]
 
@@ -94,9 +91,6 @@ KINDS = {
 }
 of_every_kind = pytest.mark.parametrize("kind", KINDS)
 in_every_norm = pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF], ids=lambda norm: norm.name)
-
-
-# -- the problem of training ------------------------------------------------------------------------------------------
 
 
 # one half of the product, in which every pair of two of the three occurs
@@ -173,9 +167,6 @@ def test_the_outcome_is_of_the_attacked_images(kind: str) -> None:
     logits, label = task.outcome(found, batch)
     torch.testing.assert_close(logits, logits_of(task, batch.image + found.x), rtol=1e-3, atol=1e-3)
     assert torch.equal(label, batch.label)
-
-
-# -- the problem of evaluation ----------------------------------------------------------------------------------------
 
 
 @of_every_kind
@@ -285,9 +276,6 @@ def test_bilevel_of_the_unrolled_network_is_projected_gradient_ascent(norm: Norm
     # the first evaluation is of the start, which only the second has solved
     torch.testing.assert_close(found.trace.objective[1:7], torch.stack(expected), rtol=1e-4, atol=1e-4)
     assert (expected[-1] < expected[0] - 0.1).all() and (found.objective <= expected[-1] + 1e-4).all()
-
-
-# -- what is refused --------------------------------------------------------------------------------------------------
 
 
 IMAGE = batch_of().image

@@ -50,9 +50,6 @@ def flat_images(*means: float) -> Tensor:
     return torch.tensor(means).reshape(-1, 1, 1, 1).expand(-1, 1, 6, 6).contiguous()
 
 
-# -- counting ---------------------------------------------------------------------------------------------------------
-
-
 def test_an_image_is_robust_that_withstands_every_attack() -> None:
     """Two attacks that fool two images each, one of them the same, and one image that is wrong from the start."""
     images = flat_images(0.45, 0.48, 0.55, 0.58, 0.9)
@@ -87,9 +84,6 @@ def test_each_attack_runs_once_for_each_radius() -> None:
     first, second = (Whiten(name=name, share=1.0, above=True) for name in ("one", "two"))
     plan = AttackPlan(L2, (first, second), (first,), (0.0, 0.2))
     assert plan.asked == {"one": (first, 0.2), "two": (second, 0.2), "one at 0.0": (first, 0.0)}
-
-
-# -- notes ------------------------------------------------------------------------------------------------------------
 
 
 def notes(classifier: Classifier, *attacks: Attack) -> list[str]:
@@ -181,9 +175,6 @@ def test_what_was_not_reached_is_told() -> None:
         assert gradients.startswith("the multiplier was not reached in 8 of 8 implicit gradients")
 
 
-# -- the report --------------------------------------------------------------------------------------------------------
-
-
 def test_the_report_is_a_table_of_all_accuracies() -> None:
     attack, box = Whiten(name="whiten", share=1.0, above=True), Square()
     right = {"none": 6, "whiten": 4, "Square": 3, "whiten at 0.0": 6, "worst": 1}
@@ -220,9 +211,6 @@ def test_the_figure_has_a_curve_from_the_clean_accuracy_and_the_trained_radius()
     assert list(lines["trained radius 0.2"].get_xdata()) == [0.2, 0.2]  # type: ignore[arg-type]
 
 
-# -- complaints -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -236,9 +224,6 @@ def test_the_figure_has_a_curve_from_the_clean_accuracy_and_the_trained_radius()
 def test_settings_that_cannot_be_meant(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         make()
-
-
-# -- the callback -----------------------------------------------------------------------------------------------------
 
 
 class Attacked(Task):

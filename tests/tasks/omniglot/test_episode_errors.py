@@ -47,9 +47,6 @@ def folders(root: Path, **settings: Any) -> EpisodeData:
     return opened(partial(open_classes, root, size=8, channels=1), **settings)
 
 
-# -- settings ---------------------------------------------------------------------------------------------------------
-
-
 LEAST = {
     **dict.fromkeys(("ways", "train_ways"), 2),
     **dict.fromkeys(("shots", "queries", "train_queries", "batch_size"), 1),
@@ -90,9 +87,6 @@ def test_a_seed_of_glyphs_out_of_range_is_refused(seed: int) -> None:
 def test_a_seed_of_splits_out_of_range_is_refused(tmp_path: Path) -> None:
     with one_line_error("cannot split", "with seed -1"):
         folders(write_classes(tmp_path, {f"c{i}": 3 for i in range(50)}), split_seed=-1)
-
-
-# -- too few classes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
@@ -140,9 +134,6 @@ def test_classes_that_cannot_be_split_are_refused(count: int, tmp_path: Path) ->
         folders(root)
 
 
-# -- too few images ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("part", Part)
 def test_a_class_with_too_few_images_is_named_in_whatever_split_it_is(part: Part, tmp_path: Path) -> None:
     for each in Part:
@@ -166,9 +157,6 @@ def test_the_number_of_images_that_is_asked_for_is_enough() -> None:
         opened(shots=4, queries=3)
     with one_line_error("has 6 image(s)", "train_queries is 4, so a class of train should have 8 or more"):
         opened(shots=4, queries=2, train_queries=4)
-
-
-# -- folders ----------------------------------------------------------------------------------------------------------
 
 
 def laid_out(root: Path, content: dict[str, int | None]) -> None:
@@ -220,9 +208,6 @@ def test_an_image_that_cannot_be_read_is_named_and_its_class_goes_on_without_it(
     (root / "c07" / "2.png").write_bytes(b"no image")
     with pytest.warns(UserWarning), one_line_error("class c07 of", "has 2 image(s)", "should have 3 or more"):
         folders(root)
-
-
-# -- Omniglot ---------------------------------------------------------------------------------------------------------
 
 
 def whole(root: Path) -> Path:
@@ -301,9 +286,6 @@ def test_a_download_fetches_what_is_missing_and_nothing_else(tmp_path: Path) -> 
         assert len(open_classes(tmp_path, size=28, channels=1, download=True)) == 3
         assert len(open_classes(tmp_path, size=28, channels=1, download=True)) == 3
     assert fetched.call_count == 1
-
-
-# -- learn2learn ------------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_learn2learn_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

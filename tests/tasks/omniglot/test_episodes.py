@@ -68,9 +68,6 @@ def alone(data: EpisodeData, part: Part) -> Episodes:
     return {i: episodes[i] for i in range(len(episodes))}
 
 
-# -- what is in an episode --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("part", Part)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -124,9 +121,6 @@ def assert_uniform(counts: Tensor, share: float, draws: int) -> None:
     assert (counts - mean).abs().max() < 5 * deviation, counts
 
 
-# -- rotations --------------------------------------------------------------------------------------------------------
-
-
 def test_a_turned_class_is_the_class_turned_against_the_clock() -> None:
     source, classes = Glyphs(9, 3), [5, 7, 11]
     pool = ClassPool(source, classes, rotations=True)
@@ -153,9 +147,6 @@ def test_classes_to_train_on_are_turned_equally_often_and_others_never(sampler: 
     assert any(len(drawn[:10, 0].unique()) < 10 for drawn in found), "two turns of one class are two classes"
     for part in (Part.VAL, Part.TEST):
         assert all((identities(e.query)[:, 2] == 0).all() for e in alone(data, part).values())
-
-
-# -- what is random and what is not -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -217,9 +208,6 @@ def test_a_run_that_is_resumed_sees_what_it_would_have_seen(sampler: Sampler, tm
     assert all(same(rest[epoch], whole[epoch]) for epoch in rest)
 
 
-# -- predict ----------------------------------------------------------------------------------------------------------
-
-
 def test_predict_serves_the_batches_of_test_where_nothing_else_is_given() -> None:
     data = data_of()
     data.setup("predict")
@@ -247,9 +235,6 @@ def test_predict_serves_what_it_is_given_one_by_one_and_opens_nothing_else() -> 
     batches = list(data.predict_dataloader())
     assert [tuple(batch.support.shape) for batch in batches] == [(1, 1 + i, 1, 2, 2) for i in range(3)]
     assert all(torch.equal(batch.query[0], Chunks()[i].query) for i, batch in enumerate(batches))
-
-
-# -- learn2learn stays out of sight -----------------------------------------------------------------------------------
 
 
 def test_nothing_imports_learn2learn_before_it_is_asked_for() -> None:

@@ -133,9 +133,6 @@ class Run:
         return path
 
 
-# -- the same time ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("cost", [0.25, 1.0, 2.5])
 def test_all_have_used_the_same_time_whenever_they_are_measured(cost: float, tmp_path: Path) -> None:
     run = Run(Baseline.PROTOTYPES, cost=cost)
@@ -196,9 +193,6 @@ def test_a_learner_of_few_classes_gets_the_first_of_each_episode(tmp_path: Path)
             assert batch.query.equal(torch.stack([one.query[: 2 * ways] for one in whole]))
 
 
-# -- the joint method is not touched ----------------------------------------------------------------------------------
-
-
 def figures_of(trainer: Trainer) -> dict[str, float]:
     """What the joint method logs, but for its speed."""
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -240,9 +234,6 @@ def test_initial_weights_come_from_the_global_seed_alone() -> None:
     expected = weights(Baseline.PROTOTYPES)
     assert weights(Baseline.MAML, Baseline.PROTOTYPES, drawn=5).equal(expected)
     assert not weights(Baseline.PROTOTYPES, seed=1).equal(expected)
-
-
-# -- the checkpoint ---------------------------------------------------------------------------------------------------
 
 
 def same(one: Any, other: Any) -> bool:
@@ -307,9 +298,6 @@ def test_predict_needs_none(tmp_path: Path) -> None:
     path, run = Run(Baseline.PROTOTYPES).saved(tmp_path), Run(Baseline.PROTOTYPES)
     run("predict", tmp_path, path)
     assert run.baselines.methods() == {}
-
-
-# -- what is refused --------------------------------------------------------------------------------------------------
 
 
 def test_what_is_not_installed_is_missed_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -76,9 +76,6 @@ def solved(
     return solver.solve(task.problem(batch), *task.start(batch), adjoint=adjoint)
 
 
-# -- the network ------------------------------------------------------------------------------------------------------
-
-
 def test_without_a_context_an_image_goes_into_the_cell_as_it_is() -> None:
     network = small().network
     images = episodes().support
@@ -123,9 +120,6 @@ def assert_slope(value: Callable[[], Tensor], along: Tensor, gradient: Tensor, s
         below = float(value())
         along += step * direction
     assert float((gradient * direction).sum()) == pytest.approx((above - below) / (2 * step), rel=1e-4)
-
-
-# -- the inner problem ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ways", [2, 3, 7])
@@ -213,9 +207,6 @@ def test_the_context_is_found_for_the_whole_support() -> None:
     torch.testing.assert_close(c[1:], other[1:], rtol=1e-5, atol=1e-8)
 
 
-# -- the outer gradient -----------------------------------------------------------------------------------------------
-
-
 def outer_loss(adjoint: Adjoint, task: Omniglot, batch: EpisodeBatch, x: Tensor) -> Tensor:
     """What the gradient of an adjoint is that of: at the exact optimum, or at the context x where it is held."""
     found = solved(task, batch)
@@ -250,9 +241,6 @@ def test_every_adjoint_has_the_gradient_that_it_promises(
     found = solver.solve(task.problem(batch), *task.start(batch), adjoint=adjoint)
     (gradient,) = torch.autograd.grad(task.loss(found, batch).mean(), theta)
     assert_slope(lambda: outer_loss(adjoint, task, batch, found.x.detach()), theta, gradient)
-
-
-# -- the contract, and what is refused ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,6 @@ def checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "last.ckpt"
 
 
-# -- training and testing ---------------------------------------------------------------------------------------------
-
-
 def test_fit_learns_to_learn(trained: Path) -> None:
     losses = column(trained, "train/loss")
     assert len(losses) == 15 and sum(losses[-3:]) < 0.85 * sum(losses[:3])
@@ -118,9 +115,6 @@ def test_a_checkpoint_classifies_more_ways_than_it_was_trained_with(trained: Pat
     assert accuracy > 2 / 12
 
 
-# -- a user's own episode ----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def own(folder: Path) -> tuple[Path, Path]:
     """Support images of 7 glyphs, two of one of them, and queries, one of which is no image."""
@@ -159,9 +153,6 @@ def test_predict_without_folders_classifies_the_test_episodes(trained: Path, fol
     assert sum(right) / len(right) > CHANCE + 0.15, "queries stand in the order of their classes"
 
 
-# -- data of one's own -------------------------------------------------------------------------------------------------
-
-
 def test_a_folder_with_a_folder_for_every_class_is_trained_on(folder: Path) -> None:
     glyphs, root = Glyphs(size=20), folder / "classes"
     for part, first, count in (("train", 0, 6), ("val", 10, 3), ("test", 20, 3)):
@@ -191,9 +182,6 @@ def test_the_real_omniglot_goes_through_its_loader(folder: Path, caplog: pytest.
     succeeded("test", "--config=small.yaml", "--task.root=real", "--ckpt_path=last")
     assert "8 test episodes, 5-way 1-shot" in caplog.text
     shutil.rmtree(root)
-
-
-# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 def test_what_is_not_installed_and_what_is_no_baseline_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,9 +117,6 @@ def rows(directory: Path) -> list[dict[str, str]]:
     return table(directory / "predictions.csv")
 
 
-# -- what is written --------------------------------------------------------------------------------------------------
-
-
 def test_every_query_has_its_class_and_all_probabilities(folder: Path) -> None:
     directory = predict(folder)
     assert directory == folder / "query_classified"
@@ -198,9 +195,6 @@ def test_names_of_files_that_are_no_text_are_written_as_they_are(folder: Path) -
 def test_the_folder_for_predictions_is_beside_the_queries(given: str, folder: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(folder / "query" if given == "." else folder)
     assert classified_directory(given) == folder / "query_classified"
-
-
-# -- how folders are read ---------------------------------------------------------------------------------------------
 
 
 def test_chunks_share_the_support_and_cut_the_queries(folder: Path) -> None:
@@ -302,9 +296,6 @@ def test_support_and_query_must_be_apart(folder: Path) -> None:
     for support, query in (("support", "support/red"), ("support", ".")):
         with pytest.raises(DataError, match=r"support and query folder should not lie in each other$"):
             FolderEpisode(folder / support, folder / query, 4, 1)
-
-
-# -- several processes ------------------------------------------------------------------------------------------------
 
 
 def worker(directory: Path) -> None:

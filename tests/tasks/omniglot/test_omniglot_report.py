@@ -27,9 +27,6 @@ WAYS, QUERIES = 3, 4
 BaselineMethod = Callable[[EpisodeBatch], Tensor]
 
 
-# -- episodes whose images hold what two methods guess ----------------------------------------------------------------
-
-
 def row(index: int, ours: int, theirs: int) -> EpisodeBatch:
     """An episode of 3 ways and 2 shots, of whose 4 queries each method has so many right."""
     label = torch.arange(QUERIES) % WAYS
