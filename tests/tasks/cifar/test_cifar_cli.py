@@ -15,6 +15,7 @@ import pytest
 import torch
 from deqopt_tasks.cifar.catalogue import AttackName
 from deqopt_tasks.cifar.gradients import ExactClassifier
+from deqopt_tasks.cifar.losses import Adversarial, Clean, Trades
 from deqopt_tasks.cifar.task import Cifar
 from PIL import Image
 from torch import Tensor
@@ -22,7 +23,9 @@ from torch import Tensor
 from command import SMALL_TRAINER, column, complaint, succeeded, user_folder
 from deqopt import JointModule
 from deqopt.callbacks import PredictionWriter
-from deqopt.solvers import SecantTracking
+from deqopt.loop_settings import Norm
+from deqopt.regularizers import SpectralPenalty
+from deqopt.solvers import PGD, Bilevel, JointSolver, SecantTracking
 from labelled_sources import NAMES, pixels, write_classes
 from paths import REAL_DATA
 from processes import python
@@ -30,6 +33,7 @@ from tiny_task import quiet_trainer
 
 MNIST, CIFAR = REAL_DATA / "MNIST", REAL_DATA / "cifar10-subset"
 RADIUS = 1.2
+SOLVER = SecantTracking(max_nfe=8)
 SETTINGS: dict[str, Any] = {
     **{"size": 8, "image_channels": 1, "batch_size": 32, "widths": [8], "resolution": 4},
     **{"radius": RADIUS, "attack_images": 6, "radii": []},
@@ -63,10 +67,11 @@ def trained(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def animals(folder: Path) -> Path:
-    """On three classes with names."""
+    """On three classes with names, by a loss with a setting."""
     root = class_folder(folder / "animals")
     words = ("--task.classes=3", "--task.image_channels=3", "--task.batch_size=8", "--model.optimization.lr=0.01")
-    return folder / succeeded(*FIT, "--task.root", root, *words).run
+    loss = ("--task.loss=Trades", "--task.loss.beta=3", "--task.norm=L2")
+    return folder / succeeded(*FIT, "--task.root", root, *words, *loss).run
 
 
 def checkpoint(run: Path) -> Path:
@@ -121,38 +126,38 @@ def test_without_attacks_test_measures_by_the_solver_of_the_training_alone(train
     assert not list(run.rglob("robustness.*"))
 
 
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "as it is": (),
-    "mixed": ("--task.loss=Adversarial", "--task.loss.clean_weight=0.5"),
-    "clean": ("--task.loss=Clean",),
-    "Trades": ("--task.loss", "Trades", "--task.loss.beta", "3"),
-    "Trades with more weight": ("--task.loss=Trades", "--task.loss.beta=30"),
-    "PGD": ("--solver=Bilevel", "--solver.descent=PGD", "--solver.descent.lr=0.5", "--solver.max_nfe=50"),
-    "unrolled": ("--task.unroll=3",),
-    "L-infinity": ("--task.norm=LINF", "--task.radius=0.1"),
-    "radius": ("--task.radius=0.2",),
-    "widths": ("--task.widths=[8, 4]",),
-    "resolution": ("--task.resolution=8",),
-    "shift": ("--task.shift=2",),
-    "flip": ("--task.flip=true",),
-    "split": ("--task.split_seed=1",),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "mixed": {"loss": Adversarial(clean_weight=0.5)},
+    "clean": {"loss": Clean()},
+    "Trades": {"loss": Trades(beta=3.0)},
+    "Trades with more weight": {"loss": Trades(beta=30.0)},
+    "PGD": {"solver": Bilevel(descent=PGD(lr=0.5), max_nfe=50)},
+    "unrolled": {"unroll": 3},
+    "L-infinity": {"norm": Norm.LINF, "radius": 0.1},
+    "radius": {"radius": 0.2},
+    "widths": {"widths": [8, 4]},
+    "resolution": {"resolution": 8},
+    "shift": {"shift": 2},
+    "flip": {"flip": True},
+    "split": {"split_seed": 1},
 }
 
 
-@pytest.fixture(scope="module")
-def losses() -> dict[str, float]:
-    """The second loss of a run with each of the options, so that what they do to a gradient is in it."""
-    words = (*FIT, "--trainer.limit_train_batches=2", "--task.batch_size=8")
-    words += ("--trainer.limit_val_batches=0", "--trainer.enable_checkpointing=false")
-    return {name: column(succeeded(*words, *more).run, "train/loss")[1] for name, more in OPTIONS.items()}
+def second_loss(root: Path, solver: JointSolver = SOLVER, **settings: Any) -> float:
+    """Of a training, so that what a setting does to a gradient is in it."""
+    torch.manual_seed(0)
+    task = Cifar(**{**SETTINGS, "batch_size": 8, **settings})
+    trainer = quiet_trainer(root, max_steps=2, limit_val_batches=0)
+    trainer.fit(JointModule(task, solver, regularizers=[SpectralPenalty()]), datamodule=task.datamodule())
+    return float(trainer.callback_metrics["train/loss"])
 
 
-def test_every_option_has_an_effect_of_its_own(losses: dict[str, float]) -> None:
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_every_option_has_an_effect_of_its_own_and_a_stronger_attack_a_larger_loss(tmp_path: Path) -> None:
+    losses = {name: second_loss(tmp_path, **settings) for name, settings in OPTIONS.items()}
     assert all(0 < value < 20 for value in losses.values())
     assert len(set(losses.values())) == len(OPTIONS), losses
-
-
-def test_a_stronger_attack_is_a_larger_loss(losses: dict[str, float]) -> None:
     assert losses["clean"] < losses["mixed"] < losses["as it is"] and losses["radius"] < losses["as it is"]
     assert losses["clean"] < losses["Trades"] < losses["Trades with more weight"]
 
@@ -279,7 +284,7 @@ def found_by(devices: int, root: Path, weights: Path | None = None) -> dict[str,
     """Trains, unless there are weights, tests and predicts on a folder of three classes; weights and figures."""
     own = {"root": str(root / "animals"), "image_channels": 3, "classes": 3, "batch_size": 8 // devices}
     task = Cifar(**{**SETTINGS, **own, "attacks": [AttackName.SOLVERS], "attack_images": 3})
-    module, data = JointModule(task, solver=SecantTracking(max_nfe=8)), task.datamodule()
+    module, data = JointModule(task, solver=SOLVER), task.datamodule()
     settings: dict[str, Any] = {"strategy": "ddp", "callbacks": [PredictionWriter()]} if devices > 1 else {}
     trainer = quiet_trainer(root, devices=devices, max_epochs=1, **settings)
     if weights is None:
