@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.solvers.competitors import Competitor, Entrant, Missing, SettingsChoice, Side, SolverAtBudgets
+from benchmarks.solvers.contest import Competitor, Entrant, Missing, SettingsChoice, Side, SolverAtBudgets
 from benchmarks.solvers.peers import (
     INSTALL,
     Adam,

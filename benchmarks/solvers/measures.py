@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.solvers.competitors import Side
-from benchmarks.solvers.contest import Cost, Scene, Standing
+from benchmarks.solvers.contest import Cost, Scene, Side, Standing
 from benchmarks.solvers.memory import peak_bytes
 from benchmarks.solvers.models import AttackedClassifier, Digits, frozen, rows_of, to_device
 from deqopt import JointProblem

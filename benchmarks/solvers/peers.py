@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.solvers.competitors import Competitor
+from benchmarks.solvers.contest import Competitor
 from benchmarks.solvers.stopwatch import Stopwatch
 from deqopt import JointProblem
 from deqopt.problem import pull_back

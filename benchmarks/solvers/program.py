@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.solvers import entrants, measures
-from benchmarks.solvers.competitors import Entrant, Missing
-from benchmarks.solvers.contest import Scene, Standing, hold
+from benchmarks.solvers.contest import Entrant, Missing, Scene, Standing, hold
 from benchmarks.solvers.entrants import Effort
 from benchmarks.solvers.measures import MeasuredRatio
 from benchmarks.solvers.models import CLASSIFIER, DECODER_A, DECODER_B, RADIUS, ContestModel, Digits, rows_of, to_device

@@ -21,7 +21,7 @@ from benchmarks.training import command, fewshot
 from benchmarks.training.joint import JointContestant
 from benchmarks.training.prototypes import PenalisedPrototypes
 from benchmarks.training.race import Contestant, race
-from benchmarks.training.runs import TrainingRun
+from benchmarks.training.report import TrainingRun
 from deqopt.data.splits import Part
 from deqopt.errors import ProblemError
 from deqopt.regularizers import JacobianPenalty

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from benchmarks.training import command
 from benchmarks.training.joint import JointContestant, JointMethod, Recipe, backward_notes
 from benchmarks.training.race import WARM_UP, Contestant, race, rate
-from benchmarks.training.report import Report
-from benchmarks.training.runs import Milestone, TrainingRun
+from benchmarks.training.report import Milestone, Report, TrainingRun
 from deqopt import JointModule
 from deqopt.adjoints import Implicit, Unrolled
 from deqopt.compare import Measure

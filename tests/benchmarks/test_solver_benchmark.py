@@ -12,8 +12,16 @@ import torch
 
 from benchmarks.solvers import entrants, peers, program, report
 from benchmarks.solvers.command import main
-from benchmarks.solvers.competitors import Competitor, Entrant, Missing, SettingsChoice, SolverAtBudgets
-from benchmarks.solvers.contest import Curve, CurvePoint, choose
+from benchmarks.solvers.contest import (
+    Competitor,
+    Curve,
+    CurvePoint,
+    Entrant,
+    Missing,
+    SettingsChoice,
+    SolverAtBudgets,
+    choose,
+)
 from benchmarks.solvers.entrants import Effort, of_attack, of_latent_fitting
 from benchmarks.solvers.memory import peak_bytes
 from benchmarks.solvers.models import (
