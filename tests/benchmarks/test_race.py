@@ -62,7 +62,6 @@ class Runner(Contestant):
 class Clock:
     def __init__(self) -> None:
         self.now = 5.0
-        self.turns: list[str] = []
 
     def __call__(self) -> float:
         return self.now

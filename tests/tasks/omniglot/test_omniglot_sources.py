@@ -137,11 +137,6 @@ def test_parts_of_a_folder_are_the_splits(tmp_path: Path) -> None:
     assert torch.equal(source.image(4, 1), want.tensor(1))
 
 
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    source = ClassFolders(write_classes(tmp_path, {"train": 1, "bus": 1, "car": 1}), 8, 1)
-    assert [source.name(c) for c in range(3)] == ["bus", "car", "train"]
-
-
 def test_the_layout_of_omniglot_is_read_without_its_zip_files(tmp_path: Path) -> None:
     write_omniglot(tmp_path, {"Latin": 2, "Greek": 1, "Sanskrit": 3}, {"Tengwar": 2, "Avesta": 1})
     write_class(tmp_path / FOLDER / "strong_omniglot", 1)
