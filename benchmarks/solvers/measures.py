@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.solvers.contest import Cost, Scene, Side, Standing
-from benchmarks.solvers.memory import peak_bytes
 from benchmarks.solvers.models import AttackedClassifier, Digits, frozen, rows_of, to_device
+from benchmarks.solvers.stopwatch import peak_bytes
 from deqopt import JointProblem
 from deqopt.clock import now
 from deqopt.solvers import JointAnderson, JointSolver, StepRule, Tracking

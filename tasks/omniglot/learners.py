@@ -6,19 +6,23 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from enum import Enum
+from types import ModuleType
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deqopt.errors import ProblemError
 from deqopt.weights import cached_weights
 
-from .convolutional import ConvolutionalNet, package
 from .episodes import EpisodeBatch
+from .optional import learn2learn
 
 FIRST_SCALE = 0.1
 """Of the squared distances of PROTOTYPES, before it is learned."""
+SMALLEST = 16
+"""Height and width below which four poolings of the convolutional network leave nothing."""
 
 
 class Learner(nn.Module, ABC):
@@ -52,6 +56,64 @@ class Learner(nn.Module, ABC):
         """(B, Q, ways), detached; it may be asked for under ``torch.no_grad``."""
         with torch.enable_grad():
             return self.logits(batch).detach().softmax(-1)
+
+
+def package() -> ModuleType:
+    """learn2learn.
+
+    Raises:
+        ProblemError: it is missing.
+    """
+    return learn2learn("each of the baselines MAML and ANIL", "--task.baselines [PROTOTYPES]")
+
+
+class ConvolutionalNet(nn.Module):
+    """What MAML and ANIL adapt, made by learn2learn: ``classifier(features(1 - images))``, (n, channels, H, W) in [0, 1]
+    to logits (n, ways).
+
+    Four times a 3x3 convolution, batch normalisation and ReLU. Images of 28 x 28 in one channel get the network of Finn
+    et al. (2017) for Omniglot, with strides and the mean over space (``OmniglotCNN``), others theirs for mini-ImageNet,
+    with pooling (``MiniImagenetCNN``).
+
+    As published, what is normalised by is always the statistics of the images that are seen at once, in testing too:
+    so the queries of an episode are not classified one by one but help each other (Nichol et al. 2018 call this
+    transductive). No running statistics are kept.
+
+    Unlike there, the scales of normalisation start at 1, and not anywhere below it, and the classifier starts as
+    PyTorch would have it, and not from N(0, 1): it learns faster.
+
+    Args:
+        image_channels, size: of the images.
+        ways: classes of an episode; this network knows no other number.
+        width: channels of a block.
+
+    Raises:
+        ProblemError: learn2learn is missing; images smaller than 16 x 16.
+    """
+
+    def __init__(self, image_channels: int, size: int, ways: int, width: int = 64) -> None:
+        super().__init__()
+        models = package().vision.models
+        if size < SMALLEST:
+            raise ProblemError(
+                f"the convolutional network of MAML and ANIL needs images of {SMALLEST}x{SMALLEST} or larger, "
+                f"these have a size of {size}"
+            )
+        if (image_channels, size) == (1, 28):
+            net = models.OmniglotCNN(ways, hidden_size=width)
+        else:
+            pooled = width * (size // SMALLEST) ** 2
+            net = models.MiniImagenetCNN(ways, hidden_size=width, channels=image_channels, embedding_size=pooled)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.ones_(module.weight)
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+        net.classifier.reset_parameters()
+        self.features, self.classifier = net.features, net.classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(1 - images))
 
 
 class ANIL(Learner):

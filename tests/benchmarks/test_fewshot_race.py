@@ -19,7 +19,6 @@ from torch.nn.utils import parameters_to_vector
 
 from benchmarks.training import command, fewshot
 from benchmarks.training.joint import JointContestant
-from benchmarks.training.prototypes import PenalisedPrototypes
 from benchmarks.training.race import Contestant, race
 from benchmarks.training.report import TrainingRun
 from deqopt.data.splits import Part
@@ -147,7 +146,7 @@ def test_the_joint_method_answers_as_its_module_does(name: str) -> None:
 def test_prototypes_are_penalised_at_their_own_equilibria() -> None:
     """The gradient is that of the learner and of the weighted penalty, which is taken where ``z = f(z, 0)``."""
 
-    def gradient(weight: float) -> tuple[PenalisedPrototypes, Tensor]:
+    def gradient(weight: float) -> tuple[fewshot.PenalisedPrototypes, Tensor]:
         with pytest.MonkeyPatch.context() as patched:
             penalty = JacobianPenalty(weight=weight, probes=2)
             patched.setattr(fewshot, "RECIPE", replace(fewshot.RECIPE, penalty=penalty))

@@ -23,7 +23,6 @@ from benchmarks.solvers.contest import (
     choose,
 )
 from benchmarks.solvers.entrants import Effort, of_attack, of_latent_fitting
-from benchmarks.solvers.memory import peak_bytes
 from benchmarks.solvers.models import (
     CLASSIFIER,
     DECODER_A,
@@ -37,7 +36,7 @@ from benchmarks.solvers.models import (
 )
 from benchmarks.solvers.peers import Adam, NormalisedGradient, PeerSolver, PublishedJointAnderson, Rule, TorchDEQDescent
 from benchmarks.solvers.program import QUICK, Part, run
-from benchmarks.solvers.stopwatch import ReturnedInput, Stopwatch
+from benchmarks.solvers.stopwatch import ReturnedInput, Stopwatch, peak_bytes
 from catalogue import CASES, Case, linear, tanh_ball
 from deqopt.fixed_point import Anderson
 from deqopt.solvers import Bilevel, JointAnderson, StepRule, Tracking, solve_exactly
