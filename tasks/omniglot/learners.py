@@ -68,8 +68,8 @@ def package() -> ModuleType:
 
 
 class ConvolutionalNet(nn.Module):
-    """What MAML and ANIL adapt, made by learn2learn: ``classifier(features(1 - images))``, (n, channels, H, W) in [0, 1]
-    to logits (n, ways).
+    """What MAML and ANIL adapt, made by learn2learn: ``classifier(features(1 - images))``, (n, channels, H, W) in
+    [0, 1] to logits (n, ways).
 
     Four times a 3x3 convolution, batch normalisation and ReLU. Images of 28 x 28 in one channel get the network of Finn
     et al. (2017) for Omniglot, with strides and the mean over space (``OmniglotCNN``), others theirs for mini-ImageNet,
