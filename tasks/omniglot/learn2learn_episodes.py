@@ -23,10 +23,7 @@ class Learn2LearnChoice(ImageChoice):
     They draw from Python's global generator, which is seeded for an episode and put back afterwards. What they load is
     the number of an image, so that the images of an episode are gathered at once.
 
-    Args:
-        counts: (classes,) the numbers of images of the classes.
-        shape: of the episodes; there are enough classes and images for it.
-        seed: 0 or larger.
+    Arguments are those of :class:`OwnChoice`.
 
     Raises:
         ProblemError: learn2learn is missing.
