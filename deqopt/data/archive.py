@@ -38,13 +38,7 @@ class ImageArchive(ImageArray):
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        size: int,
-        channels: int = 3,
-        *,
-        key: str = "images",
-        groups: str | None = None,
+        self, path: str | Path, size: int, channels: int = 3, *, key: str = "images", groups: str | None = None
     ) -> None:
         arrays = read_arrays(Path(path), [key] if groups is None else [key, groups])
         images = checked_images(arrays[key], f"'{key}' of {path}")

@@ -69,11 +69,7 @@ BAD_ARCHIVES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "other key": ({}, {"x": GOOD, "y": GOOD}, r"a\.npz has no array 'images': it holds x, y$"),
     "asked key": ({"key": "x"}, {"images": GOOD}, r"no array 'x': it holds images$"),
     "one image": ({}, {"images": GOOD[0]}, r"'images' of .*a\.npz has shape \(4, 4\).* \(N, H, W\)"),
-    "channels first": (
-        {},
-        {"images": np.zeros((3, 3, 9, 9), "u1")},
-        r"shape \(3, 3, 9, 9\).* \(N, H, W, 3\)",
-    ),
+    "channels first": ({}, {"images": np.zeros((3, 3, 9, 9), "u1")}, r"shape \(3, 3, 9, 9\).* \(N, H, W, 3\)"),
     "two channels": ({}, {"images": np.zeros((3, 9, 9, 2), "u1")}, r"\(3, 9, 9, 2\).*\(N, H, W, 1\)"),
     "no height": ({}, {"images": np.zeros((3, 0, 9), "u1")}, r"shape \(3, 0, 9\).* should be \(N, H, W\)"),
     "no images": ({}, {"images": GOOD[:0]}, r"a\.npz has no images.*N should be 1 or more"),
@@ -91,11 +87,7 @@ BAD_ARCHIVES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"images": GOOD, "who": np.arange(2)},
         r"'who' of .*a\.npz has shape \(2,\).*\(3,\) of integers",
     ),
-    "float groups": (
-        {"groups": "who"},
-        {"images": GOOD, "who": np.ones(3)},
-        r"float64: .*\(3,\) of integers",
-    ),
+    "float groups": ({"groups": "who"}, {"images": GOOD, "who": np.ones(3)}, r"float64: .*\(3,\) of integers"),
 }
 
 
@@ -140,44 +132,23 @@ PARTITIONS = [
 """Images, the partition, and what is said of it."""
 BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda p: opened(p / "no"), r"no is missing: .*folder.*celeba/.*\.npz"),
-    "other file": (
-        lambda p: opened(write(p / "a.csv", b"1")),
-        r"a\.csv is a file of another kind: .*folder.*\.npz",
-    ),
+    "other file": (lambda p: opened(write(p / "a.csv", b"1")), r"a\.csv is a file of another kind: .*folder.*\.npz"),
     "empty folder": (lambda p: opened(p), r"subfolders hold no images: .*\.png"),
     "no images": (
         lambda p: opened(write(p / "d" / "a.txt", b"1").parent),
         r"d and its subfolders hold no images: .* end in one of .*\.jpg",
     ),
-    "size 0": (
-        lambda p: open_images(None, size=0, channels=1),
-        r"scikit-learn's digits to size 0: .*1 or more",
-    ),
-    "2 channels": (
-        lambda p: open_images(None, size=8, channels=2),
-        r"digits 2 channels: it should be 1 or 3",
-    ),
-    "groups of digits": (
-        lambda p: opened(None, groups="who"),
-        r"'who' do not fit .*only an \.npz",
-    ),
-    "groups of files": (
-        lambda p: opened(folder_of(p, 3), groups="who"),
-        r"groups 'who' do not fit .*only an \.npz",
-    ),
-    "download nowhere": (
-        lambda p: opened(None, download=True),
-        r"nowhere: root should be a folder",
-    ),
+    "size 0": (lambda p: open_images(None, size=0, channels=1), r"scikit-learn's digits to size 0: .*1 or more"),
+    "2 channels": (lambda p: open_images(None, size=8, channels=2), r"digits 2 channels: it should be 1 or 3"),
+    "groups of digits": (lambda p: opened(None, groups="who"), r"'who' do not fit .*only an \.npz"),
+    "groups of files": (lambda p: opened(folder_of(p, 3), groups="who"), r"groups 'who' do not fit .*only an \.npz"),
+    "download nowhere": (lambda p: opened(None, download=True), r"nowhere: root should be a folder"),
     "download to file": (
         lambda p: opened(write_npz(p / "a.npz", images=GOOD), download=True),
         r"cannot be downloaded to .*a\.npz: root should be a folder",
     ),
     "missing folder": (lambda p: ImageFolder(p / "no", 8), r"no is missing: it should be a folder of images"),
-    "file as folder": (
-        lambda p: ImageFolder(write(p / "a", b""), 8),
-        r"a is a file: it should be a folder",
-    ),
+    "file as folder": (lambda p: ImageFolder(write(p / "a", b""), 8), r"a is a file: it should be a folder"),
     "truncated": (
         lambda p: ImageFolder(write(p / "half.png", noise("PNG")[:2000]).parent, 8)[0],
         r"half\.png is truncated or not.*delete or replace",
@@ -198,10 +169,7 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: ImageFolder(dangling(p / "000002.png").parent, 8)[0],
         r"000002\.png cannot be opened: No such file",
     ),
-    "no CelebA": (
-        lambda p: CelebAFaces(p, 8),
-        r"lacks img_align_celeba and list_eval.*should hold.*`download`",
-    ),
+    "no CelebA": (lambda p: CelebAFaces(p, 8), r"lacks img_align_celeba and list_eval.*should hold.*`download`"),
     "CelebA without partition": (
         lambda p: opened(folder_of(p / "celeba" / "img_align_celeba", 3).parents[1]),
         r"celeba lacks list_eval_partition\.txt, it should hold celeba/img_align_celeba/000001\.jpg",
@@ -225,18 +193,12 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: ImageArchive(write_npz(p / "a.npz", images=GOOD, who=[1, 1, 2]), 8, groups="who").splits(0),
         r"a\.npz: it has 2 group\(s\), at least 3 are needed",
     ),
-    "negative seed": (
-        lambda p: EmbeddedDigits().splits(-1),
-        r"digits with seed -1: it should be 0 to 4294967295",
-    ),
+    "negative seed": (lambda p: EmbeddedDigits().splits(-1), r"digits with seed -1: it should be 0 to 4294967295"),
     "photographs in large patches": (
         lambda p: EmbeddedPhotographs(214),
         r"photographs cannot be cut into patches of size 214: it should be 213 or less",
     ),
-    "photographs in no patches": (
-        lambda p: EmbeddedPhotographs(0),
-        r"photographs to size 0: it should be 1 or more",
-    ),
+    "photographs in no patches": (lambda p: EmbeddedPhotographs(0), r"photographs to size 0: it should be 1 or more"),
 }
 
 

@@ -117,14 +117,7 @@ def test_black_and_white_are_exactly_zero_and_one_whatever_stores_them(tmp_path:
     grey[:, :, 3:] = 255
     expected = torch.where(torch.arange(6) < 3, 0.0, 1.0).expand(1, 3, 6, 6)
     colour = np.repeat(grey[..., None], 3, axis=3)
-    stored = [
-        grey,
-        grey[..., None],
-        colour,
-        grey / 255.0,
-        (colour / 255.0).astype(">f4"),
-        grey.astype("f2") / 255,
-    ]
+    stored = [grey, grey[..., None], colour, grey / 255.0, (colour / 255.0).astype(">f4"), grey.astype("f2") / 255]
     for images in stored:
         archive = ImageArchive(write_npz(tmp_path / "a.npz", images=images), 6)
         assert torch.equal(all_images(archive), expected)

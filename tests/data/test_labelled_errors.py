@@ -178,10 +178,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"data has a single class folder, bee: it should have two or more, as {LAYOUT}",
     ),
     "no test folder": (lambda p: opened(folders(p, train=6)), rf"has train/, but lacks test/: it should be {LAYOUT}"),
-    "no train folder": (
-        lambda p: opened(folders(p, val=6, test=6)),
-        r"has val/ and test/, but lacks train/: it",
-    ),
+    "no train folder": (lambda p: opened(folders(p, val=6, test=6)), r"has val/ and test/, but lacks train/: it"),
     "train lacks a class": (lambda p: opened(without(p, "train/cat")), r"^\S*/train lacks cat: every part should have"),
     "val lacks a class": (lambda p: opened(without(p, "val/ant")), r"^\S*/val lacks ant: every part should have"),
     "test lacks classes": (

@@ -12,12 +12,7 @@ from deqopt_tasks.denoising.data import RestorationBatch
 from deqopt_tasks.denoising.inpainting import Inpainting, RandomBoxes, RandomPixels
 from deqopt_tasks.denoising.latent_fit import LatentFit
 from deqopt_tasks.denoising.operator import MeasurementOperator, measure
-from deqopt_tasks.denoising.operators import (
-    CompressedSensing,
-    Deblurring,
-    GaussianKernel,
-    SuperResolution,
-)
+from deqopt_tasks.denoising.operators import CompressedSensing, Deblurring, GaussianKernel, SuperResolution
 from deqopt_tasks.denoising.operators import Denoising as Noise
 from deqopt_tasks.denoising.prior import MeasurementData, PriorFamily
 from deqopt_tasks.denoising.restorer import Restorer
