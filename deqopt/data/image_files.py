@@ -59,7 +59,7 @@ class ImageFiles(ImageSource):
 
     @cached_property
     def unreadable(self) -> Mapping[int, str]:
-        """By index, what is wrong with the files that cannot be read: all are looked at, once, and a warning names each.
+        """By index, what is wrong with the files that cannot be read: all are seen through, once, a warning each.
 
         Of a JPEG the header and the end are looked at, which takes a tenth of the time; all others are decoded.
 

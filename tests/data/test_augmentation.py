@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor
 
-from deqopt.data import Augmentation, ImageDataModule, open_labelled
+from deqopt.data import Augmentation, ImageBatch, ImageDataModule, open_labelled
 from labelled_sources import AUGMENTED, module_of, originals, pixels, whole, with_worker
 
 
@@ -75,18 +75,20 @@ def test_the_images_handed_in_are_left_as_they_were(settings: dict[str, Any]) ->
     assert torch.equal(result, before) == (not settings)
 
 
-def test_draws_are_new_in_every_epoch_and_repeat_with_the_global_seed(tmp_path: Path) -> None:
+def test_order_and_draws_are_new_in_every_epoch_and_repeat_with_the_global_seed(tmp_path: Path) -> None:
     data = module_of(tmp_path, **AUGMENTED)
 
-    def two_epochs() -> list[Tensor]:
+    def two_epochs() -> list[ImageBatch]:
         seed_everything(0, verbose=False)
         loader = data.train_dataloader()
-        epochs = [whole(loader), whole(loader)]
-        return [epoch.image[epoch.index.argsort()] for epoch in epochs]
+        return [whole(loader), whole(loader)]
 
     first, second = two_epochs()
-    assert (first != second).flatten(1).any(1).sum() > 30  # of 40
-    assert all(torch.equal(a, b) for a, b in zip(two_epochs(), (first, second), strict=True))
+    assert first.index.tolist() != second.index.tolist()
+    one, other = (epoch.image[epoch.index.argsort()] for epoch in (first, second))
+    assert (one != other).flatten(1).any(1).sum() > 30  # of 40
+    for again, epoch in zip(two_epochs(), (first, second), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(again, epoch, strict=True))
 
 
 @with_worker

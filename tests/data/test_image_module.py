@@ -13,9 +13,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from deqopt.data import (
@@ -24,11 +23,15 @@ from deqopt.data import (
     ImageDataModule,
     ImageFolder,
     ImageSource,
+    image_files,
     open_images,
     open_labelled,
 )
 from deqopt.errors import DataError, ProblemError
 from labelled_sources import AUGMENTED, LAYOUTS, archive_of, module_of, originals, pixels, unchecked, whole, with_worker
+from recorder import Recorder
+from stored_images import colours, write_bytes, write_images
+from tiny_task import quiet_trainer
 
 
 def indices(batches: Iterable[ImageBatch]) -> list[int]:
@@ -92,19 +95,6 @@ def test_splits_do_not_depend_on_workers_batches_or_the_global_seed(tmp_path: Pa
     assert module_of(tmp_path, seed=4).splits != first
 
 
-def test_training_is_reshuffled_every_epoch_and_repeats_with_the_global_seed(tmp_path: Path) -> None:
-    data = module_of(tmp_path)
-
-    def two_epochs() -> tuple[list[int], list[int]]:
-        seed_everything(0, verbose=False)
-        loader = data.train_dataloader()
-        return indices(loader), indices(loader)
-
-    first, second = two_epochs()
-    assert first != second and sorted(first) == sorted(second) == data.splits.train
-    assert two_epochs() == (first, second)
-
-
 @pytest.mark.parametrize("batch_size, delivered", [(7, 35), (8, 40), (39, 39), (40, 40), (41, 40), (1000, 40)])
 def test_only_training_drops_a_last_smaller_batch_and_never_its_only_one(
     batch_size: int, delivered: int, tmp_path: Path
@@ -141,38 +131,25 @@ def test_a_plain_loader_keeps_the_names_too() -> None:
     assert batch.image.shape == (3, 1, 16, 16) and batch.index.tolist() == [0, 1, 2]
 
 
-class Recorder(LightningModule):
-    """Trains a single number and notes which images it saw."""
+class Seen(Recorder):
+    """Notes the images of validation and predict too."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.level = torch.nn.Parameter(torch.zeros(()))
-        self.seen: dict[str, list[int]] = {"fit": [], "validate": [], "predict": []}
-
-    def training_step(self, batch: ImageBatch) -> Tensor:
-        self.seen["fit"] += batch.index.tolist()
-        return (batch.image - self.level).square().mean()
+        super().__init__(lambda batch: batch.image)
+        self.validated, self.predicted = list[ImageBatch](), list[ImageBatch]()
 
     def validation_step(self, batch: ImageBatch) -> None:
-        self.seen["validate"] += batch.index.tolist()
+        self.validated.append(batch)
 
     def predict_step(self, batch: ImageBatch) -> None:
-        self.seen["predict"] += batch.index.tolist()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-@pytest.fixture
-def trainer(tmp_path: Path) -> Trainer:
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, default_root_dir=tmp_path, **quiet)
+        self.predicted.append(batch)
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of Lightning, with a newer torch
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:predict returned None")
-def test_lightning_fits_on_one_source_and_predicts_on_another(trainer: Trainer, tmp_path: Path) -> None:
+def test_lightning_fits_on_one_source_and_predicts_on_another(tmp_path: Path) -> None:
+    """Each is opened once."""
     opened = []
 
     def opener(count: int) -> Callable[[], ImageSource]:
@@ -182,13 +159,13 @@ def test_lightning_fits_on_one_source_and_predicts_on_another(trainer: Trainer, 
 
         return open_source
 
-    model, data = Recorder(), ImageDataModule(opener(50), batch_size=8, predict_source=opener(2))
+    model, trainer = Seen(), quiet_trainer(tmp_path, max_epochs=1)
+    data = ImageDataModule(opener(50), batch_size=8, predict_source=opener(2))
     trainer.predict(model, data, return_predictions=False)
-    assert model.seen["predict"] == [0, 1]
-    assert opened == [2]
+    assert indices(model.predicted) == [0, 1] and opened == [2]
     trainer.fit(model, data)
-    assert model.seen["validate"][-len(data.splits.val) :] == data.splits.val
-    assert sorted(model.seen["fit"]) == data.splits.train
+    assert indices(model.validated)[-len(data.splits.val) :] == data.splits.val
+    assert sorted(indices(model.seen[0])) == data.splits.train
     assert opened == [2, 50]
 
 
@@ -246,16 +223,31 @@ def test_an_image_that_breaks_later_is_one_readable_line_even_from_a_worker(work
     assert re.fullmatch(rf"{path} is truncated or not an image \(.*\): delete or replace it", str(caught.value))
 
 
-def test_an_archive_is_opened_once_however_many_loaders_read_it(tmp_path: Path) -> None:
-    calls: list[ImageSource] = []
+@pytest.mark.parametrize("stage", ["fit", "predict"])
+def test_the_first_process_looks_through_the_files_and_tells_the_others(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_images(tmp_path, colours(12))
+    write_bytes(folder / "000003.png")
+    told: list[Any] = []
 
-    def open_source() -> ImageSource:
-        calls.append(archive_of(tmp_path, 5)())
-        return calls[-1]
+    def process(first: bool) -> ImageDataModule:
+        def broadcast(found: Any) -> Any:
+            assert (found is not None) == first
+            told.extend([found] * first)
+            return told[-1]
 
-    data = ImageDataModule(open_source, batch_size=4)
-    data.prepare_data()
-    for stage in ("validate", "test", "predict"):
+        data = ImageDataModule(partial(ImageFolder, folder, 8), batch_size=1)
+        strategy = SimpleNamespace(broadcast=broadcast)
+        data.trainer = cast(Trainer, SimpleNamespace(world_size=2, is_global_zero=first, strategy=strategy))
         data.setup(stage)
-    list(data.train_dataloader()), list(data.val_dataloader()), list(data.predict_dataloader())
-    assert len(calls) == 1
+        return data
+
+    with pytest.warns(UserWarning, match="000003.png is truncated or not an image"):
+        one = process(first=True)
+    monkeypatch.setattr(image_files, "check_readable", lambda path: pytest.fail("this process looks too"))
+    other = process(first=False)
+    if stage == "fit":
+        assert one.splits == other.splits and len([i for part in vars(one.splits).values() for i in part]) == 11
+    else:
+        assert indices(other.predict_dataloader()) == [i for i in range(12) if i != 2]

@@ -20,37 +20,25 @@ from deqopt.data import (
     ImageSource,
     open_images,
 )
-from deqopt.errors import DataError
+from deqopt.data.pixels import UnreadableImageError, check_readable, read_pixels
 from refusals import one_line_error
+from stored_images import colours, write_bytes, write_images, write_npz
 
 
 def noise(format: str) -> bytes:
     """An image file that compresses badly, so that its pixels are most of it."""
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save(buffer, format)
+    Image.fromarray(colours(1, 40, 30)[0]).save(buffer, format)
     return buffer.getvalue()
 
 
-def write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
-def write_npz(path: Path, **arrays: Any) -> Path:
-    np.savez(path, **arrays)
-    return path
-
-
 def folder_of(folder: Path, count: int) -> Path:
-    for i in range(1, count + 1):
-        write(folder / f"{i:06d}.jpg", noise("JPEG"))
-    return folder
+    return write_images(folder, colours(count), ".jpg")
 
 
 def celeba(root: Path, images: int, partition: str) -> Path:
     folder_of(root / "celeba" / "img_align_celeba", images)
-    write(root / "celeba" / "list_eval_partition.txt", partition.encode("latin-1"))
+    write_bytes(root / "celeba" / "list_eval_partition.txt", partition.encode("latin-1"))
     return root
 
 
@@ -105,9 +93,9 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
     for content in (b"", b"hello", whole[: len(whole) // 2], (tmp_path / "single.npy").read_bytes()):
-        path = write(tmp_path / "a.npz", content)
+        path = write_bytes(tmp_path / "a.npz", content)
         one_line_error(partial(ImageArchive, path, 8), r"a\.npz is not an \.npz file: .* np\.savez")
-    path = write(tmp_path / "a.npz", bytes(flipped))
+    path = write_bytes(tmp_path / "a.npz", bytes(flipped))
     one_line_error(lambda: ImageArchive(path, 8), r"'images' of .*a\.npz is damaged .*anew")
     one_line_error(lambda: ImageArchive(tmp_path / "no.npz", 8), r"no\.npz cannot be read \(No such file")
 
@@ -132,10 +120,13 @@ PARTITIONS = [
 """Images, the partition, and what is said of it."""
 BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda p: opened(p / "no"), r"no is missing: .*folder.*celeba/.*\.npz"),
-    "other file": (lambda p: opened(write(p / "a.csv", b"1")), r"a\.csv is a file of another kind: .*folder.*\.npz"),
+    "other file": (
+        lambda p: opened(write_bytes(p / "a.csv", b"1")),
+        r"a\.csv is a file of another kind: .*folder.*\.npz",
+    ),
     "empty folder": (lambda p: opened(p), r"subfolders hold no images: .*\.png"),
     "no images": (
-        lambda p: opened(write(p / "d" / "a.txt", b"1").parent),
+        lambda p: opened(write_bytes(p / "d" / "a.txt", b"1").parent),
         r"d and its subfolders hold no images: .* end in one of .*\.jpg",
     ),
     "size 0": (lambda p: open_images(None, size=0, channels=1), r"scikit-learn's digits to size 0: .*1 or more"),
@@ -148,17 +139,17 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"cannot be downloaded to .*a\.npz: root should be a folder",
     ),
     "missing folder": (lambda p: ImageFolder(p / "no", 8), r"no is missing: it should be a folder of images"),
-    "file as folder": (lambda p: ImageFolder(write(p / "a", b""), 8), r"a is a file: it should be a folder"),
+    "file as folder": (lambda p: ImageFolder(write_bytes(p / "a", b""), 8), r"a is a file: it should be a folder"),
     "truncated": (
-        lambda p: ImageFolder(write(p / "half.png", noise("PNG")[:2000]).parent, 8)[0],
+        lambda p: ImageFolder(write_bytes(p / "half.png", noise("PNG")[:2000]).parent, 8)[0],
         r"half\.png is truncated or not.*delete or replace",
     ),
     "text as image": (
-        lambda p: ImageFolder(write(p / "a.jpg", b"hello").parent, 8)[0],
+        lambda p: ImageFolder(write_bytes(p / "a.jpg", b"hello").parent, 8)[0],
         r"a\.jpg is truncated or not an image: delete or replace it$",
     ),
     "empty image": (
-        lambda p: ImageFolder(write(p / "a.png", b"").parent, 8)[0],
+        lambda p: ImageFolder(write_bytes(p / "a.png", b"").parent, 8)[0],
         r"a\.png is truncated or not an image: delete or replace it$",
     ),
     "float image": (
@@ -219,21 +210,30 @@ def test_a_failed_download_says_why_and_what_else_to_do(tmp_path: Path, monkeypa
     one_line_error(lambda: opened(tmp_path / "new", download=True), expected)
 
 
+def said_of(path: Path, action: Callable[[Path], object]) -> str:
+    """What an action says of a file that cannot be read; empty where it can."""
+    try:
+        action(path)
+    except UnreadableImageError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.filterwarnings("ignore:::PIL")  # it also warns of what it survives
 @pytest.mark.parametrize("format", ["png", "jpeg", "gif", "bmp", "webp", "ppm", "tiff", "jp2"])
 def test_no_damage_to_an_image_escapes_as_another_error(format: str, tmp_path: Path) -> None:
+    """Nor the look that finds what cannot be read: it may miss bytes that are wrong within a JPEG, but no cut."""
     whole, random = noise("JPEG2000" if format == "jp2" else format), np.random.default_rng(0)
-    path = write(tmp_path / f"a.{format}", whole)
-    source = ImageFolder(tmp_path, 8)
+    path = tmp_path / f"a.{format}"
     reported = 0
     for attempt in range(60):
         damaged = bytearray(whole[: random.integers(len(whole))] if attempt % 2 else whole)
         for place in random.integers(min(len(whole), 200), size=0 if attempt % 2 else 6):
             damaged[place : place + 1] = random.bytes(1)
         path.write_bytes(damaged)
-        try:
-            source[0]
-        except DataError as error:
-            assert f"a.{format}" in str(error) and "\n" not in str(error)
+        said, seen = said_of(path, read_pixels), said_of(path, check_readable)
+        assert seen == said or (format == "jpeg" and attempt % 2 == 0 and not seen)
+        if said:
+            assert f"a.{format}" in said and "\n" not in said
             reported += 1
     assert reported >= 20

@@ -15,6 +15,7 @@ from deqopt.data import Download, LabelledSource, open_images, open_labelled
 from labelled_sources import cifar, classes, mnist, pixels, split_folders, unchecked, write_classes
 from paths import REAL_DATA
 from refusals import one_line_error
+from stored_images import write_bytes
 
 MNIST_FILES = REAL_DATA / "MNIST" / "raw"
 
@@ -78,12 +79,6 @@ def test_labels_outside_the_classes(case: str, form: str, tmp_path: Path) -> Non
 # -- everything else --------------------------------------------------------------------------------------------------
 
 
-def file(path: Path, content: bytes = b"") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
 def flat(folder: Path) -> Path:
     """Images without folders of classes."""
     write_classes(folder, pixels(3), np.zeros(3, int))
@@ -104,7 +99,7 @@ def one_class(folder: Path) -> Path:
 
 def empty_class(folder: Path) -> Path:
     write_classes(folder, pixels(3), classes(3))
-    return file(folder / "dog" / "a.txt").parents[1]
+    return write_bytes(folder / "dog" / "a.txt").parents[1]
 
 
 def folders(folder: Path, **counts: int) -> Path:
@@ -150,7 +145,7 @@ def packed(folder: Path) -> Path:
 
 
 def damaged(folder: Path, name: str, content: bytes) -> Path:
-    return file(mnist_in(folder) / "MNIST" / "raw" / name, content).parents[2]
+    return write_bytes(mnist_in(folder) / "MNIST" / "raw" / name, content).parents[2]
 
 
 def incomplete(folder: Path) -> Path:
@@ -161,10 +156,13 @@ def incomplete(folder: Path) -> Path:
 LAYOUT = r"CLASS/NAME\.png, or train/CLASS/NAME\.png and test/CLASS/NAME\.png$"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda p: opened(p / "no"), r"no is missing: root should be a folder with a subfolder for every class"),
-    "other file": (lambda p: opened(file(p / "a.csv")), r"a\.csv is a file of another kind: .* 'images' and 'labels'$"),
-    "no archive": (lambda p: opened(file(p / "a.npz", b"1")), r"a\.npz is not an \.npz file"),
+    "other file": (
+        lambda p: opened(write_bytes(p / "a.csv")),
+        r"a\.csv is a file of another kind: .* 'images' and 'labels'$",
+    ),
+    "no archive": (lambda p: opened(write_bytes(p / "a.npz", b"1")), r"a\.npz is not an \.npz file"),
     "empty class folders": (
-        lambda p: opened(file(p / "cat" / "a.txt").parents[1]),
+        lambda p: opened(write_bytes(p / "cat" / "a.txt").parents[1]),
         r"and its subfolders hold no images: their names should end in one of .*\.png",
     ),
     "an empty class folder": (
@@ -260,7 +258,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"^MNIST cannot be downloaded to nowhere: root should be a folder for it$",
     ),
     "download to a file": (
-        lambda p: opened(file(p / "a.npz"), download=Download.CIFAR10),
+        lambda p: opened(write_bytes(p / "a.npz"), download=Download.CIFAR10),
         r"^CIFAR10 cannot be downloaded to \S*a\.npz: root should be a folder for it$",
     ),
     "labels for fewer images": (

@@ -351,8 +351,3 @@ def test_more_noise_asks_for_a_larger_weight() -> None:
         assert min(candidates) < chosen.weight < max(candidates), "the best is within the grid"
         weights.append(chosen.weight)
     assert weights == sorted(weights)
-
-
-def test_without_validation_images_nothing_can_be_chosen() -> None:
-    with pytest.raises(ProblemError, match="no validation image by which the settings of bicubic could be chosen"):
-        choose(Bicubic(), SuperResolution(2), [])
