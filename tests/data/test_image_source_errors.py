@@ -11,15 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from deqopt.data import (
-    CelebAFaces,
-    EmbeddedDigits,
-    EmbeddedPhotographs,
-    ImageArchive,
-    ImageFolder,
-    ImageSource,
-    open_images,
-)
+from deqopt.data import CelebAFaces, EmbeddedPhotographs, ImageArchive, ImageFolder, ImageSource, open_images
 from deqopt.data.pixels import UnreadableImageError, check_readable, read_pixels
 from refusals import one_line_error
 from stored_images import colours, write_bytes, write_images, write_npz
@@ -184,7 +176,7 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: ImageArchive(write_npz(p / "a.npz", images=GOOD, who=[1, 1, 2]), 8, groups="who").splits(0),
         r"a\.npz: it has 2 group\(s\), at least 3 are needed",
     ),
-    "negative seed": (lambda p: EmbeddedDigits().splits(-1), r"digits with seed -1: it should be 0 to 4294967295"),
+    "negative seed": (lambda p: opened(None).splits(-1), r"digits with seed -1: it should be 0 to 4294967295"),
     "photographs in large patches": (
         lambda p: EmbeddedPhotographs(214),
         r"photographs cannot be cut into patches of size 214: it should be 213 or less",

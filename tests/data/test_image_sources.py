@@ -17,10 +17,7 @@ from deqopt.data import (
     ImageSource,
     open_images,
 )
-from paths import REAL_DATA
 from stored_images import colours, write_celeba, write_images, write_npz
-
-ORL_FACES = REAL_DATA / "faces-orl" / "orl_faces.npz"
 
 torch.set_num_threads(1)
 
@@ -275,19 +272,3 @@ def test_no_column_of_a_photograph_is_in_two_splits(size: int, seed: int) -> Non
 
 def test_columns_of_photographs_are_drawn_by_the_seed() -> None:
     assert len({tuple(EmbeddedPhotographs().splits(seed).test) for seed in range(8)}) > 4
-
-
-@pytest.mark.skipif(not ORL_FACES.exists(), reason="the ORL faces are not in ../shared/data/faces-orl")
-def test_the_orl_faces_split_by_person() -> None:
-    source = open_images(ORL_FACES, size=32, channels=1, groups="subject")
-    subjects = np.load(ORL_FACES)["subject"]
-    splits = source.splits(0)
-    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [320, 40, 40]
-    assert not set(subjects[splits.train]) & set(subjects[splits.val + splits.test])
-    assert not set(subjects[splits.val]) & set(subjects[splits.test])
-    plain = open_images(ORL_FACES, size=32, channels=1).splits(0)
-    assert set(subjects[plain.train]) & set(subjects[plain.test])
-    faces = all_images(source).flatten(1)
-    same, other = (faces[0] - faces[1:10]).norm(dim=1).mean(), (faces[0] - faces[10:]).norm(dim=1).mean()
-    assert same < other
-    assert source.name(11) == "orl_faces_0011"

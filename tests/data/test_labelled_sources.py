@@ -130,17 +130,6 @@ def test_val_is_drawn_anew_by_every_seed_unless_it_is_official(stored: Stored) -
     assert len({tuple(source.splits(seed).val) for seed in range(4)}) == (1 if stored.val else 4)
 
 
-def test_the_official_parts_hold_the_images_of_their_files(tmp_path: Path) -> None:
-    """Told apart by what they show: the files of a part are of one level of grey."""
-    for part, level in {"train": 10, "test": 20}.items():
-        np.savez(tmp_path / f"{part}.npz", images=np.full((11, 4, 6), level, np.uint8), labels=np.arange(11) % 2)
-    source = open_labelled(tmp_path, size=4, channels=1, classes=2)
-    splits = source.splits(0)
-    levels = {name: {int(source[i].image[0, 0, 0] * 255 + 0.5) for i in getattr(splits, name)} for name in vars(splits)}
-    assert levels == {"train": {10}, "val": {10}, "test": {20}}
-    assert [source.name(i) for i in (0, 10, 11, 21)] == ["train_0000", "train_0010", "test_0000", "test_0010"]
-
-
 def test_official_parts_may_differ_in_the_size_of_their_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "train.npz", images=pixels(4, side=9), labels=[0, 1, 0, 1])
     np.savez(tmp_path / "test.npz", images=pixels(2, side=6) / 255, labels=[0, 1])

@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deqopt.data import unsigned
-from deqopt.errors import ProblemError
 from deqopt.image_quality import psnr
 
 HEIGHT, WIDTH = 20, 16

@@ -265,6 +265,7 @@ def test_latents_are_for_one_size() -> None:
     ("settings", "text"),
     [
         ({"prior": Restorer([16]), "test_images": 0}, "test_images must be at least 1, got 0"),
+        ({"noise_seed": -1}, "noise_seed must be 0 or larger, got -1"),
         ({"operator": Inpainting(RandomBoxes(9))}, "9"),
         ({"operator": object()}, "needs the methods A and A_adjoint: object has no A and no A_adjoint"),
     ],
