@@ -124,7 +124,6 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "size 0": (lambda p: open_images(None, size=0, channels=1), r"scikit-learn's digits to size 0: .*1 or more"),
     "2 channels": (lambda p: open_images(None, size=8, channels=2), r"digits 2 channels: it should be 1 or 3"),
     "groups of digits": (lambda p: opened(None, groups="who"), r"'who' do not fit .*only an \.npz"),
-    "groups of files": (lambda p: opened(folder_of(p, 3), groups="who"), r"groups 'who' do not fit .*only an \.npz"),
     "download nowhere": (lambda p: opened(None, download=True), r"nowhere: root should be a folder"),
     "download to file": (
         lambda p: opened(write_npz(p / "a.npz", images=GOOD), download=True),
@@ -181,7 +180,6 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: EmbeddedPhotographs(214),
         r"photographs cannot be cut into patches of size 214: it should be 213 or less",
     ),
-    "photographs in no patches": (lambda p: EmbeddedPhotographs(0), r"photographs to size 0: it should be 1 or more"),
 }
 
 

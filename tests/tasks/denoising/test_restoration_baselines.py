@@ -107,23 +107,14 @@ def test_it_beats_the_measurement_with_settings_chosen_on_other_images(
 
 
 @each_pair
-def test_an_image_is_restored_alike_in_a_batch_and_alone(key: str, baseline: Baseline) -> None:
-    operator = OPERATORS[key]
+def test_images_are_restored_apart_and_channels_too_but_by_non_local_means(key: str, baseline: Baseline) -> None:
+    operator, baseline = OPERATORS[key], quick(baseline)
     batch = measured(operator, smooth(3, channels=3))
-    whole = restored(quick(baseline), operator, batch)
-    alone = quick(baseline).restore(operator, batch.y[1:2], batch.parameters[1:2])
-    assert torch.equal(whole[1:2], alone)
-
-
-@each_pair
-def test_channels_are_restored_apart_but_by_non_local_means(key: str, baseline: Baseline) -> None:
-    operator = OPERATORS[key]
-    batch = measured(operator, smooth(1, channels=3))
-    whole = restored(quick(baseline), operator, batch)
-    apart = [
-        quick(baseline).restore(operator, batch.y[:, c : c + 1], batch.parameters) for c in range(batch.y.shape[1])
-    ]
-    distance = (whole - torch.cat(apart, dim=1)).abs().max()
+    whole = restored(baseline, operator, batch)
+    y, parameters = batch.y[1:2], batch.parameters[1:2]
+    assert torch.equal(whole[1:2], baseline.restore(operator, y, parameters))
+    apart = [baseline.restore(operator, y[:, c : c + 1], parameters) for c in range(y.shape[1])]
+    distance = (whole[1:2] - torch.cat(apart, dim=1)).abs().max()
     assert distance > 1e-2 if isinstance(baseline, NonLocalMeans) else distance < 1e-2
 
 
