@@ -92,14 +92,11 @@ def quick(baseline: Baseline) -> Baseline:
 # -- all of them ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 3])
 @each_pair
-def test_it_beats_the_measurement_with_settings_chosen_on_other_images(
-    key: str, baseline: Baseline, channels: int
-) -> None:
+def test_it_beats_the_measurement_with_settings_chosen_on_other_images(key: str, baseline: Baseline) -> None:
     operator = OPERATORS[key]
-    chosen = choose(baseline, operator, [measured(operator, smooth(1, channels))]).baseline
-    batch = measured(operator, smooth(2, channels, seed=1), seed=1)
+    chosen = choose(baseline, operator, [measured(operator, smooth(1, channels=3))]).baseline
+    batch = measured(operator, smooth(2, channels=3, seed=1), seed=1)
     images = restored(chosen, operator, batch)
     before = unsigned(operator.bind(batch.parameters).estimate(batch.y)).clamp(0, 1)
     assert images.dtype == torch.float32 and images.min() >= 0 and images.max() <= 1
@@ -189,7 +186,7 @@ def objective(operator: MeasurementOperator, y: Tensor, x: Tensor, L: float, w: 
     return float((operator.A(x) - y).square().sum() / (2 * L) + w * variation(x))
 
 
-def primal_dual(operator: MeasurementOperator, y: Tensor, L: float, w: float, steps: int = 2000) -> Tensor:
+def primal_dual(operator: MeasurementOperator, y: Tensor, L: float, w: float, steps: int = 1000) -> Tensor:
     """The same minimum by Chambolle and Pock (2011)."""
     x = bar = operator.estimate(y)
     p, q = torch.zeros_like(differences(x)), torch.zeros_like(y)
