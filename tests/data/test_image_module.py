@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+from torch.utils.data import BatchSampler, DistributedSampler
 
 from deqopt.data import (
     EmbeddedDigits,
@@ -121,11 +121,6 @@ def test_a_module_travels_to_spawned_processes_with_what_it_does(tmp_path: Path)
     assert pickle.loads(pickle.dumps(data.train_dataloader().collate_fn))([data.source[0]]).index.tolist() == [0]
 
 
-def test_a_plain_loader_keeps_the_names_too() -> None:
-    batch = next(iter(DataLoader(EmbeddedDigits(), batch_size=3)))
-    assert batch.image.shape == (3, 1, 16, 16) and batch.index.tolist() == [0, 1, 2]
-
-
 class Seen(Recorder):
     """Notes the images of validation and predict too."""
 
@@ -171,14 +166,6 @@ def test_too_few_images_are_reported_at_setup_but_do_for_prediction(stage: str, 
         data.setup(stage)
     data.setup("predict")
     assert indices(data.predict_dataloader()) == [0, 1]
-
-
-def test_a_batch_stays_a_batch_on_its_way_to_a_device(tmp_path: Path) -> None:
-    data = module_of(tmp_path)
-    batch = next(iter(data.val_dataloader()))
-    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
-    assert isinstance(moved, ImageBatch)
-    assert moved.image.is_meta and moved.index.is_meta and moved.image.shape == batch.image.shape
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {

@@ -17,9 +17,8 @@ from deqopt.data import Download, ImageSource, LabelledSource, open_images, open
 from labelled_sources import LAYOUTS, NAMES, Stored, cifar, pixels, split_folders, unchecked, write_classes, write_mnist
 from paths import REAL_DATA
 
-MNIST_FILES, CIFAR_SUBSET = REAL_DATA / "MNIST", REAL_DATA / "cifar10-subset"
+MNIST_FILES = REAL_DATA / "MNIST"
 with_mnist = pytest.mark.skipif(not MNIST_FILES.is_dir(), reason=f"MNIST is not in {REAL_DATA}")
-with_cifar = pytest.mark.skipif(not CIFAR_SUBSET.is_dir(), reason=f"the subset of CIFAR-10 is not in {REAL_DATA}")
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -190,19 +189,3 @@ def test_mnist_is_unpacked_when_asked_and_read_as_it_is(mnist: Path) -> None:
     assert mean == pytest.approx(0.1307, abs=0.001)
     again = open_labelled(mnist, size=28, channels=1, classes=10)
     assert torch.equal(again[69_999].image, source[69_999].image) and again.splits(0) == splits
-
-
-@with_cifar
-def test_the_subset_of_cifar_10_is_what_it_was_cut_from() -> None:
-    source = open_labelled(CIFAR_SUBSET, size=32, channels=3, classes=10)
-    splits = source.splits(0)
-    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [9_000, 1_000, 2_000]
-    assert source.class_names[:3] == ["airplane", "automobile", "bird"] and source.class_names[-1] == "truck"
-    assert np.bincount(source.labels[splits.test]).tolist() == [200] * 10
-    with np.load(CIFAR_SUBSET / "test.npz") as archive:
-        images, labels = archive["images"], archive["labels"]
-    assert source.labels[10_000:].tolist() == labels.tolist()
-    for i in (0, 1_999):
-        assert torch.equal(source[10_000 + i].image, torch.tensor(images[i]).permute(2, 0, 1) / 255)
-    mean = np.mean([source.images.pixels(i).mean(axis=(0, 1)) for i in range(0, 10_000, 10)], axis=0) / 255
-    np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=0.02)
