@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from deqopt.data.files import require_regular
@@ -64,7 +64,7 @@ def check_readable(path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """An image file whose header was read; whatever goes wrong with it is an `UnreadableImageError`."""
     try:
         if (length := require_regular(path).st_size) > LARGEST_FILE:
