@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from deqopt_tasks.denoising.consistent import Consistent
@@ -13,7 +15,13 @@ from deqopt_tasks.denoising.data import RestorationBatch
 from deqopt_tasks.denoising.inpainting import Inpainting, RandomBoxes, RandomPixels
 from deqopt_tasks.denoising.latent_fit import LatentFit
 from deqopt_tasks.denoising.operator import MeasurementOperator, measure
-from deqopt_tasks.denoising.operators import CompressedSensing, Deblurring, GaussianKernel, SuperResolution
+from deqopt_tasks.denoising.operators import (
+    CompressedSensing,
+    Deblurring,
+    GaussianKernel,
+    MotionKernel,
+    SuperResolution,
+)
 from deqopt_tasks.denoising.operators import Denoising as Noise
 from deqopt_tasks.denoising.prior import MeasurementData, PriorFamily
 from deqopt_tasks.denoising.restorer import Restorer
@@ -30,6 +38,7 @@ from deqopt.state import detach
 from deqopt.testing import check_task
 from paths import ROOT
 from refusals import one_line_error
+from stored_images import colours, write_npz
 
 OPERATORS: dict[str, MeasurementOperator] = {
     "noise": Noise(0.2),
@@ -261,6 +270,39 @@ def test_latents_are_for_one_size() -> None:
     task = task_of(PRIORS["latent"])
     with pytest.raises(ProblemError, match=r"made for images of 1x8x8, these are 1x8x12: the prior Restorer takes any"):
         task.start(batch_of(task, size=(8, 12)))
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    **{name: {"operator": operator} for name, operator in OPERATORS.items() if name != "noise"},
+    "less noise": {"operator": Noise(0.1)},
+    "motion": {"operator": Deblurring(MotionKernel(length=5))},
+    "other noise": {"noise_seed": 1},
+    "mirrored": {"flip": True},
+    "colours": {"image_channels": 3},
+    "split": {"split_seed": 1},
+    "narrow": {"prior": Restorer([12])},
+    "coarser network": {"prior": Restorer([16], factor=4)},
+    "stronger at first": {"prior": Restorer([16], first_scale=1.0)},
+}
+
+
+def test_every_operator_and_option_has_an_effect_of_its_own() -> None:
+    losses = {}
+    for name, settings in VARIANTS.items():
+        task = task_of(**settings)
+        batch = next(iter(task.datamodule().train_dataloader()))
+        losses[name] = float(task.loss(solved(task, batch, SHORT, None), batch).mean())
+    assert all(0 < value < 1 for value in losses.values()), losses
+    assert len(set(losses.values())) == len(VARIANTS), losses
+
+
+def test_a_group_is_in_one_split(tmp_path: Path) -> None:
+    who = np.arange(12) % 3
+    splits = task_of(root=str(write_npz(tmp_path / "a.npz", images=colours(12), who=who)), groups="who").data.splits
+    assert all(len(set(who[part])) == 1 for part in vars(splits).values())
 
 
 BAD: dict[str, tuple[Callable[[], object], str]] = {
