@@ -1,4 +1,4 @@
-"""Images from a NumPy archive."""
+"""Images in arrays, and in a NumPy archive."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deqopt.data.array import ImageArray
 from deqopt.data.npz import read_arrays
+from deqopt.data.source import ImageSource
 from deqopt.data.splits import Splits, split_groups
 from deqopt.errors import DataError, printable
 
 SHAPES = "(N, H, W), (N, H, W, 1) or (N, H, W, 3)"
+
+
+class ImageArray(ImageSource):
+    """The images of an array; cut to the central square and resized on access.
+
+    Args:
+        where: what the images were read from, for messages.
+        images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or floats in [0, 1]; `checked_images` makes sure.
+        prefix: what stands before the four digits of an image's name.
+        size: height and width of the images.
+        channels: 1 or 3.
+    """
+
+    def __init__(self, where: str, images: NDArray[Any], prefix: str, *, size: int, channels: int) -> None:
+        super().__init__(where, size=size, channels=channels)
+        self._images, self._prefix = images, prefix
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        return f"{self._prefix}{index:04d}"
+
+    def pixels(self, index: int) -> NDArray[Any]:
+        pixels: NDArray[Any] = self._images[index]
+        return pixels
 
 
 class ImageArchive(ImageArray):
@@ -38,13 +64,7 @@ class ImageArchive(ImageArray):
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        size: int,
-        channels: int = 3,
-        *,
-        key: str = "images",
-        groups: str | None = None,
+        self, path: str | Path, size: int, channels: int = 3, *, key: str = "images", groups: str | None = None
     ) -> None:
         arrays = read_arrays(Path(path), [key] if groups is None else [key, groups])
         images = checked_images(arrays[key], f"'{key}' of {path}")

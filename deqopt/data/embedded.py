@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deqopt.data.array import ImageArray
+from deqopt.data.archive import ImageArray
 from deqopt.data.source import ImageSource
 from deqopt.data.splits import Splits, split_groups
 from deqopt.errors import DataError

@@ -9,21 +9,7 @@ from deqopt.data.files import Listing, list_files, said_of
 from deqopt.data.image_files import ImageFiles
 from deqopt.errors import DataError, printable
 
-SUFFIXES = (
-    ".bmp",
-    ".gif",
-    ".jp2",
-    ".jpeg",
-    ".jpg",
-    ".pbm",
-    ".pgm",
-    ".png",
-    ".pnm",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
+SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class ImageFolder(ImageFiles):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -19,6 +19,7 @@ from deqopt.ranges import at_least, not_negative
 
 SourceT = TypeVar("SourceT", bound=Source[Any])
 BatchT = TypeVar("BatchT", bound=tuple[Any, ...])
+FoundT = TypeVar("FoundT")
 Collate = Callable[[list[Any]], Any]
 
 
@@ -32,7 +33,8 @@ class SplitDataModule(LightningDataModule, Generic[SourceT]):
 
     Args:
         source: opens the source, for example `functools.partial(open_images, "faces", size=32, channels=1)`;
-            called once in every process, first in one alone, so that it may download.
+            called once in every process, first in one alone, so that it may download. The splits are found by the
+            first process, which looks for images that cannot be read, and told to the others.
         batch_size: images a batch, on each device.
         workers: processes that load images; 0, the default, loads them in the main process.
         seed: fixes the splits, and nothing else.
@@ -95,6 +97,8 @@ class SplitDataModule(LightningDataModule, Generic[SourceT]):
         self._open_for("predict" if self.trainer is not None and self.trainer.predicting else "fit")
 
     def setup(self, stage: str) -> None:
+        if self._uses_splits(stage):
+            self.splits = self._told(lambda: self.splits)
         self._open_for(stage)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -108,8 +112,17 @@ class SplitDataModule(LightningDataModule, Generic[SourceT]):
 
     def _open_for(self, stage: str) -> None:
         """Fail here, before the model is built up, and not in the first batch."""
-        if stage != "predict":
+        if self._uses_splits(stage):
             _ = self.splits
+
+    def _uses_splits(self, stage: str) -> bool:
+        return stage != "predict"
+
+    def _told(self, find: Callable[[], FoundT]) -> FoundT:
+        """What the first process finds: it alone looks through the files, and all work on the same data."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return find()
+        return self.trainer.strategy.broadcast(find() if self.trainer.is_global_zero else cast(FoundT, None))
 
     def _training_loader(self, samples: Dataset[Any], count: int) -> DataLoader[Any]:
         """Of samples of which an epoch has ``count``."""
@@ -188,6 +201,12 @@ class ImageDataModule(SplitDataModule[ImageSource]):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(_Unlabelled(self.predict_source))
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict":
+            images = self.predict_source
+            images.unreadable = self._told(lambda: images.unreadable)
+        super().setup(stage)
 
     def _open_for(self, stage: str) -> None:
         super()._open_for(stage)

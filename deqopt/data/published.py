@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deqopt.data.archive import checked_images
-from deqopt.data.array import ImageArray
+from deqopt.data.archive import ImageArray, checked_images
 from deqopt.data.files import repeated_files
 from deqopt.data.labelled_source import LabelledSource
 from deqopt.data.official import OfficialParts

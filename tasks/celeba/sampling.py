@@ -99,8 +99,7 @@ class SampleGallery(Callback):
         mixture = LatentMixture(self._latents(module, weight), self._components)
         samples = self._decode(mixture.sample(64).to(weight))
         write_figure(
-            image_mosaic(samples, "Samples: latents drawn from the Gaussian mixture"),
-            directory / "samples.png",
+            image_mosaic(samples, "Samples: latents drawn from the Gaussian mixture"), directory / "samples.png"
         )
         if self._fid is not None:
             fid = self._distance(self._fid.to(module.device), mixture, weight)

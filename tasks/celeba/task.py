@@ -123,10 +123,7 @@ class CelebA(Task):
         return equilibrium.objective / batch.image[0].numel()
 
     def metrics(self) -> Mapping[str, Metric]:
-        return {
-            "psnr": PeakSignalNoiseRatio(data_range=(0.0, 1.0), dim=(1, 2, 3)),
-            "ssim": StructuralSimilarity(),
-        }
+        return {"psnr": PeakSignalNoiseRatio(data_range=(0.0, 1.0), dim=(1, 2, 3)), "ssim": StructuralSimilarity()}
 
     def outcome(self, equilibrium: Equilibrium, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         return unsigned(self.decoder.head(equilibrium.z)), batch.image

@@ -218,8 +218,11 @@ class RestorationData(SplitDataModule[ImageSource]):
         return self._loader(self.predict_source)
 
     def _open_for(self, stage: str) -> None:
-        if stage == "predict" and self._open_to_predict is not None:
+        super()._open_for(stage)
+        if not self._uses_splits(stage):
             _ = self.predict_source
         else:
-            _ = self.splits
             self.operator.check((self.source.channels, self.source.size, self.source.size))
+
+    def _uses_splits(self, stage: str) -> bool:
+        return stage != "predict" or self._open_to_predict is None

@@ -101,12 +101,7 @@ class Denoising(Task):
             embedded=EmbeddedPhotographs,
         )
         self._loaded = partial(
-            RestorationData,
-            batch_size=batch_size,
-            workers=workers,
-            seed=split_seed,
-            noise_seed=noise_seed,
-            flip=flip,
+            RestorationData, batch_size=batch_size, workers=workers, seed=split_seed, noise_seed=noise_seed, flip=flip
         )
 
     @classmethod
@@ -190,10 +185,7 @@ class Denoising(Task):
         return error.detach() + objective - objective.detach()
 
     def metrics(self) -> Mapping[str, Metric]:
-        return {
-            "psnr": PeakSignalNoiseRatio(data_range=(0.0, 1.0), dim=(1, 2, 3)),
-            "ssim": StructuralSimilarity(),
-        }
+        return {"psnr": PeakSignalNoiseRatio(data_range=(0.0, 1.0), dim=(1, 2, 3)), "ssim": StructuralSimilarity()}
 
     def outcome(self, equilibrium: Equilibrium, batch: RestorationBatch) -> tuple[Tensor, Tensor]:
         return self.restored(equilibrium).clamp(0, 1), batch.clean

@@ -156,6 +156,9 @@ class EpisodeData(SplitDataModule[ClassSource]):
     def _open_for(self, stage: str) -> None:
         _ = self.predict_source if stage == "predict" else self.episodes
 
+    def _uses_splits(self, stage: str) -> bool:
+        return stage != "predict" or self._open_to_predict is None
+
     def _check_classes(self, pools: dict[Part, ClassPool]) -> None:
         lacking = [part for part, pool in pools.items() if len(pool) < self.shapes[part].ways]
         if not lacking:

@@ -68,15 +68,6 @@ def test_grey_and_16_bits_are_read_at_their_own_size(channels: int, tmp_path: Pa
     torch.testing.assert_close(images[1].y, torch.full((channels, 2, 6), -0.6))
 
 
-def test_a_folder_is_listed_and_named_as_every_folder_of_images(tmp_path: Path) -> None:
-    levels = {"b__z": 10, "a__y": 20, "x": 30, "__hidden__w": 0}
-    write(tmp_path, **{name.replace("__hidden", ".hidden"): grey(level) for name, level in levels.items()})
-    (tmp_path / ".x.png").write_bytes(b"resource fork")
-    images = DamagedImages(str(tmp_path), Denoising(), 1)
-    found = {images.name(one.index): round(float((one.y[0, 0, 0] + 1) * 127.5)) for one in images}
-    assert list(found.items()) == [("y", 20), ("z", 10), ("x", 30)]
-
-
 def test_one_that_cannot_be_read_is_left_out_and_the_others_keep_name_and_mask(tmp_path: Path) -> None:
     masks = [np.where(np.arange(6).reshape(2, 3) == i, 0, 255).astype(np.uint8) for i in range(4)]
     write(tmp_path / "masks", a=masks[0], b=masks[1], c=masks[2], d=masks[3])

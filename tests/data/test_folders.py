@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from deqopt_tasks.denoising.inpainting import GivenMask
 from deqopt_tasks.omniglot.opening import open_classes
+from numpy.typing import NDArray
 
 from class_sources import write_omniglot
 from deqopt.data import CelebAFaces, ImageArchive, ImageFolder, open_labelled
 from deqopt.data.files import list_files
 from deqopt.errors import DataError
 from folder_readers import READERS, SIDE, classes, image, levels
+from stored_images import write_celeba
 
 ALL = Counter(range(6))
 
@@ -144,23 +146,20 @@ def test_train_and_test_are_not_one_archive(link: Callable[[Path, Path], None], 
         open_labelled(tmp_path, size=SIDE, channels=1, classes=3)
 
 
-def celeba(root: Path, parts: str) -> Path:
-    for i in range(len(parts)):
-        image(root / "celeba" / "img_align_celeba" / f"{i}.png", i)
-    lines = "".join(f"{i}.png {part}\n" for i, part in enumerate(parts))
-    (root / "celeba" / "list_eval_partition.txt").write_text(lines)
-    return root
+def greys(count: int) -> NDArray[np.uint8]:
+    """Images that are known by their levels, 0 and on."""
+    return np.tile(np.arange(count, dtype=np.uint8)[:, None, None], (1, SIDE, SIDE))
 
 
 def test_a_face_is_in_one_part(tmp_path: Path) -> None:
-    folder = celeba(tmp_path, "000112200") / "celeba" / "img_align_celeba"
-    for name, other in (("7.png", "6.png"), ("8.png", "1.png"), ("4.png", "5.png")):
-        (folder / name).unlink()
-        os.link(folder / other, folder / name)
+    folder = write_celeba(tmp_path, "000112200", greys(9)) / "celeba" / "img_align_celeba"
+    for name, other in ((8, 7), (9, 2), (5, 6)):
+        (folder / f"{name:06d}.jpg").unlink()
+        os.link(folder / f"{other:06d}.jpg", folder / f"{name:06d}.jpg")
     with pytest.warns(UserWarning, match="holds 3 files or folders twice"):
         faces = CelebAFaces(tmp_path, SIDE)
-    named = [[faces.name(i) for i in part] for part in vars(faces.splits(0)).values()]
-    assert named == [["0", "1", "2"], ["3"], ["5", "6"]], "test keeps what it shares"
+    named = [[int(faces.name(i)) for i in part] for part in vars(faces.splits(0)).values()]
+    assert named == [[1, 2, 3], [4], [6, 7]], "test keeps what it shares"
     assert [round(float(sample.image.mean()) * 255) for sample in faces] == [0, 1, 2, 3, 5, 6]
 
 
@@ -296,7 +295,7 @@ def test_pipes_in_place_of_archives_masks_and_partitions(tmp_path: Path) -> None
         ImageArchive(tmp_path / "a.npz", SIDE)
     with pytest.raises(DataError, match=r"mask\.png cannot be opened: it is not a regular file$"):
         GivenMask(str(tmp_path / "mask.png")).check((SIDE, SIDE))
-    celeba(tmp_path, "012")
+    write_celeba(tmp_path, "012")
     (tmp_path / "celeba" / "list_eval_partition.txt").unlink()
     os.mkfifo(tmp_path / "celeba" / "list_eval_partition.txt")
     with pytest.raises(DataError, match=r"lacks list_eval_partition\.txt"):

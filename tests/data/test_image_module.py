@@ -13,10 +13,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+from torch.utils.data import BatchSampler, DistributedSampler
 
 from deqopt.data import (
     EmbeddedDigits,
@@ -24,11 +23,15 @@ from deqopt.data import (
     ImageDataModule,
     ImageFolder,
     ImageSource,
+    image_files,
     open_images,
     open_labelled,
 )
 from deqopt.errors import DataError, ProblemError
-from labelled_sources import AUGMENTED, LAYOUTS, archive_of, module_of, originals, pixels, unchecked, whole, with_worker
+from labelled_sources import AUGMENTED, archive_of, class_folders, module_of, originals, pixels, whole, with_worker
+from recorder import Recorder
+from stored_images import colours, write_bytes, write_images
+from tiny_task import quiet_trainer
 
 
 def indices(batches: Iterable[ImageBatch]) -> list[int]:
@@ -54,15 +57,10 @@ def test_val_test_and_predict_deliver_every_image_in_order_and_never_augmented(w
         assert torch.equal(image, originals(data, batch)) and image.min() == 0 and image.max() == 1
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_served_with_labels_and_predicted_on_without(
-    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unchecked(monkeypatch)
-    stored = LAYOUTS[layout](tmp_path)
+def test_labelled_images_are_predicted_on_without_their_labels(tmp_path: Path) -> None:
+    stored = class_folders(tmp_path)
     opened: dict[str, Any] = {"root": stored.root, "size": 8, "channels": 1}
-    to_predict = partial(open_images, **opened)
-    for predict_source in (None, to_predict):
+    for predict_source in (None, partial(open_images, **opened)):
         source = partial(open_labelled, classes=10, **opened)
         data = ImageDataModule(source, batch_size=100, predict_source=predict_source)
         tested, predicted = whole(data.test_dataloader()), whole(data.predict_dataloader())
@@ -90,19 +88,6 @@ def test_splits_do_not_depend_on_workers_batches_or_the_global_seed(tmp_path: Pa
     seed_everything(2, verbose=False)
     assert module_of(tmp_path, seed=3, workers=2, batch_size=7, stage="test").splits == first
     assert module_of(tmp_path, seed=4).splits != first
-
-
-def test_training_is_reshuffled_every_epoch_and_repeats_with_the_global_seed(tmp_path: Path) -> None:
-    data = module_of(tmp_path)
-
-    def two_epochs() -> tuple[list[int], list[int]]:
-        seed_everything(0, verbose=False)
-        loader = data.train_dataloader()
-        return indices(loader), indices(loader)
-
-    first, second = two_epochs()
-    assert first != second and sorted(first) == sorted(second) == data.splits.train
-    assert two_epochs() == (first, second)
 
 
 @pytest.mark.parametrize("batch_size, delivered", [(7, 35), (8, 40), (39, 39), (40, 40), (41, 40), (1000, 40)])
@@ -136,43 +121,25 @@ def test_a_module_travels_to_spawned_processes_with_what_it_does(tmp_path: Path)
     assert pickle.loads(pickle.dumps(data.train_dataloader().collate_fn))([data.source[0]]).index.tolist() == [0]
 
 
-def test_a_plain_loader_keeps_the_names_too() -> None:
-    batch = next(iter(DataLoader(EmbeddedDigits(), batch_size=3)))
-    assert batch.image.shape == (3, 1, 16, 16) and batch.index.tolist() == [0, 1, 2]
-
-
-class Recorder(LightningModule):
-    """Trains a single number and notes which images it saw."""
+class Seen(Recorder):
+    """Notes the images of validation and predict too."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.level = torch.nn.Parameter(torch.zeros(()))
-        self.seen: dict[str, list[int]] = {"fit": [], "validate": [], "predict": []}
-
-    def training_step(self, batch: ImageBatch) -> Tensor:
-        self.seen["fit"] += batch.index.tolist()
-        return (batch.image - self.level).square().mean()
+        super().__init__(lambda batch: batch.image)
+        self.validated, self.predicted = list[ImageBatch](), list[ImageBatch]()
 
     def validation_step(self, batch: ImageBatch) -> None:
-        self.seen["validate"] += batch.index.tolist()
+        self.validated.append(batch)
 
     def predict_step(self, batch: ImageBatch) -> None:
-        self.seen["predict"] += batch.index.tolist()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-@pytest.fixture
-def trainer(tmp_path: Path) -> Trainer:
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, default_root_dir=tmp_path, **quiet)
+        self.predicted.append(batch)
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of Lightning, with a newer torch
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:predict returned None")
-def test_lightning_fits_on_one_source_and_predicts_on_another(trainer: Trainer, tmp_path: Path) -> None:
+def test_lightning_fits_on_one_source_and_predicts_on_another(tmp_path: Path) -> None:
+    """Each is opened once."""
     opened = []
 
     def opener(count: int) -> Callable[[], ImageSource]:
@@ -182,13 +149,13 @@ def test_lightning_fits_on_one_source_and_predicts_on_another(trainer: Trainer, 
 
         return open_source
 
-    model, data = Recorder(), ImageDataModule(opener(50), batch_size=8, predict_source=opener(2))
+    model, trainer = Seen(), quiet_trainer(tmp_path, max_epochs=1)
+    data = ImageDataModule(opener(50), batch_size=8, predict_source=opener(2))
     trainer.predict(model, data, return_predictions=False)
-    assert model.seen["predict"] == [0, 1]
-    assert opened == [2]
+    assert indices(model.predicted) == [0, 1] and opened == [2]
     trainer.fit(model, data)
-    assert model.seen["validate"][-len(data.splits.val) :] == data.splits.val
-    assert sorted(model.seen["fit"]) == data.splits.train
+    assert indices(model.validated)[-len(data.splits.val) :] == data.splits.val
+    assert sorted(indices(model.seen[0])) == data.splits.train
     assert opened == [2, 50]
 
 
@@ -199,14 +166,6 @@ def test_too_few_images_are_reported_at_setup_but_do_for_prediction(stage: str, 
         data.setup(stage)
     data.setup("predict")
     assert indices(data.predict_dataloader()) == [0, 1]
-
-
-def test_a_batch_stays_a_batch_on_its_way_to_a_device(tmp_path: Path) -> None:
-    data = module_of(tmp_path)
-    batch = next(iter(data.val_dataloader()))
-    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
-    assert isinstance(moved, ImageBatch)
-    assert moved.image.is_meta and moved.index.is_meta and moved.image.shape == batch.image.shape
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -246,16 +205,31 @@ def test_an_image_that_breaks_later_is_one_readable_line_even_from_a_worker(work
     assert re.fullmatch(rf"{path} is truncated or not an image \(.*\): delete or replace it", str(caught.value))
 
 
-def test_an_archive_is_opened_once_however_many_loaders_read_it(tmp_path: Path) -> None:
-    calls: list[ImageSource] = []
+@pytest.mark.parametrize("stage", ["fit", "predict"])
+def test_the_first_process_looks_through_the_files_and_tells_the_others(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_images(tmp_path, colours(12))
+    write_bytes(folder / "000003.png")
+    told: list[Any] = []
 
-    def open_source() -> ImageSource:
-        calls.append(archive_of(tmp_path, 5)())
-        return calls[-1]
+    def process(first: bool) -> ImageDataModule:
+        def broadcast(found: Any) -> Any:
+            assert (found is not None) == first
+            told.extend([found] * first)
+            return told[-1]
 
-    data = ImageDataModule(open_source, batch_size=4)
-    data.prepare_data()
-    for stage in ("validate", "test", "predict"):
+        data = ImageDataModule(partial(ImageFolder, folder, 8), batch_size=1)
+        strategy = SimpleNamespace(broadcast=broadcast)
+        data.trainer = cast(Trainer, SimpleNamespace(world_size=2, is_global_zero=first, strategy=strategy))
         data.setup(stage)
-    list(data.train_dataloader()), list(data.val_dataloader()), list(data.predict_dataloader())
-    assert len(calls) == 1
+        return data
+
+    with pytest.warns(UserWarning, match="000003.png is truncated or not an image"):
+        one = process(first=True)
+    monkeypatch.setattr(image_files, "check_readable", lambda path: pytest.fail("this process looks too"))
+    other = process(first=False)
+    if stage == "fit":
+        assert one.splits == other.splits and len([i for part in vars(one.splits).values() for i in part]) == 11
+    else:
+        assert indices(other.predict_dataloader()) == [i for i in range(12) if i != 2]

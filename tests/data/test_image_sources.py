@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from deqopt.data import (
@@ -19,36 +17,9 @@ from deqopt.data import (
     ImageSource,
     open_images,
 )
-from paths import REAL_DATA
-
-ORL_FACES = REAL_DATA / "faces-orl" / "orl_faces.npz"
+from stored_images import colours, write_celeba, write_images, write_npz
 
 torch.set_num_threads(1)
-
-
-def colours(count: int, height: int = 12, width: int = 10) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
-
-
-def write_images(folder: Path, images: NDArray[Any], suffix: str = ".png") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i + 1:06d}{suffix}")
-    return folder
-
-
-def write_npz(path: Path, **arrays: Any) -> Path:
-    np.savez(path, **arrays)
-    return path
-
-
-def write_celeba(root: Path, parts: str, images: NDArray[Any] | None = None) -> Path:
-    """Images in CelebA's layout; the digits of `parts` are the partition."""
-    images = colours(len(parts)) if images is None else images
-    write_images(root / "celeba" / "img_align_celeba", images, ".jpg")
-    lines = [f"{i:06d}.jpg {part}\n" for i, part in enumerate(parts, start=1)]
-    (root / "celeba" / "list_eval_partition.txt").write_text("".join(lines))
-    return root
 
 
 def all_images(source: ImageSource) -> torch.Tensor:
@@ -117,14 +88,7 @@ def test_black_and_white_are_exactly_zero_and_one_whatever_stores_them(tmp_path:
     grey[:, :, 3:] = 255
     expected = torch.where(torch.arange(6) < 3, 0.0, 1.0).expand(1, 3, 6, 6)
     colour = np.repeat(grey[..., None], 3, axis=3)
-    stored = [
-        grey,
-        grey[..., None],
-        colour,
-        grey / 255.0,
-        (colour / 255.0).astype(">f4"),
-        grey.astype("f2") / 255,
-    ]
+    stored = [grey, grey[..., None], colour, grey / 255.0, (colour / 255.0).astype(">f4"), grey.astype("f2") / 255]
     for images in stored:
         archive = ImageArchive(write_npz(tmp_path / "a.npz", images=images), 6)
         assert torch.equal(all_images(archive), expected)
@@ -244,18 +208,14 @@ def test_celeba_keeps_the_central_140_pixels_and_the_official_partition(
     side = min(140, height, width)
     top, left = (height - side) // 2, (width - side) // 2
     images[:, top : top + side, left : left + side] = 255
-    source = open_images(write_celeba(tmp_path, "20010", images), size=16, channels=3)
+    root = write_celeba(tmp_path, "20010", images)
+    source = open_images(root, size=16, channels=3, download=True)  # which fetches nothing that is there
     assert isinstance(source, CelebAFaces)
     assert all_images(source).mean() > 0.98
     splits = source.splits(seed=0)
     assert (splits.train, splits.val, splits.test) == ([1, 2, 4], [3], [0])
     assert source.splits(seed=1) == splits
     assert source.name(0) == "000001"
-
-
-def test_complete_celeba_is_not_downloaded_again(tmp_path: Path) -> None:
-    source = open_images(write_celeba(tmp_path, "012"), size=8, channels=3, download=True)
-    assert len(source) == 3
 
 
 # Splits
@@ -312,19 +272,3 @@ def test_no_column_of_a_photograph_is_in_two_splits(size: int, seed: int) -> Non
 
 def test_columns_of_photographs_are_drawn_by_the_seed() -> None:
     assert len({tuple(EmbeddedPhotographs().splits(seed).test) for seed in range(8)}) > 4
-
-
-@pytest.mark.skipif(not ORL_FACES.exists(), reason="the ORL faces are not in ../shared/data/faces-orl")
-def test_the_orl_faces_split_by_person() -> None:
-    source = open_images(ORL_FACES, size=32, channels=1, groups="subject")
-    subjects = np.load(ORL_FACES)["subject"]
-    splits = source.splits(0)
-    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [320, 40, 40]
-    assert not set(subjects[splits.train]) & set(subjects[splits.val + splits.test])
-    assert not set(subjects[splits.val]) & set(subjects[splits.test])
-    plain = open_images(ORL_FACES, size=32, channels=1).splits(0)
-    assert set(subjects[plain.train]) & set(subjects[plain.test])
-    faces = all_images(source).flatten(1)
-    same, other = (faces[0] - faces[1:10]).norm(dim=1).mean(), (faces[0] - faces[10:]).norm(dim=1).mean()
-    assert same < other
-    assert source.name(11) == "orl_faces_0011"

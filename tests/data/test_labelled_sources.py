@@ -17,9 +17,8 @@ from deqopt.data import Download, ImageSource, LabelledSource, open_images, open
 from labelled_sources import LAYOUTS, NAMES, Stored, cifar, pixels, split_folders, unchecked, write_classes, write_mnist
 from paths import REAL_DATA
 
-MNIST_FILES, CIFAR_SUBSET = REAL_DATA / "MNIST", REAL_DATA / "cifar10-subset"
+MNIST_FILES = REAL_DATA / "MNIST"
 with_mnist = pytest.mark.skipif(not MNIST_FILES.is_dir(), reason=f"MNIST is not in {REAL_DATA}")
-with_cifar = pytest.mark.skipif(not CIFAR_SUBSET.is_dir(), reason=f"the subset of CIFAR-10 is not in {REAL_DATA}")
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -130,17 +129,6 @@ def test_val_is_drawn_anew_by_every_seed_unless_it_is_official(stored: Stored) -
     assert len({tuple(source.splits(seed).val) for seed in range(4)}) == (1 if stored.val else 4)
 
 
-def test_the_official_parts_hold_the_images_of_their_files(tmp_path: Path) -> None:
-    """Told apart by what they show: the files of a part are of one level of grey."""
-    for part, level in {"train": 10, "test": 20}.items():
-        np.savez(tmp_path / f"{part}.npz", images=np.full((11, 4, 6), level, np.uint8), labels=np.arange(11) % 2)
-    source = open_labelled(tmp_path, size=4, channels=1, classes=2)
-    splits = source.splits(0)
-    levels = {name: {int(source[i].image[0, 0, 0] * 255 + 0.5) for i in getattr(splits, name)} for name in vars(splits)}
-    assert levels == {"train": {10}, "val": {10}, "test": {20}}
-    assert [source.name(i) for i in (0, 10, 11, 21)] == ["train_0000", "train_0010", "test_0000", "test_0010"]
-
-
 def test_official_parts_may_differ_in_the_size_of_their_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "train.npz", images=pixels(4, side=9), labels=[0, 1, 0, 1])
     np.savez(tmp_path / "test.npz", images=pixels(2, side=6) / 255, labels=[0, 1])
@@ -201,19 +189,3 @@ def test_mnist_is_unpacked_when_asked_and_read_as_it_is(mnist: Path) -> None:
     assert mean == pytest.approx(0.1307, abs=0.001)
     again = open_labelled(mnist, size=28, channels=1, classes=10)
     assert torch.equal(again[69_999].image, source[69_999].image) and again.splits(0) == splits
-
-
-@with_cifar
-def test_the_subset_of_cifar_10_is_what_it_was_cut_from() -> None:
-    source = open_labelled(CIFAR_SUBSET, size=32, channels=3, classes=10)
-    splits = source.splits(0)
-    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [9_000, 1_000, 2_000]
-    assert source.class_names[:3] == ["airplane", "automobile", "bird"] and source.class_names[-1] == "truck"
-    assert np.bincount(source.labels[splits.test]).tolist() == [200] * 10
-    with np.load(CIFAR_SUBSET / "test.npz") as archive:
-        images, labels = archive["images"], archive["labels"]
-    assert source.labels[10_000:].tolist() == labels.tolist()
-    for i in (0, 1_999):
-        assert torch.equal(source[10_000 + i].image, torch.tensor(images[i]).permute(2, 0, 1) / 255)
-    mean = np.mean([source.images.pixels(i).mean(axis=(0, 1)) for i in range(0, 10_000, 10)], axis=0) / 255
-    np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=0.02)

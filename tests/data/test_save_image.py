@@ -52,16 +52,8 @@ def test_an_image_that_cannot_be_finished_leaves_the_older_one_whole(
 UNWRITABLE = {
     "jpg": ("a.jpg", torch.zeros(1, 2, 2), r"a\.jpg: .*should end in \.png"),
     "batch": ("a.png", torch.zeros(1, 1, 2, 2), r"\(1, 1, 2, 2\).*should be \(1 or 3, H, W\)"),
-    "two channels": (
-        "a.png",
-        torch.zeros(2, 2, 2),
-        r"\(2, 2, 2\) of torch.float32, should be \(1 or 3, H, W\)",
-    ),
-    "bytes": (
-        "a.png",
-        torch.zeros(1, 2, 2, dtype=torch.uint8),
-        r"torch\.uint8, should be .* floats in \[0, 1\]",
-    ),
+    "two channels": ("a.png", torch.zeros(2, 2, 2), r"\(2, 2, 2\) of torch.float32, should be \(1 or 3, H, W\)"),
+    "bytes": ("a.png", torch.zeros(1, 2, 2, dtype=torch.uint8), r"torch\.uint8, should be .* floats in \[0, 1\]"),
     "NaN": ("a.png", torch.full((1, 2, 2), torch.nan), r"NaN or infinite pixels, should be in \[0, 1\]"),
     "under a file": ("file/a.png", torch.zeros(1, 2, 2), r"cannot write .*a\.png: "),
 }

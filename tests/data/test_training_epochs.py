@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,10 +14,10 @@ from deqopt_tasks.denoising.inpainting import Inpainting, RandomBoxes
 from deqopt_tasks.omniglot.data import EpisodeData
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from class_sources import Numbered
 from deqopt.data import ImageDataModule, SplitDataModule
+from epoch_samples import Samples, by_index, rows, same
 from labelled_sources import archive_of, with_worker
 from recorder import Recorder
 from tiny_task import quiet_trainer
@@ -33,26 +33,7 @@ MODULES: dict[str, Callable[..., SplitDataModule[Any]]] = {
         Numbered, ways=5, shots=1, queries=2, rotations=True, train_episodes=COUNT, val_episodes=2, **settings
     ),
 }
-Samples = dict[int, list[Tensor]]
 each = pytest.mark.parametrize("module", MODULES)
-
-
-def by_index(samples: Iterable[Any]) -> Samples:
-    """The index is the last part of a sample; none may come twice."""
-    found: Samples = {}
-    for *parts, index in samples:
-        assert int(index) not in found
-        found[int(index)] = [torch.as_tensor(part) for part in parts]
-    return found
-
-
-def rows(batches: Iterable[Any]) -> Samples:
-    return by_index(row for batch in batches for row in zip(*batch, strict=True))
-
-
-def same(first: Samples, second: Samples) -> bool:
-    """To the bit, and in the same order."""
-    return list(first) == list(second) and all(all(map(torch.equal, first[i], second[i])) for i in first)
 
 
 class Save(Callback):
@@ -105,7 +86,7 @@ def test_processes_share_an_epoch_without_overlap(processes: int, epoch: int, mo
         data.trainer = cast(Trainer, SimpleNamespace(world_size=processes, current_epoch=epoch))
         return data.train_dataloader()
 
-    whole, shares = rows(loader(1)), dict[int, list[Tensor]]()
+    whole, shares = rows(loader(1)), Samples()
     for rank in range(processes):
         mine = loader(processes)
         sampler = DistributedSamplerWrapper(mine.sampler, num_replicas=processes, rank=rank, seed=1)

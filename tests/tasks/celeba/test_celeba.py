@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ from deqopt_tasks.celeba.sampling import LatentMixture, frechet_distance
 from deqopt_tasks.celeba.task import CelebA
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from PIL import Image
 from torch import Tensor, nn
 
 from command import SMALL, column, complaint, succeeded, written
@@ -24,6 +22,7 @@ from deqopt.data import ImageBatch, ImageDataModule, signed
 from deqopt.errors import ProblemError
 from deqopt.solvers import Tracking, solve_exactly
 from paths import REAL_DATA
+from stored_images import colours, write_celeba, write_images, write_npz
 from tiny_task import quiet_trainer
 
 ORL = REAL_DATA / "faces-orl" / "orl_faces.npz"
@@ -117,50 +116,21 @@ def test_decoding_gives_images_in_range_at_the_equilibrium() -> None:
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
-def splits_of(task: CelebA) -> tuple[set[int], set[int], set[int]]:
+def splits_of(task: CelebA) -> list[set[int]]:
     splits = task.data.splits
-    return set(splits.train), set(splits.val), set(splits.test)
+    return [set(splits.train), set(splits.val), set(splits.test)]
 
 
-def test_splits_are_disjoint_complete_and_fixed_by_their_seed_alone() -> None:
-    train, val, test = splits_of(small())
-    assert not (train & val | train & test | val & test) and train | val | test == set(range(1797))
+def test_splits_are_fixed_by_their_seed_alone() -> None:
+    splits = splits_of(small())
     torch.manual_seed(5)
-    assert splits_of(CelebA(**{**SETTINGS, "size": 16, "resolution": 8, "batch_size": 3})) == (train, val, test)
-    assert splits_of(small(split_seed=1)) != (train, val, test)
+    assert splits_of(CelebA(**{**SETTINGS, "size": 16, "resolution": 8, "batch_size": 3})) == splits
+    assert splits_of(small(split_seed=1)) != splits
 
 
-def celeba_folder(root: Path, count: int = 30) -> Path:
-    """Noise in the layout of CelebA with an official partition of 2:1:1, in turn."""
-    folder = root / "celeba" / "img_align_celeba"
-    folder.mkdir(parents=True)
-    lines = []
-    for index in range(1, count + 1):
-        pixels = np.random.default_rng(index).integers(0, 256, (218, 178, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:06d}.jpg")
-        lines.append(f"{index:06d}.jpg {(0, 0, 1, 2)[index % 4]}")
-    (root / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines))
-    return root
-
-
-def test_a_folder_like_celeba_trains_and_tests_on_its_official_partition(tmp_path: Path) -> None:
-    root = celeba_folder(tmp_path / "data")
-    task = CelebA(str(root), **{**SETTINGS, "image_channels": 3})
-    train, val, test = splits_of(task)
-    parts = [(0, 0, 1, 2)[index % 4] for index in range(1, 31)]
-    assert (train, val, test) == tuple({i for i, part in enumerate(parts) if part == k} for k in range(3))
-    run = succeeded("fit", *RUN, "--task.root", root, "--task.image_channels=3", "--trainer.max_epochs=1").run
-    tested = succeeded("test", "--ckpt_path=last", "--trainer.enable_progress_bar=false").run
-    assert column(run, "val/psnr") and np.isfinite(column(tested, "test/psnr")).all()
-
-
-def faces_as_folder(folder: Path, count: int) -> Path:
-    with np.load(ORL) as archive:
-        for index, (image, subject) in enumerate(zip(archive["images"][:count], archive["subject"], strict=False)):
-            path = folder / f"s{subject:02}" / f"face_{index:03}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-    return folder
+def test_a_folder_like_celeba_has_its_official_partition(tmp_path: Path) -> None:
+    root = write_celeba(tmp_path / "data", "001200120012")
+    assert splits_of(small(root=str(root))) == [{0, 1, 4, 5, 8, 9}, {2, 6, 10}, {3, 7, 11}]
 
 
 @with_faces
@@ -169,33 +139,21 @@ def test_real_faces_of_one_person_stay_in_one_split() -> None:
         subject = archive["subject"]
     people = [set(subject[sorted(split)]) for split in splits_of(small(root=str(ORL), groups="subject"))]
     assert [len(one) for one in people] == [32, 4, 4] and len(set.union(*people)) == 40
-    mixed = [set(subject[sorted(split)]) for split in splits_of(small(root=str(ORL)))]
-    assert mixed[0] & mixed[1], "without groups the same people are in several splits"
 
 
 @with_faces
-@pytest.mark.parametrize("form", ["npz", "folder"])
-def test_real_faces_train_test_and_predict(form: str, tmp_path: Path) -> None:
-    words: list[object] = ["--task.size=16", "--task.resolution=8"]
-    if form == "npz":
-        words += ["--task.root", ORL, "--task.groups=subject"]
-    else:
-        words += ["--task.root", faces_as_folder(tmp_path / "faces", 60)]
+def test_real_faces_train_test_and_predict(tmp_path: Path) -> None:
+    words = ("--task.size=16", "--task.resolution=8", "--task.root", ORL, "--task.groups=subject")
     trained = succeeded("fit", *RUN, *words, "--trainer.max_epochs=2", "--trainer.limit_train_batches=6").run
     assert column(trained, "val/loss")[1] < column(trained, "val/loss")[0]
     quiet = ("--ckpt_path=last", "--trainer.enable_progress_bar=false")
     tested = succeeded("test", *quiet, "--trainer.limit_test_batches=1").run
-    assert column(tested, "test/psnr")[0] > 5
-    mine = faces_as_folder(tmp_path / "mine", 2)
+    assert column(tested, "test/psnr")[0] > 5 and "test/fid" not in (tested / "metrics.csv").read_text()
+    with np.load(ORL) as archive:
+        mine = write_images(tmp_path / "mine", archive["images"][:2])
     predicted = succeeded("predict", *quiet, "--task.root", mine).run
     names = {path.name for path in (predicted / "predictions").iterdir()}
-    assert names == {f"face_00{index}.{kind}" for index in range(2) for kind in ("npy", "png")}
-
-
-def test_the_fewest_images_that_can_be_split_are_enough(tmp_path: Path) -> None:
-    np.savez(tmp_path / "three.npz", images=np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8))
-    run = succeeded("fit", *RUN, "--task.root=three.npz", "--trainer.max_epochs=1").run
-    assert (run / "figures" / "samples.png").is_file()
+    assert names == {f"00000{index}.{kind}" for index in (1, 2) for kind in ("npy", "png")}
 
 
 # -- samples and FID --------------------------------------------------------------------------------------------------
@@ -256,14 +214,15 @@ def test_the_fid_is_by_the_features_that_the_user_names() -> None:
     assert expected > 0.05 and float(metric.compute()) == pytest.approx(expected, rel=1e-3)
 
 
-def test_test_reports_the_fid(tmp_path: Path) -> None:
-    succeeded("fit", *RUN, "--trainer.max_epochs=1")
+def test_test_reports_the_fid_where_its_features_can_be_made(tmp_path: Path) -> None:
+    write_images(tmp_path / "few", colours(30))
+    succeeded("fit", *RUN, "--task.root=few", "--trainer.max_epochs=1")
     words = ("test", "--ckpt_path=last", "--trainer.enable_progress_bar=false", "--trainer.limit_test_batches=1")
-    run = succeeded(*words, f"--task.fid_features={__name__}.Means").run
-    with (run / "metrics.csv").open() as file:
-        found = [float(row["test/fid"]) for row in csv.DictReader(file) if row["test/fid"]]
-    assert len(found) == 1 and found[0] > 0
-    assert "test/fid" not in (succeeded(*words).run / "metrics.csv").read_text()
+    message = complaint(*words, "--task.fid_features=no_such.Features")
+    assert message == "fid_features: cannot make 'no_such.Features': No module named 'no_such'"
+    assert not list(Path("runs").glob("*/*/figures/test_*")), "it is said before the test begins"
+    (fid,) = column(succeeded(*words, f"--task.fid_features={__name__}.Means").run, "test/fid")
+    assert fid > 0
 
 
 BAD_FEATURES: dict[str, tuple[int | str, str]] = {
@@ -289,17 +248,10 @@ def test_without_inception_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         frechet_distance(2048)
 
 
-def test_bad_features_end_the_test_before_it_begins() -> None:
-    succeeded("fit", *RUN, "--trainer.max_epochs=1")
-    words = ("test", "--ckpt_path=last", "--trainer.enable_progress_bar=false", "--task.fid_features=no_such.Features")
-    assert complaint(*words) == "fid_features: cannot make 'no_such.Features': No module named 'no_such'"
-    assert not list(Path("runs").glob("*/*/figures/test_*"))
-
-
-def test_an_fid_of_one_image_is_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "three.npz", images=np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8))
+def test_the_fewest_images_that_can_be_split_are_enough_but_for_an_fid(tmp_path: Path) -> None:
+    write_npz(tmp_path / "three.npz", images=colours(3))
     words = (*RUN, "--task.root=three.npz", "--trainer.max_epochs=1")
-    succeeded("fit", *words)
+    assert (succeeded("fit", *words).run / "figures" / "samples.png").is_file()
     message = complaint("test", *words, "--ckpt_path=last", f"--task.fid_features={__name__}.Means")
     assert message == "fid_features: an FID needs two test images or more, three.npz gives 1"
 

@@ -17,7 +17,6 @@ from deqopt_tasks.denoising.operators import (
     Deblurring,
     Denoising,
     GaussianKernel,
-    Kernel,
     MotionKernel,
     SuperResolution,
 )
@@ -213,14 +212,3 @@ def test_a_measurement_that_is_not_finite_is_refused() -> None:
     operator, image = as_operator(Broken()), torch.ones(1, 4, 4)
     pattern = r"^External: the measurement of an image is not finite$"
     one_line_error(lambda: measure(operator, image, torch.Generator()), pattern, DataError)
-
-
-class Points(Kernel):
-    """A kernel of somebody else that is not normalised."""
-
-    def weights(self) -> Tensor:
-        return torch.tensor([[2.0, 2.0]], dtype=torch.float64)
-
-
-def test_kernels_of_others_are_normalised() -> None:
-    assert Deblurring(Points()).weights.tolist() == [[0.5, 0.5]]

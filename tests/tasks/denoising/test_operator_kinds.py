@@ -16,6 +16,7 @@ from deqopt_tasks.denoising.operators import (
     SuperResolution,
 )
 from scipy.signal import convolve2d
+from torch import Tensor
 
 from operator_catalogue import OPERATORS, close, images
 
@@ -125,3 +126,14 @@ def test_the_seed_chooses_what_is_sensed_and_the_samples_share_it() -> None:
     masks = [one.observed(torch.ones_like(x)) for one in (first, other)]
     assert not torch.equal(*masks) and not close(CompressedSensing(1.0, 1).A(x), CompressedSensing(1.0, 2).A(x), 1e-2)
     assert torch.equal(masks[0], masks[0][:1, :1].expand_as(masks[0]))
+
+
+class Points(Kernel):
+    """A kernel of somebody else that is not normalised."""
+
+    def weights(self) -> Tensor:
+        return torch.tensor([[2.0, 2.0]], dtype=torch.float64)
+
+
+def test_kernels_of_others_are_normalised() -> None:
+    assert Deblurring(Points()).weights.tolist() == [[0.5, 0.5]]

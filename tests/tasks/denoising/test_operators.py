@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
 from deqopt_tasks.denoising.inpainting import GivenMask, Inpainting, Mask, RandomBoxes, RandomPixels
@@ -17,7 +15,6 @@ from deqopt_tasks.denoising.operators import (
     SuperResolution,
 )
 from jsonargparse import ArgumentParser
-from torch import Tensor
 
 from deqopt.data import signed
 from deqopt.spec import NotPlainError, spec
@@ -144,43 +141,11 @@ def test_the_tight_operators_are_these() -> None:
 
 @tight
 def test_of_a_tight_operator_A_times_its_adjoint_is_a_number(name: str, shape: Shape) -> None:
+    """From this and the adjoint it follows that ``x + A^T (y - A x) / c`` is the projection."""
     operator = bound(OPERATORS[name], shape)
     y = operator.observed(noise_like(operator.A(images(shape))))
     assert close(operator.A(operator.A_adjoint(y)), TIGHT[name] * y)
     assert close(operator.observed(operator.A(images(shape))), operator.A(images(shape)))  # A yields nothing else
-
-
-@tight
-def test_the_projection_moves_least_of_all_that_fit(name: str, shape: Shape) -> None:
-    operator = bound(OPERATORS[name], shape)
-    x, y = images(shape), operator.A(images(shape, seed=7))
-    p = x + operator.A_adjoint(y - operator.A(x)) / TIGHT[name]
-    assert close(operator.A(p), y)
-    for seed in range(3):
-        w = noise_like(x, seed)
-        unseen = w - operator.A_adjoint(operator.A(w)) / TIGHT[name]
-        other = p + unseen
-        assert close(operator.A(other), y)
-        assert close(dot(other - x, other - x), dot(p - x, p - x) + dot(unseen, unseen))
-        if name != "denoising":
-            assert (dot(unseen, unseen) > 1e-3).all()
-
-
-@cache
-def matrix(name: str, shape: Shape) -> Tensor:
-    """A of one image, (measured, pixels), column by column."""
-    pixels = shape[0] * shape[1] * shape[2]
-    operator = bound(OPERATORS[name], shape, count=1)
-    return operator.A(torch.eye(pixels, dtype=torch.float64).reshape(pixels, *shape)).flatten(1).T
-
-
-@pytest.mark.parametrize("name", sorted(TIGHT))
-def test_the_projection_is_that_of_the_pseudo_inverse(name: str) -> None:
-    shape = (1, 9, 15)
-    operator, a = bound(OPERATORS[name], shape, count=1), matrix(name, shape)
-    x, y = images(shape, count=1), operator.A(images(shape, count=1, seed=7))
-    p = x.flatten() + torch.linalg.pinv(a) @ (y.flatten() - a @ x.flatten())
-    assert close(x + operator.A_adjoint(y - operator.A(x)) / TIGHT[name], p.reshape(x.shape))
 
 
 @tight

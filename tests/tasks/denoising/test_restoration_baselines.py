@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deqopt.data import unsigned
-from deqopt.errors import ProblemError
 from deqopt.image_quality import psnr
 
 HEIGHT, WIDTH = 20, 16
@@ -93,14 +92,11 @@ def quick(baseline: Baseline) -> Baseline:
 # -- all of them ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 3])
 @each_pair
-def test_it_beats_the_measurement_with_settings_chosen_on_other_images(
-    key: str, baseline: Baseline, channels: int
-) -> None:
+def test_it_beats_the_measurement_with_settings_chosen_on_other_images(key: str, baseline: Baseline) -> None:
     operator = OPERATORS[key]
-    chosen = choose(baseline, operator, [measured(operator, smooth(1, channels))]).baseline
-    batch = measured(operator, smooth(2, channels, seed=1), seed=1)
+    chosen = choose(baseline, operator, [measured(operator, smooth(1, channels=3))]).baseline
+    batch = measured(operator, smooth(2, channels=3, seed=1), seed=1)
     images = restored(chosen, operator, batch)
     before = unsigned(operator.bind(batch.parameters).estimate(batch.y)).clamp(0, 1)
     assert images.dtype == torch.float32 and images.min() >= 0 and images.max() <= 1
@@ -108,23 +104,14 @@ def test_it_beats_the_measurement_with_settings_chosen_on_other_images(
 
 
 @each_pair
-def test_an_image_is_restored_alike_in_a_batch_and_alone(key: str, baseline: Baseline) -> None:
-    operator = OPERATORS[key]
+def test_images_are_restored_apart_and_channels_too_but_by_non_local_means(key: str, baseline: Baseline) -> None:
+    operator, baseline = OPERATORS[key], quick(baseline)
     batch = measured(operator, smooth(3, channels=3))
-    whole = restored(quick(baseline), operator, batch)
-    alone = quick(baseline).restore(operator, batch.y[1:2], batch.parameters[1:2])
-    assert torch.equal(whole[1:2], alone)
-
-
-@each_pair
-def test_channels_are_restored_apart_but_by_non_local_means(key: str, baseline: Baseline) -> None:
-    operator = OPERATORS[key]
-    batch = measured(operator, smooth(1, channels=3))
-    whole = restored(quick(baseline), operator, batch)
-    apart = [
-        quick(baseline).restore(operator, batch.y[:, c : c + 1], batch.parameters) for c in range(batch.y.shape[1])
-    ]
-    distance = (whole - torch.cat(apart, dim=1)).abs().max()
+    whole = restored(baseline, operator, batch)
+    y, parameters = batch.y[1:2], batch.parameters[1:2]
+    assert torch.equal(whole[1:2], baseline.restore(operator, y, parameters))
+    apart = [baseline.restore(operator, y[:, c : c + 1], parameters) for c in range(y.shape[1])]
+    distance = (whole[1:2] - torch.cat(apart, dim=1)).abs().max()
     assert distance > 1e-2 if isinstance(baseline, NonLocalMeans) else distance < 1e-2
 
 
@@ -199,7 +186,7 @@ def objective(operator: MeasurementOperator, y: Tensor, x: Tensor, L: float, w: 
     return float((operator.A(x) - y).square().sum() / (2 * L) + w * variation(x))
 
 
-def primal_dual(operator: MeasurementOperator, y: Tensor, L: float, w: float, steps: int = 2000) -> Tensor:
+def primal_dual(operator: MeasurementOperator, y: Tensor, L: float, w: float, steps: int = 1000) -> Tensor:
     """The same minimum by Chambolle and Pock (2011)."""
     x = bar = operator.estimate(y)
     p, q = torch.zeros_like(differences(x)), torch.zeros_like(y)
@@ -351,8 +338,3 @@ def test_more_noise_asks_for_a_larger_weight() -> None:
         assert min(candidates) < chosen.weight < max(candidates), "the best is within the grid"
         weights.append(chosen.weight)
     assert weights == sorted(weights)
-
-
-def test_without_validation_images_nothing_can_be_chosen() -> None:
-    with pytest.raises(ProblemError, match="no validation image by which the settings of bicubic could be chosen"):
-        choose(Bicubic(), SuperResolution(2), [])

@@ -82,12 +82,7 @@ class Small(Task):
     """
 
     def __init__(
-        self,
-        operator: MeasurementOperator,
-        test: int = 7,
-        seed: int = 1,
-        images: int = 64,
-        batch_size: int = 3,
+        self, operator: MeasurementOperator, test: int = 7, seed: int = 1, images: int = 64, batch_size: int = 3
     ) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(0.9))
