@@ -9,7 +9,7 @@ import sys
 import time
 from random import Random
 
-from deqopt.testing.faults.forked import LIMIT, Prepare, Running, Shared, Slot, heed_signals, ready_seconds
+from deqopt.testing.faults.forked import LIMIT, Prepare, Running, Slot, heed_signals, ready_seconds
 from deqopt.testing.faults.judgement import goes_on, no_traceback, saved, saved_and_goes_on, status_of, whole
 from deqopt.testing.faults.moments import Moment, drawn
 from deqopt.testing.faults.outcome import Broken, Outcome, expect
@@ -65,7 +65,7 @@ def a_signal_to_an_evaluation(case: Case) -> None:
     moment = Moment(f"on_{EVALUATION[name]}_{hook}", 1, case.random.random() < 0.5)
     case.fault = f"{number.name} to {name}, {moment}"
     case.copied()
-    ended = case.command(name, "--ckpt_path=last", prepare=[_at(moment, number)])
+    ended = case.command(name, "--ckpt_path=last", prepare=[sent_at(moment, number)])
     no_traceback(ended)
     expect(ended.fired, Outcome.OTHER, f"{moment} never came: {ended}")
     late = hook.endswith("end") and ended.status == 0
@@ -118,7 +118,7 @@ def _sent(random: Random, number: signal.Signals) -> tuple[list[Prepare], Act | 
         delay = random.uniform(0.0, USUAL_SECONDS)
         return [], lambda running: _later(running, delay, number), f"{delay:.3f} s after its start"
     moment = drawn(random, STEPS)
-    return [_at(moment, number)], None, str(moment)
+    return [sent_at(moment, number)], None, str(moment)
 
 
 def _later(running: Running, delay: float, number: signal.Signals) -> None:
@@ -128,12 +128,6 @@ def _later(running: Running, delay: float, number: signal.Signals) -> None:
         running.send(number, [0])
 
 
-def _at(moment: Moment, number: signal.Signals) -> Prepare:
-    def install(shared: Shared, rank: int) -> None:
-        def send(_: object) -> None:
-            shared.fire()
-            os.kill(os.getpid(), number)
-
-        moment.install(send)
-
-    return install
+def sent_at(moment: Moment, number: signal.Signals) -> Prepare:
+    """The process sends itself a signal."""
+    return moment.fault(lambda _: os.kill(os.getpid(), number))
