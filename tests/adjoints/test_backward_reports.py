@@ -59,17 +59,6 @@ def test_a_singular_system_is_reported() -> None:
     assert attached.backward.status.tolist() == [0, int(Status.OUT_OF_BUDGET), 0, 0, 0]
 
 
-def test_a_loss_that_is_not_finite_costs_its_sample_only() -> None:
-    case, others = linear(), [0, 2, 3, 4]
-    found = solved(case, PRECISE)
-    nan = torch.tensor([1.0, torch.nan, 1, 1, 1], dtype=torch.float64)
-    with pytest.warns(UserWarning, match="1 of 5 samples"):
-        gradients = torch.autograd.grad((nan * loss_of(found)).sum(), case.theta)
-    part = linear(rows=others)
-    want = torch.autograd.grad(loss_of(solved(part, PRECISE), others).sum(), part.theta)
-    assert close(gradients, want, 1e-8)
-
-
 # -- reports ----------------------------------------------------------------------------------------------------------
 
 

@@ -117,19 +117,6 @@ def test_where_no_sample_is_finite_the_loss_says_so(adjoint: Adjoint, closed_ove
     assert not found.usable.any() and not found.objective.isfinite().any() and found.objective.requires_grad
 
 
-@EVERY_ADJOINT
-def test_a_sample_that_is_lost_asks_for_no_gradient(adjoint: Adjoint) -> None:
-    """Even if the loss takes all objectives: only those of the others count."""
-    given = drive(ALL)
-    given[0] = torch.nan
-    found = PLAIN.solve(
-        problem(given, targets(ALL), Everywhere()), zeros(ALL, STATE), zeros(ALL, INPUT), adjoint=adjoint
-    )
-    got = torch.autograd.grad(found.objective.sum(), THETA, retain_graph=True)
-    want = torch.autograd.grad(found.objective[1:].sum(), THETA)
-    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
-
-
 REGULARIZERS: list[Regularizer] = [JacobianPenalty(visits=2), SpectralPenalty()]
 
 

@@ -74,7 +74,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         ("fit", "--task=cifar", "--task.loss.beta=3"),
         r"^--task\.loss: Expected an instantiatable class, but deqopt_tasks\.\S*TrainingLoss is abstract$",
     ),
-    "argument below one": ((*FIT, "--task.latent.x=8"), r"^--task\.latent: expected int, got .*'x'"),
+    "argument below one": ((*FIT, "--task.latent.x=8"), r"^task\.latent in small\.yaml: expected int, got .*'x'"),
     "unknown part of a solver": (
         (*FIT, "--solver=Bilevel", "--solver.descent=Adamm"),
         r"^--solver\.descent: there is no 'Adamm' to choose: give the name of a class, or its path$",

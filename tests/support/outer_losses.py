@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,27 @@ def outer_loss(z: Tensor, x: Tensor, mu: Tensor, rows: Any = slice(None)) -> Ten
 
 def loss_of(found: Equilibrium, rows: Any = slice(None)) -> Tensor:
     return outer_loss(flat(found.z), flat(found.x), flat(found.mu), rows)
+
+
+def check_slopes(
+    value: Callable[..., Tensor],
+    at: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    eps: float = 1e-6,
+    rtol: float = 1e-5,
+    atol: float = 1e-6,
+) -> None:
+    """Gradients of ``value(*at)`` against central differences along one random direction of every part."""
+    for i, gradient in enumerate(gradients):
+        direction = torch.randn_like(gradient)
+        above, below = (
+            value(
+                *((part + step * direction if j == i else part).detach().requires_grad_() for j, part in enumerate(at))
+            )
+            for step in (eps, -eps)
+        )
+        want = (above - below).detach() / (2 * eps)
+        torch.testing.assert_close((gradient * direction).sum(), want, rtol=rtol, atol=atol)
 
 
 def solved(case: Case, adjoint: Adjoint | None = None, start: Equilibrium | None = None) -> Equilibrium:
