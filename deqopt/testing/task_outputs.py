@@ -109,9 +109,4 @@ def callbacks_are_callbacks(bench: Bench) -> Iterator[str]:
             yield f"a {type(callback).__name__}, expected a lightning.pytorch.Callback"
 
 
-CLAUSES = (
-    metrics_take_the_outcome,
-    figures_can_be_drawn,
-    predictions_are_written,
-    callbacks_are_callbacks,
-)
+CLAUSES = (metrics_take_the_outcome, figures_can_be_drawn, predictions_are_written, callbacks_are_callbacks)

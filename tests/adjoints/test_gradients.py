@@ -8,18 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from catalogue import (
-    CASES,
-    SOLVERS,
-    WITH_TRUTH,
-    flat,
-    linear_with_data,
-    same_bits,
-    tanh,
-    targets,
-    theta_of,
-    zeros,
-)
+from catalogue import CASES, SOLVERS, WITH_TRUTH, flat, linear_with_data, same_bits, tanh, targets, theta_of, zeros
 from deqopt import JointProblem
 from deqopt.adjoints import Adjoint, Envelope, Implicit, JacobianFree, Phantom, Unrolled
 from deqopt.errors import ProblemError

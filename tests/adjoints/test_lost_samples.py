@@ -13,10 +13,7 @@ from torch import Tensor
 from adjoint_catalogue import ADJOINTS
 from catalogue import ALL, INPUT, STATE, quadratic, targets, theta_of, zeros
 from deqopt import Equilibrium, JointProblem
-from deqopt.adjoints import (
-    Adjoint,
-    implicit_fixed_point,
-)
+from deqopt.adjoints import Adjoint, implicit_fixed_point
 from deqopt.errors import NonFiniteError
 from deqopt.feasible import Box, Everywhere, FeasibleSet, L2Ball
 from deqopt.fixed_point import Anderson

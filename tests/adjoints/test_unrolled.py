@@ -92,8 +92,7 @@ def wide_case() -> Case:
     )
     y = targets(range(5))
     problem = JointProblem(
-        lambda z, x: torch.tanh(z @ up) @ down + x @ u,
-        lambda z, x: (z - y).square().sum(1) + x.square().sum(1),
+        lambda z, x: torch.tanh(z @ up) @ down + x @ u, lambda z, x: (z - y).square().sum(1) + x.square().sum(1)
     )
     return replace(tanh(), problem=problem, theta=(up, down, u))
 

@@ -318,11 +318,7 @@ def test_gradients_do_not_flow() -> None:
     ("f", "z0", "message"),
     [
         (lambda z: z[:, :2], torch.zeros(2, 3), r"f must keep the shape of z: .*\(2, 3\).*\(2, 2\)"),
-        (
-            lambda z: (z, z),
-            torch.zeros(2, 3),
-            r"f returned a tuple of \(2, 3\), \(2, 3\) for a state that is a tensor",
-        ),
+        (lambda z: (z, z), torch.zeros(2, 3), r"f returned a tuple of \(2, 3\), \(2, 3\) for a state that is a tensor"),
         (lambda z: None, torch.zeros(2, 3), "f returned a NoneType for a state that is a tensor"),
         (lambda z: z[0], (torch.zeros(2, 3),), "f returned a tensor .* for a state that is a tuple"),
         (lambda z: None, (torch.zeros(2, 3),), "f returned a NoneType for a state that is a tuple"),

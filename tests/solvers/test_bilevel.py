@@ -72,11 +72,7 @@ def by_hand(step: Callable[[Tensor, Tensor], Tensor], count: int, feasible: Feas
 @pytest.mark.parametrize("feasible", [Everywhere(), L2Ball(0.6)])
 @pytest.mark.parametrize(
     ("norm", "direction"),
-    [
-        (None, lambda g: g),
-        (Norm.L2, lambda g: g / g.norm(dim=1, keepdim=True)),
-        (Norm.LINF, lambda g: g.sign()),
-    ],
+    [(None, lambda g: g), (Norm.L2, lambda g: g / g.norm(dim=1, keepdim=True)), (Norm.LINF, lambda g: g.sign())],
 )
 def test_pgd_takes_the_steps_of_pgd(
     norm: Norm | None, direction: Callable[[Tensor], Tensor], feasible: FeasibleSet

@@ -8,19 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from catalogue import (
-    ALL,
-    CASES,
-    INNER,
-    SOLVERS,
-    Case,
-    flat,
-    linear,
-    same_bits,
-    tanh,
-    theta_of,
-    zeros,
-)
+from catalogue import ALL, CASES, INNER, SOLVERS, Case, flat, linear, same_bits, tanh, theta_of, zeros
 from deqopt import Equilibrium, JointProblem, Status
 from deqopt.adjoints import Adjoint, Envelope, Implicit, Unrolled
 from deqopt.errors import ProblemError
@@ -236,8 +224,7 @@ def test_an_input_that_acts_only_away_from_the_start_is_found(dtype: torch.dtype
     a, u, b = (tensor.detach().to(dtype) for tensor in theta_of())
     y = torch.linspace(-1, 1, 30, dtype=dtype).reshape(5, 6)
     problem = JointProblem(
-        lambda z, x: torch.tanh(z @ a.T + b + z * (x @ u.T)),
-        lambda z, x: (z - y).square().sum(1) + x.square().sum(1),
+        lambda z, x: torch.tanh(z @ a.T + b + z * (x @ u.T)), lambda z, x: (z - y).square().sum(1) + x.square().sum(1)
     )
     found = JointAnderson(max_nfe=400, tol=1e-5).solve(
         problem, torch.zeros(5, 6).to(dtype), torch.zeros(5, 4).to(dtype)
