@@ -13,7 +13,7 @@ from deqopt.errors import ProblemError
 from deqopt.loop_settings import Norm
 from deqopt.state import State
 from deqopt.testing.problems import ALL, BALL, BOX, DATA, LINEAR, TANH, TUPLE, Case, Family
-from deqopt.testing.report import Inapplicable
+from deqopt.testing.report import Inapplicable, clauses_of
 from deqopt.testing.trial import STEPS, Trial, gradients_of_steps, is_finite, solve
 
 BUDGETS = (16, 40, 100, 250)
@@ -147,9 +147,4 @@ def _shifted(case: Case) -> Case:
     return replace(case, name=f"{case.name}, x around {SHIFT:g}", problem=problem, x0=case.x0 + SHIFT, x=case.x + SHIFT)
 
 
-CLAUSES = (
-    the_objective_is_that_of_the_input,
-    more_budget_is_never_worse,
-    converged_is_solved,
-    single_precision_has_gradients,
-)
+CLAUSES = clauses_of(__name__)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from catalogue import CASES, SOLVERS, WITH_TRUTH, flat, linear_with_data, same_bits, tanh, targets, theta_of, zeros
+from catalogue import CASES, SOLVERS, WITH_TRUTH, flat, linear_with_data, tanh, targets, theta_of, zeros
 from deqopt import JointProblem
 from deqopt.adjoints import Adjoint, Envelope, Implicit, JacobianFree, Phantom, Unrolled
 from deqopt.errors import ProblemError
@@ -16,6 +16,7 @@ from deqopt.feasible import Box, Everywhere, FeasibleSet, L2Ball
 from deqopt.fixed_point import Anderson
 from deqopt.solvers import JointAnderson, solve_exactly
 from deqopt.state import tensors_of
+from deqopt.testing.trial import same_bits
 from outer_losses import check_slopes
 
 ALL_ADJOINTS = [Envelope(), Implicit(), JacobianFree(), Phantom(), Unrolled(), Unrolled(checkpoint=True)]

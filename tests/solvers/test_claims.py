@@ -73,17 +73,6 @@ def test_a_start_that_nearly_fits_by_chance_is_left(solver: str, share: float) -
     assert (found.x.norm(dim=1) > 0.05).all()
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_a_start_at_the_minimum_of_the_objective_is_left(solver: str) -> None:
-    """z0 = 0, where ``J = |z|^2`` and mu are zero, is no equilibrium."""
-    problem, y = fit(0.8)
-    problem = JointProblem(lambda z, x: problem_f(z, x) + y, lambda z, x: z.square().sum(1))
-    problem_f = fit(0.8)[0].f
-    x0 = y.new_zeros(SAMPLES, INPUT)
-    for budget in (40, 200):
-        check_objective(problem, made(solver, budget).solve(problem, 0 * y, x0), x0)
-
-
 # -- CONVERGED is solved -----------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from catalogue import ALL, CASES, INNER, SOLVERS, Case, flat, linear, same_bits, tanh, theta_of, zeros
+from catalogue import ALL, CASES, INNER, SOLVERS, Case, flat, linear, tanh, theta_of, zeros
 from deqopt import Equilibrium, JointProblem, Status
 from deqopt.adjoints import Adjoint, Envelope, Implicit, Unrolled
 from deqopt.errors import ProblemError
@@ -27,6 +27,7 @@ from deqopt.solvers import (
     solve_exactly,
 )
 from deqopt.state import State, tensors_of
+from deqopt.testing.trial import same_bits
 
 PLAIN: dict[str, Any] = {"step_rule": StepRule.PLAIN, "step_size": 0.1}
 SHORT: dict[str, JointSolver] = {

@@ -78,16 +78,8 @@ def a_signal_while_it_starts(case: Case) -> None:
     number = case.random.choice(NUMBERS)
     delay = case.random.uniform(0.05, IMPORT_SECONDS / 2)
     case.fault = f"{number.name} to a new process after {delay:.2f} s"
-    words = ["fit", "--config", str(case.bench.config), f"--trainer.default_root_dir={case.root}"]
     began = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, "-m", "deqopt", *words],
-        cwd=case.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=heed_signals,
-    ) as process:
+    with new_process(case) as process:
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:
@@ -98,6 +90,21 @@ def a_signal_while_it_starts(case: Case) -> None:
     expect(status in (0, status_of(number)), Outcome.OTHER, f"exit {status}, expected {status_of(number)}")
     if case.checkpoints():
         goes_on(case)
+
+
+def new_process(case: Case, *words: str) -> subprocess.Popen:
+    """``deqopt fit`` on the tiny task, as a process that leads a group; what it says goes to the file ``said``."""
+    settings = ("--config", str(case.bench.config), f"--trainer.default_root_dir={case.root}")
+    with (case.folder / "said").open("w") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "deqopt", "fit", *settings, *words],
+            cwd=case.folder,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            preexec_fn=heed_signals,
+        )
 
 
 def ended_within(process: subprocess.Popen, limit: float) -> int:
