@@ -32,9 +32,6 @@ from deqopt.fixed_point import Anderson
 from deqopt.solvers import Tracking, solve_exactly
 from outer_losses import EXACT, PRECISE, close, loss_of, outer_loss, solved
 
-BALL, BOX = L2Ball(0.5), Box(-0.3, 0.4)
-
-
 # -- closed forms -----------------------------------------------------------------------------------------------------
 
 
@@ -95,37 +92,6 @@ def test_every_part_alone(name: str, part: str) -> None:
     truth = dict(zip(("z", "x", "mu"), closed_form(case, found), strict=True))
     got = torch.autograd.grad(flat(getattr(found, part)).cos().sum(), case.theta)
     assert close(got, torch.autograd.grad(truth[part].cos().sum(), case.theta), 1e-8)
-
-
-@pytest.mark.parametrize("feasible", [BALL, BOX])
-def test_the_active_constraint_matters(feasible: FeasibleSet) -> None:
-    """At the same point without it, the gradient is another: the tests above would notice a constraint left out."""
-    case = linear(feasible=feasible)
-    found = solved(case)
-    assert (found.x.norm(dim=1) > 0.49).any() if feasible is BALL else ((found.x == 0.4) | (found.x == -0.3)).any()
-    with_it = PRECISE.attach(case.problem, found)
-    without = PRECISE.attach(replace(case.problem, feasible=Everywhere()), found)
-    got, other = (torch.autograd.grad(loss_of(one).sum(), case.theta) for one in (with_it, without))
-    assert not close(got, other, 0.05)
-
-
-def test_the_curvature_of_the_ball_matters() -> None:
-    """Tangent space without curvature: the derivative of x as if the sphere were flat is far off."""
-    case = linear(feasible=BALL)
-    found = solved(case)
-    a, u, b = case.theta
-    x = optimum((a, u, b), targets(range(5)), BALL, found.x)
-    normal = found.x / found.x.norm(dim=1, keepdim=True)
-
-    class Flat(FeasibleSet):
-        def project(self, x: Tensor) -> Tensor:
-            over = ((x * normal).sum(1, keepdim=True) - 0.5).clamp_min(0)
-            return x - over * normal
-
-    flat_set = PRECISE.attach(replace(case.problem, feasible=Flat()), found)
-    assert not close(
-        torch.autograd.grad(flat_set.x.cos().sum(), case.theta), torch.autograd.grad(x.cos().sum(), case.theta), 0.05
-    )
 
 
 def test_a_constraint_that_is_nowhere_active_changes_nothing() -> None:

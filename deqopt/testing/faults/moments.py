@@ -53,9 +53,17 @@ class Moment:
 
     def fault(self, action: Action) -> Prepare:
         """What lets the action happen at this moment of a child, and notes that it did."""
-        return lambda shared, rank: self._install(lambda trainer: (shared.fire(), action(trainer)))
 
-    def _install(self, action: Callable[[Any], object]) -> None:
+        def install(shared: Shared, rank: int) -> None:
+            def act(trainer: Any) -> None:
+                shared.fire()
+                action(trainer)
+
+            self._install(act)
+
+        return install
+
+    def _install(self, action: Action) -> None:
         if self.hook in WRITES:
             setattr(os, self.hook, self._wrapped(getattr(os, self.hook), lambda *_: True, action))
         else:
@@ -63,9 +71,7 @@ class Moment:
                 call._call_callback_hooks, lambda trainer, hook, *_: hook == self.hook, action
             )
 
-    def _wrapped(
-        self, inner: Callable[..., Any], is_meant: Callable[..., bool], action: Callable[[Any], object]
-    ) -> Callable[..., Any]:
+    def _wrapped(self, inner: Callable[..., Any], is_meant: Callable[..., bool], action: Action) -> Callable[..., Any]:
         calls = 0
 
         def wrapper(*args: Any, **settings: Any) -> Any:

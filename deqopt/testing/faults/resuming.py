@@ -72,7 +72,7 @@ def a_task(case: Case) -> None:
     case.fault = f"{task}, interrupted in steps {' and '.join(map(str, steps))}"
     config = case.folder / "run.yaml"
     config.write_text(json.dumps(RUNS[task]))
-    words = ("--config", str(config))
+    words: tuple[str, ...] = ("--config", str(config))
     reference = case.bench.undisturbed(task, words)
     words = (*words, f"--trainer.default_root_dir={case.root}")
     done: int = 0
