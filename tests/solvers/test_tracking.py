@@ -38,6 +38,19 @@ def test_the_steps_decay_as_told(decay: float) -> None:
     assert torch.allclose(steps, 0.3 * (1 - spent) ** decay)
 
 
+@pytest.mark.parametrize(("inner", "settle"), [(2, 0), (2, 3), (5, 4)])
+def test_x_moves_now_and_then_by_shrinking_steps(inner: int, settle: int) -> None:
+    case = linear()
+    solver = Tracking(max_nfe=30, tol=0, step_size=0.3, inner=inner, settle=settle)
+    lengths = path(solver, case.problem, case.z0, case.x0).diff(dim=0).norm(dim=2)  # type: ignore[arg-type]
+    moves = [k + 1 for k in range(29) if lengths[k].max() > 0]
+    assert moves == [k for k in range(1, 30 - settle) if k % inner == 0], "x is at rest in between and at the end"
+    steps = lengths[[k - 1 for k in moves]]
+    assert (steps[1:] < steps[:-1]).all() and (steps <= 0.3).all()
+    assert torch.allclose(steps[0], torch.full((5,), 0.3 * (1 - inner / (30 - settle)), dtype=torch.float64))
+    assert torch.allclose(steps, steps[:, :1].expand_as(steps)), "the length does not depend on the gradient's"
+
+
 @pytest.mark.parametrize("kind", [Tracking, SecantTracking])
 @pytest.mark.parametrize(("warmup", "settle"), [(0, 0), (5, 0), (0, 4), (5, 4)])
 def test_x_rests_first_and_last(kind: type[Tracking], warmup: int, settle: int) -> None:
