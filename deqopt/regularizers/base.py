@@ -19,9 +19,6 @@ class Regularizer(ABC):
     """A penalty that is added to the loss, ``weight * penalty``, and logged under ``name`` without its weight.
 
     Example:
-        >>> import torch
-        >>> from deqopt import JointProblem
-        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
         >>> from deqopt.regularizers import Regularizer
         >>> class SmallStates(Regularizer):
         ...     name, weight = "states", 0.1

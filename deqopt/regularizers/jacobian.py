@@ -27,14 +27,11 @@ class JacobianPenalty(Regularizer):
         probes: Gaussian vectors v a point.
         visits: at how many random iterates of the trajectory it is taken besides the equilibrium.
 
-    Example:
-        >>> import torch
-        >>> from deqopt import JointProblem
-        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.regularizers import JacobianPenalty
         >>> from deqopt.solvers import JointAnderson
-        >>> eq = JointAnderson().solve(problem, torch.zeros(3, 2), torch.zeros(3, 2))
-        >>> float(JacobianPenalty(probes=1000).penalty(problem, eq))  # the mean square of the gain, 0.5
+        >>> eq = JointAnderson().solve(problem, z0, x0)
+        >>> JacobianPenalty(probes=1000).penalty(problem, eq).item()  # the mean square of the gain, 0.5
         0.2...
     """
 

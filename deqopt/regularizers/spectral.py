@@ -30,13 +30,10 @@ class SpectralPenalty(Regularizer):
         weight: of the penalty in the loss.
         products: of the power iteration after the solve, 0 or more.
 
-    Example:
-        >>> import torch
-        >>> from deqopt import JointProblem
-        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.regularizers import SpectralPenalty
         >>> from deqopt.solvers import JointAnderson
-        >>> eq = JointAnderson().solve(problem, torch.zeros(3, 2), torch.zeros(3, 2))
+        >>> eq = JointAnderson().solve(problem, z0, x0)
         >>> penalty = SpectralPenalty(weight=2.0).penalty(problem, eq)
     """
 
