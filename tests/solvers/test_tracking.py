@@ -1,6 +1,8 @@
 """Tracking and its secants: when x moves and how far, and states that know where the equilibrium goes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -106,12 +108,12 @@ def test_secants_of_a_linear_cell_predict_its_equilibrium(states: int) -> None:
     def image(s: Tensor, x: Tensor) -> Tensor:
         return s @ a.T + x @ u.T + 1
 
-    widths = [states - 1, 1, inputs]
-    memory = CoupledMixing(torch.zeros(batch, states + inputs, dtype=torch.float64), states + inputs + 1, 10.0, widths)
     s, x = torch.zeros(batch, states, dtype=torch.float64), torch.zeros(batch, inputs, dtype=torch.float64)
+    memory = CoupledMixing(s, x, states + inputs + 1, 10.0, widths=[states - 1, 1])
     for _ in range(states + inputs + 1):
         before, plain, move = s, image(s, x), torch.randn_like(x)
-        s, x = memory.follow(before, plain, x, move), x + move
+        at: Any = SimpleNamespace(states=before, image=plain, x=x)
+        s, x = memory.follow(at, move), x + move
     exact = torch.linalg.solve(torch.eye(states, dtype=a.dtype) - a, (x @ u.T + 1).T).T
     assert ((s - exact).norm(dim=1) < 0.3 * (plain - exact).norm(dim=1)).all()
 
