@@ -32,6 +32,18 @@ def loss_of(found: Equilibrium, rows: Any = slice(None)) -> Tensor:
     return outer_loss(flat(found.z), flat(found.x), flat(found.mu), rows)
 
 
+def slopes(value: Callable[..., Tensor], at: Sequence[Tensor], eps: float) -> list[tuple[Tensor, Tensor]]:
+    """A random direction of every part, and the derivative of ``value(*at)`` along it by central differences."""
+    found = []
+    for i, along in enumerate(map(torch.randn_like, at)):
+        above, below = (
+            value(*((part + step * along if j == i else part).detach().requires_grad_() for j, part in enumerate(at)))
+            for step in (eps, -eps)
+        )
+        found.append((along.detach(), (above - below).detach() / (2 * eps)))
+    return found
+
+
 def check_slopes(
     value: Callable[..., Tensor],
     at: Sequence[Tensor],
@@ -40,16 +52,8 @@ def check_slopes(
     rtol: float = 1e-5,
     atol: float = 1e-6,
 ) -> None:
-    """Gradients of ``value(*at)`` against central differences along one random direction of every part."""
-    for i, gradient in enumerate(gradients):
-        direction = torch.randn_like(gradient)
-        above, below = (
-            value(
-                *((part + step * direction if j == i else part).detach().requires_grad_() for j, part in enumerate(at))
-            )
-            for step in (eps, -eps)
-        )
-        want = (above - below).detach() / (2 * eps)
+    """Gradients of ``value(*at)`` against :func:`slopes`."""
+    for gradient, (direction, want) in zip(gradients, slopes(value, at, eps), strict=True):
         torch.testing.assert_close((gradient * direction).sum(), want, rtol=rtol, atol=atol)
 
 
