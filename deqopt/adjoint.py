@@ -16,16 +16,11 @@ from deqopt.state import State
 class Adjoint(ABC):
     """How gradients with respect to theta reach a solution. A setting: it remembers nothing of a solve.
 
-    Example:
-        >>> import torch
-        >>> from deqopt import JointProblem
-        >>> from deqopt.solvers import JointAnderson
-        >>> theta = torch.tensor(0.5, requires_grad=True)
-        >>> problem = JointProblem(lambda z, x: theta * z + x, lambda z, x: (z - 1).square().sum(1) + x.square().sum(1))
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.adjoints import Envelope
-        >>> eq = JointAnderson(tol=1e-5).solve(problem, torch.zeros(3, 2), torch.zeros(3, 2), adjoint=Envelope())
-        >>> eq.objective.sum().backward()
-        >>> bool(theta.grad.isfinite())
+        >>> from deqopt.solvers import JointAnderson
+        >>> eq = JointAnderson(tol=1e-5).solve(problem, z0, x0, adjoint=Envelope())
+        >>> bool(torch.autograd.grad(eq.objective.sum(), weight)[0].isfinite())
         True
     """
 

@@ -106,14 +106,11 @@ class Equilibrium:
         backward: how the backward pass went, with an adjoint.
         held: which of z, x and mu the adjoint holds fixed: the backward pass of a loss that depends on them warns.
 
-    Example:
-        >>> import torch
-        >>> from deqopt import JointProblem
-        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.solvers import JointAnderson
-        >>> eq = JointAnderson(step_size=1.0).solve(problem, torch.zeros(3, 2), torch.zeros(3, 2))
+        >>> eq = JointAnderson().solve(problem, z0, x0)
         >>> eq.z.shape, eq.converged.tolist()
-        (torch.Size([3, 2]), [True, True, True])
+        (torch.Size([2, 3]), [True, True])
     """
 
     z: State

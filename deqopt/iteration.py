@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from deqopt.batch import pick
 from deqopt.loop_settings import LoopSettings
 from deqopt.memory import Memory
 from deqopt.state import known_all
@@ -179,9 +180,6 @@ class _Rows:
             limit=infinite,
         )
 
-    def pick(self, keep: Tensor) -> _Rows:
-        return _Rows(**{name: value[keep] for name, value in vars(self).items()})
-
     def put(self, where: Tensor, others: _Rows) -> _Rows:
         """These rows with ``others`` at the indices ``where``."""
         return _Rows(**{name: value.index_copy(0, where, getattr(others, name)) for name, value in vars(self).items()})
@@ -244,7 +242,7 @@ def iterate(
             if smaller is not None:
                 keep, system = rows.active, smaller
                 everyone = everyone.put(places, rows)
-                at, again, places, rows = _picked(at, keep), again[keep], places[keep], rows.pick(keep)
+                at, again, places, rows = pick((at, again, places, rows), keep)
                 memory.pick(keep)
         with torch.autocast(w.device.type, enabled=False):
             after = step(system, at, memory)
@@ -323,10 +321,6 @@ def _where(chosen: Tensor, some: Tensor, others: Tensor) -> Tensor:
     if known_all(chosen):
         return some
     return torch.where(chosen[:, None], some, others)
-
-
-def _picked(at: Any, keep: Tensor) -> Any:
-    return replace(at, **{name: value[keep] for name, value in vars(at).items()})
 
 
 def _spread(now: tuple[Tensor, Tensor], places: Tensor, before: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,8 @@ from deqopt.step_guard import WEIGHTS_DIVERGED, check_weights, usable_losses, ze
 from deqopt.task import Task
 from deqopt.weights import cached_weights
 
+STAGES = ("train", "val", "test")
+
 
 class JointModule(FromCheckpoint, GuardedModule):
     """Trains and runs a task: solves its joint problem on every batch and differentiates the outer loss.
@@ -84,12 +86,8 @@ class JointModule(FromCheckpoint, GuardedModule):
             *((one, Regularizer, "a regularizer") for one in self.regularizers),
         ):
             require(part, kind, name)
-        self.stages = nn.ModuleDict(
-            {
-                _metrics_name(stage): MetricCollection(dict(task.metrics()), prefix=f"{stage}/")
-                for stage in ("train", "val", "test")
-            }
-        )
+        metrics = {stage: MetricCollection(dict(task.metrics()), prefix=f"{stage}/") for stage in STAGES}
+        self.stages = nn.ModuleDict({_metrics_name(stage): one for stage, one in metrics.items()})
         if compile and isinstance(self.adjoint, Unrolled):
             raise ProblemError(
                 f"{type(self.adjoint).__name__} differentiates the solve, and compiled code cannot be differentiated "
@@ -299,16 +297,9 @@ class JointModule(FromCheckpoint, GuardedModule):
 
     def _describe(self, compile: bool) -> None:
         """Write into the hyper-parameters what a checkpoint needs to make this module again; plain data only."""
-        parts = {
-            "task": self.task,
-            "solver": self.solver,
-            "adjoint": self.adjoint,
-            "regularizers": self.regularizers,
-            "optimization": self.optimization,
-            "compile": compile,
-        }
+        parts = ("task", "solver", "adjoint", "regularizers", "optimization")
         try:
-            described = {name: spec(part) for name, part in parts.items()}
+            described = {**{name: spec(getattr(self, name)) for name in parts}, "compile": compile}
         except NotPlainError:
             return
         described["optimization"] = described["optimization"]["init_args"]
@@ -328,14 +319,9 @@ class JointModule(FromCheckpoint, GuardedModule):
         )
 
     def _log_solve(self, stage: str, equilibrium: Equilibrium, batch: Any) -> None:
-        figures = {
-            "objective": equilibrium.objective.detach(),
-            "residual": equilibrium.residual,
-            "nfe": equilibrium.nfe,
-            "converged": equilibrium.converged,
-        }
-        for name, values in figures.items():
-            self._log(stage, name, values.float().mean(), batch, prog_bar=name != "converged")
+        for name in ("objective", "residual", "nfe", "converged"):
+            mean = getattr(equilibrium, name).detach().float().mean()
+            self._log(stage, name, mean, batch, prog_bar=name != "converged")
 
     def _update_metrics(self, stage: str, equilibrium: Equilibrium, batch: Any) -> None:
         metrics = self.stages[_metrics_name(stage)]

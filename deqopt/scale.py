@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from deqopt.state import State, leaf, state_of, tensors_of
 
 # How far from x, in lengths of x plus one, two points are projected to tell how wide a feasible set is.
 FAR = 1e4
+
+
+def _column(number: int) -> Any:
+    return property(lambda scale: scale.rows[:, number])
 
 
 @dataclass(frozen=True)
@@ -37,25 +42,7 @@ class Scale:
 
     rows: Tensor
 
-    @property
-    def state(self) -> Tensor:
-        return self.rows[:, 0]
-
-    @property
-    def multiplier(self) -> Tensor:
-        return self.rows[:, 1]
-
-    @property
-    def direct(self) -> Tensor:
-        return self.rows[:, 2]
-
-    @property
-    def gain(self) -> Tensor:
-        return self.rows[:, 3]
-
-    @property
-    def reach(self) -> Tensor:
-        return self.rows[:, 4]
+    state, multiplier, direct, gain, reach = (_column(k) for k in range(5))
 
     @classmethod
     def at(cls, problem: JointProblem, z: State, x: Tensor, norm: Norm, recorded: bool = False) -> Scale:

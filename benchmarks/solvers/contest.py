@@ -1,20 +1,97 @@
-"""A contest: settings are chosen on validation images, then everybody solves the test images, taking turns."""
+"""A contest: who takes part; settings are chosen on validation images, then all solve the test images, in turns."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from benchmarks.solvers.competitors import Choice, Competitor, Entrant, Side
 from benchmarks.solvers.stopwatch import ReturnedInput, Stopwatch
 from deqopt import JointProblem
 from deqopt.fixed_point import Anderson
+from deqopt.solvers import JointSolver
 from deqopt.state import State
+
+
+class Competitor(ABC):
+    """One way, with all its settings, to solve a joint problem."""
+
+    @abstractmethod
+    def run(self, problem: JointProblem, z0: State, x0: Tensor, watch: Stopwatch, labels: Sequence[int]) -> None:
+        """Solve from ``(z0, x0)`` and mark the x that is returned at each of ``labels``, ascending."""
+
+
+@dataclass(frozen=True)
+class SolverAtBudgets(Competitor):
+    """Any :class:`JointSolver`: a label is a budget, and every budget is a solve of its own.
+
+    Args:
+        make: the solver with a budget.
+    """
+
+    make: Callable[[int], JointSolver]
+
+    def run(self, problem: JointProblem, z0: State, x0: Tensor, watch: Stopwatch, labels: Sequence[int]) -> None:
+        for label in labels:
+            solver = self.make(label)
+            watch.start()
+            watch.mark(label, solver.solve(problem, z0, x0).x)
+
+
+class Side(Enum):
+    """Whose a competitor is."""
+
+    OURS = "deqopt"
+    BASELINE = "baseline"
+    PEER = "peer"
+
+
+class SettingsChoice(Enum):
+    """How the settings of an entrant are chosen on the validation images.
+
+    EACH takes for every label those of the lowest objective, for solvers that are told their budget. LAST takes for all
+    labels those of the lowest objective at the last one, and CHEAPEST those that get within half a percent of the
+    lowest objective of all with the fewest steps.
+    """
+
+    EACH = "each"
+    LAST = "last"
+    CHEAPEST = "cheapest"
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A competitor with the settings among which it may choose; all entrants have equally many.
+
+    Args:
+        candidates: by what distinguishes them, as it is printed.
+        labels: budgets or step counts, ascending.
+    """
+
+    name: str
+    side: Side
+    candidates: dict[str, Competitor]
+    labels: tuple[int, ...]
+    choice: SettingsChoice
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An entrant that cannot take part, and why."""
+
+    name: str
+    reason: str
+
+
+Cost = Literal["evaluations", "seconds"]
+"""What a point of a curve took."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +147,9 @@ class Curve:
     side: Side
     points: tuple[CurvePoint, ...]
 
-    def fewest_evaluations(self, target: float) -> float:
-        """To an objective of ``target`` or lower; infinite where it is not reached."""
-        return min((point.evaluations for point in self.points if point.objective <= target), default=math.inf)
-
-    def least_seconds(self, target: float) -> float:
-        """To an objective of ``target`` or lower; infinite where it is not reached."""
-        return min((point.seconds for point in self.points if point.objective <= target), default=math.inf)
+    def least(self, cost: Cost, target: float) -> float:
+        """The least cost of an objective of ``target`` or lower; infinite where it is not reached."""
+        return min((getattr(point, cost) for point in self.points if point.objective <= target), default=math.inf)
 
     def at(self, label: int) -> CurvePoint:
         return next(point for point in self.points if point.label == label)
@@ -138,12 +211,12 @@ def _select(scene: Scene, entrant: Entrant) -> tuple[dict[int, str], Curve, int]
     return {point.label: point.settings for point in points}, Curve(entrant.name, entrant.side, tuple(points)), chosen
 
 
-def choose(trials: Mapping[str, Sequence[CurvePoint]], choice: Choice) -> tuple[Sequence[CurvePoint], int]:
+def choose(trials: Mapping[str, Sequence[CurvePoint]], choice: SettingsChoice) -> tuple[Sequence[CurvePoint], int]:
     """The points of the chosen settings, one a label, and the label at which the entrant is at its best."""
     last = [points[-1] for points in trials.values()]
-    if choice is Choice.EACH:
+    if choice is SettingsChoice.EACH:
         return [min(points, key=_objective) for points in zip(*trials.values(), strict=True)], last[0].label
-    if choice is Choice.LAST:
+    if choice is SettingsChoice.LAST:
         return trials[min(last, key=_objective).settings], last[0].label
     every = [point for points in trials.values() for point in points]
     lowest = min(every, key=_objective).objective

@@ -7,32 +7,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.solvers.competitors import Choice, Competitor, Entrant, Missing, Side, SolverAtBudgets
+from benchmarks.solvers.contest import Competitor, Entrant, Missing, SettingsChoice, Side, SolverAtBudgets
 from benchmarks.solvers.peers import (
     INSTALL,
     Adam,
     NormalisedGradient,
+    PeerSolver,
     PublishedJointAnderson,
     Rule,
-    Solver,
     TorchDEQDescent,
     torchdeq_is_installed,
 )
 from deqopt import solvers
 from deqopt.fixed_point import Anderson
 from deqopt.loop_settings import Norm
-from deqopt.solvers import (
-    LBFGS,
-    PGD,
-    Bilevel,
-    Descent,
-    JointAnderson,
-    JointBroyden,
-    JointSolver,
-    SecantTracking,
-    StepRule,
-    Tracking,
-)
+from deqopt.solvers import PGD, Bilevel, Descent, JointAnderson, JointBroyden, JointSolver, SecantTracking, StepRule
 
 BILEVEL_ADAM = "Bilevel Adam warm"
 BILEVEL_PGD_COLD = "Bilevel PGD cold, literature's step"
@@ -66,13 +55,14 @@ class Effort:
 def of_latent_fitting(effort: Effort) -> list[Entrant | Missing]:
     """For latents that start at zero and end at lengths of about ten."""
     adam, lengths = [0.1, 0.2, 0.05, 0.4], [0.1, 0.2, 0.05, 0.4]
-    tracking, steps, mixing = [1.0, 2.0, 0.5, 4.0], [0.02, 0.05, 0.1, 0.01], [1.0, 3.0, 0.3, 10.0]
+    tracking, longest = [1.0, 2.0, 0.5, 4.0], [1.0, 0.5, 2.0, 4.0]
+    steps, mixing = [0.02, 0.05, 0.1, 0.01], [1.0, 3.0, 0.3, 10.0]
     every, last, cold = Moves(effort.steps), Moves(effort.steps[-1:]), Moves(effort.steps[-1:], warm=False)
     all_cold = replace(every, warm=False)
     jiio = [(0.03, 0.01), (0.01, 0.003), (0.1, 0.03), (0.003, 0.001)]
-    anderson, broyden = partial(peer, Solver.ANDERSON), partial(peer, Solver.BROYDEN)
+    anderson, broyden = partial(peer, PeerSolver.ANDERSON), partial(peer, PeerSolver.BROYDEN)
     return [
-        joint("Tracking", Tracking(settle=0), tracking, effort),
+        joint("Tracking", solvers.Tracking(settle=0), tracking, effort),
         joint("SecantTracking", SecantTracking(settle=0), tracking, effort),
         joint("JointAnderson", JointAnderson(step_rule=StepRule.PLAIN), steps, effort),
         joint("JointBroyden", JointBroyden(step_rule=StepRule.PLAIN), steps, effort),
@@ -81,11 +71,11 @@ def of_latent_fitting(effort: Effort) -> list[Entrant | Missing]:
         bilevel(BILEVEL_ADAM, lambda step: solvers.Adam(lr=step), adam, every, effort),
         bilevel("Bilevel Adam cold", lambda step: solvers.Adam(lr=step), adam, cold, effort),
         bilevel("Bilevel PGD warm", lambda step: PGD(lr=step, norm=Norm.L2), lengths, last, effort),
-        bilevel("Bilevel L-BFGS warm", lambda step: LBFGS(lr=0.1, longest=step), [1.0, 0.5, 2.0, 4.0], last, effort),
+        bilevel("Bilevel L-BFGS warm", lambda step: solvers.LBFGS(lr=0.1, longest=step), longest, last, effort),
         anderson(PEER_ADAM, Adam, adam, every, effort),
         anderson("torchdeq Anderson, Adam cold", Adam, adam, all_cold, effort),
         broyden("torchdeq Broyden, Adam warm", Adam, adam, every, effort),
-        peer(Solver.PLAIN, "torchdeq plain, Adam warm", Adam, adam, every, effort),
+        peer(PeerSolver.PLAIN, "torchdeq plain, Adam warm", Adam, adam, every, effort),
         anderson("torchdeq Anderson, PGD warm", NormalisedGradient, lengths, every, effort),
         broyden("torchdeq Broyden, PGD warm", NormalisedGradient, lengths, every, effort),
         published(jiio, effort.iterations[0], 40, False, effort),
@@ -105,20 +95,20 @@ def of_attack(radius: float, effort: Effort) -> list[Entrant | Missing]:
     steps = [radius * share for share in (1.0, 0.5, 2.0, 0.25)]
     longest = [radius * share for share in (0.125, 0.25, 0.06, 0.5)]
     warm = Moves(effort.attack_steps, evaluations=6)
-    cheapest, cold = replace(warm, choice=Choice.CHEAPEST), Moves(effort.attack_steps[-1:], warm=False)
+    cheapest, cold = replace(warm, choice=SettingsChoice.CHEAPEST), Moves(effort.attack_steps[-1:], warm=False)
     literature = [LITERATURE * radius / effort.attack_steps[-1]]
     jiio = [(0.6, 0.2), (0.2, 0.07), (1.8, 0.6), (0.07, 0.02)]
-    anderson, gradient = partial(peer, Solver.ANDERSON), NormalisedGradient
+    anderson, gradient = partial(peer, PeerSolver.ANDERSON), NormalisedGradient
     mixing = JointAnderson(step_rule=StepRule.PLAIN, history_size=6, ridge=1e-2)
 
     def by_length(step: float) -> Descent:
         return PGD(lr=step, norm=Norm.L2)
 
     def quasi_newton(step: float) -> Descent:
-        return LBFGS(lr=0.1 * radius, longest=step)
+        return solvers.LBFGS(lr=0.1 * radius, longest=step)
 
     return [
-        joint("Tracking", Tracking(inner=1, decay=0.5, settle=0), steps, effort),
+        joint("Tracking", solvers.Tracking(inner=1, decay=0.5, settle=0), steps, effort),
         joint("SecantTracking", SecantTracking(decay=0.5, settle=0), steps, effort),
         joint("JointAnderson", mixing, [0.1, 0.3, 1.0, 0.03], effort),
         joint("JointBroyden", JointBroyden(step_rule=StepRule.NORMALISED), steps, effort),
@@ -128,8 +118,8 @@ def of_attack(radius: float, effort: Effort) -> list[Entrant | Missing]:
         anderson(PEER_PGD_COLD, gradient, literature, cold, effort),
         anderson("torchdeq Anderson, PGD cold", gradient, lengths, cold, effort),
         anderson(PEER_PGD_WARM, gradient, lengths, cheapest, effort),
-        peer(Solver.BROYDEN, "torchdeq Broyden, PGD warm", gradient, lengths, cheapest, effort),
-        peer(Solver.PLAIN, "torchdeq plain, PGD warm", gradient, lengths, cheapest, effort),
+        peer(PeerSolver.BROYDEN, "torchdeq Broyden, PGD warm", gradient, lengths, cheapest, effort),
+        peer(PeerSolver.PLAIN, "torchdeq plain, PGD warm", gradient, lengths, cheapest, effort),
         anderson("torchdeq Anderson, Adam warm", Adam, [0.1, 0.3, 0.03, 1.0], warm, effort),
         published(jiio, effort.iterations[1], 20, True, effort),
     ]
@@ -149,7 +139,7 @@ class Moves:
     labels: tuple[int, ...]
     evaluations: int = 12
     warm: bool = True
-    choice: Choice = Choice.LAST
+    choice: SettingsChoice = SettingsChoice.LAST
 
 
 def joint(name: str, solver: JointSolver, steps: Sequence[float], effort: Effort) -> Entrant:
@@ -160,7 +150,7 @@ def joint(name: str, solver: JointSolver, steps: Sequence[float], effort: Effort
         found: JointSolver = replace(configured, max_nfe=budget, step_size=step)
         return found
 
-    return Entrant(name, Side.OURS, _by_step(make, steps, effort), effort.budgets, Choice.EACH)
+    return Entrant(name, Side.OURS, _by_step(make, steps, effort), effort.budgets, SettingsChoice.EACH)
 
 
 def bilevel(
@@ -177,7 +167,12 @@ def bilevel(
 
 
 def peer(
-    solver: Solver, name: str, rule: Callable[[float], Rule], steps: Sequence[float], moves: Moves, effort: Effort
+    solver: PeerSolver,
+    name: str,
+    rule: Callable[[float], Rule],
+    steps: Sequence[float],
+    moves: Moves,
+    effort: Effort,
 ) -> Entrant | Missing:
     """Bilevel descent with a solver of torchdeq."""
     if not torchdeq_is_installed():
@@ -197,7 +192,7 @@ def published(
         f"steps {early:g} and {late:g}": PublishedJointAnderson(early, late, memory, normalised)
         for early, late in steps[: effort.settings]
     }
-    return Entrant("JIIO as published", Side.PEER, candidates, (iterations // 2, iterations), Choice.LAST)
+    return Entrant("JIIO as published", Side.PEER, candidates, (iterations // 2, iterations), SettingsChoice.LAST)
 
 
 def _by_step(

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.solvers.competitors import Side
-from benchmarks.solvers.contest import Curve, Scene, Standing
-from benchmarks.solvers.memory import peak_bytes
+from benchmarks.solvers.contest import Cost, Scene, Side, Standing
 from benchmarks.solvers.models import AttackedClassifier, Digits, frozen, rows_of, to_device
+from benchmarks.solvers.stopwatch import peak_bytes
 from deqopt import JointProblem
 from deqopt.clock import now
 from deqopt.solvers import JointAnderson, JointSolver, StepRule, Tracking
@@ -43,42 +42,24 @@ class MeasuredRatio:
         return self.value >= self.target if self.at_least else self.value <= self.target
 
 
-# -- ratios of a contest ----------------------------------------------------------------------------------------------
-
-
-def fewer_evaluations(measure: str, target: float, standings: Sequence[Standing], baseline: str) -> MeasuredRatio:
-    """Evaluations of ``baseline`` over those with which deqopt gets as far."""
-    return _ratio(measure, target, standings, baseline, "evaluations", Curve.fewest_evaluations)
-
-
-def less_time(measure: str, target: float, standings: Sequence[Standing], baseline: str) -> MeasuredRatio:
-    """Seconds of ``baseline`` over those in which deqopt gets as far."""
-    return _ratio(measure, target, standings, baseline, "seconds", Curve.least_seconds)
-
-
-def _ratio(
-    measure: str,
-    target: float,
-    standings: Sequence[Standing],
-    baseline: str,
-    unit: str,
-    cost: Callable[[Curve, float], float],
+def times_cheaper(
+    measure: str, target: float, standings: Sequence[Standing], baseline: str, cost: Cost
 ) -> MeasuredRatio:
-    """The strategy of deqopt is the one that costs least on the validation images; the figure is of the test images."""
+    """What ``baseline`` took over what deqopt takes to get as far.
+
+    The strategy of deqopt is the one that costs least on the validation images; the figure is of the test images.
+    """
     against = next(standing for standing in standings if standing.entrant.name == baseline)
     goal, tried = against.test.at(against.chosen), against.validation.at(against.chosen)
     ours = [standing for standing in standings if standing.entrant.side is Side.OURS]
-    best = min(ours, key=lambda standing: (cost(standing.validation, tried.objective), standing.validation.best))
-    spent = cost(best.test, goal.objective)
-    theirs: float = getattr(goal, unit)
+    best = min(ours, key=lambda standing: (standing.validation.least(cost, tried.objective), standing.validation.best))
+    spent = best.test.least(cost, goal.objective)
+    theirs: float = getattr(goal, cost)
     reached = f"{spent:.3g}" if math.isfinite(spent) else f"never, at best {best.test.best:.5g}"
     detail = (
-        f"{baseline}, {goal.label} steps: {theirs:.3g} {unit} to {goal.objective:.5g}; {best.entrant.name}: {reached}"
+        f"{baseline}, {goal.label} steps: {theirs:.3g} {cost} to {goal.objective:.5g}; {best.entrant.name}: {reached}"
     )
     return MeasuredRatio(measure, target, True, theirs / spent, detail)
-
-
-# -- the cost of an iteration -----------------------------------------------------------------------------------------
 
 
 def iteration_cost(device: torch.device, repeats: int, iterations: int) -> MeasuredRatio:
@@ -121,9 +102,6 @@ def in_turns(device: torch.device, repeats: int, *works: Callable[[], object]) -
     return [statistics.median(column) for column in seconds]
 
 
-# -- samples that are finished ----------------------------------------------------------------------------------------
-
-
 def half_converged(model: AttackedClassifier, pool: Any, repeats: int, budget: int, tol: float = 1e-3) -> MeasuredRatio:
     """A batch of which half is converged at its start, over the same batch of which none is.
 
@@ -162,9 +140,6 @@ def half_converged(model: AttackedClassifier, pool: Any, repeats: int, budget: i
     )
     detail = f"{rest:.3f} s over {full:.3f} s: classifier, {size} samples, JointAnderson, at most {budget} evaluations"
     return MeasuredRatio(measure, 0.65, False, rest / full, detail)
-
-
-# -- memory -----------------------------------------------------------------------------------------------------------
 
 
 def memory_growth(scene: Scene, short: int = 20, long: int = 400) -> list[MeasuredRatio]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.solvers.competitors import Competitor
+from benchmarks.solvers.contest import Competitor
 from benchmarks.solvers.stopwatch import Stopwatch
 from deqopt import JointProblem
 from deqopt.problem import pull_back
@@ -70,7 +70,7 @@ class Adam(Rule):
         return x - self.lr * mean / (square.sqrt() + 1e-8)
 
 
-class Solver(Enum):
+class PeerSolver(Enum):
     """Those of torchdeq, by the names that ``torchdeq.solver.get_solver`` knows."""
 
     ANDERSON = "anderson"
@@ -91,7 +91,7 @@ class TorchDEQDescent(Competitor):
     """
 
     rule: Callable[[], Rule]
-    solver: Solver
+    solver: PeerSolver
     evaluations: int = 12
     warm: bool = True
     tol: float = 0.0
@@ -133,7 +133,9 @@ class TorchDEQDescent(Competitor):
     def _fixed_point(self, f: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
         from torchdeq.solver import get_solver
 
-        steps = self.evaluations - 1 if self.solver is Solver.BROYDEN else self.evaluations  # it evaluates its start
+        steps = (
+            self.evaluations - 1 if self.solver is PeerSolver.BROYDEN else self.evaluations
+        )  # it evaluates its start
         settings: dict[str, Any] = {"max_iter": steps, "tol": self.tol, "stop_mode": "rel"}
         solution: Tensor = get_solver(self.solver.value)(f, start, **settings)[0]
         return solution.detach()

@@ -10,38 +10,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.solvers.competitors import Entrant, Missing
-from benchmarks.solvers.contest import Scene, Standing, hold
-from benchmarks.solvers.entrants import (
-    BILEVEL_ADAM,
-    BILEVEL_PGD_COLD,
-    BILEVEL_PGD_WARM,
-    PEER_ADAM,
-    PEER_PGD_COLD,
-    PEER_PGD_WARM,
-    Effort,
-    of_attack,
-    of_latent_fitting,
-    of_second_decoder,
-)
-from benchmarks.solvers.measures import (
-    MeasuredRatio,
-    fewer_evaluations,
-    half_converged,
-    iteration_cost,
-    less_time,
-    memory_growth,
-)
-from benchmarks.solvers.models import (
-    CLASSIFIER,
-    DECODER_A,
-    DECODER_B,
-    RADIUS,
-    ContestModel,
-    Digits,
-    rows_of,
-    to_device,
-)
+from benchmarks.solvers import entrants, measures
+from benchmarks.solvers.contest import Entrant, Missing, Scene, Standing, hold
+from benchmarks.solvers.entrants import Effort
+from benchmarks.solvers.measures import MeasuredRatio
+from benchmarks.solvers.models import CLASSIFIER, DECODER_A, DECODER_B, RADIUS, ContestModel, Digits, rows_of, to_device
 
 
 class Part(Enum):
@@ -60,9 +33,9 @@ class Extent:
     """How large the run is.
 
     Args:
-        steps: of training, for each model by its name; those of its recipe where absent.
         validation, test: images of a contest.
         repeats: timed turns.
+        steps: of training, for each model by its name; those of its recipe where absent.
         iterations: evaluations over which the cost of one is taken, and of the half converged batch.
         compacted: images of the batch of which half is converged.
         long: evaluations of the longer solve whose memory is measured.
@@ -71,10 +44,10 @@ class Extent:
     """
 
     effort: Effort = field(default_factory=Effort)
-    steps: dict[str, int] = field(default_factory=dict)
     validation: int = 32
     test: int = 96
     repeats: int = 2
+    steps: dict[str, int] = field(default_factory=dict)
     iterations: int = 60
     compacted: int = 48
     long: int = 400
@@ -86,12 +59,7 @@ FULL = Extent()
 QUICK = Extent(
     effort=Effort((24, 52), (10,), (5,), settings=1, iterations=(40, 40)),
     steps={"decoder-a": 120, "decoder-b": 40, "classifier": 50},
-    validation=4,
-    test=4,
-    repeats=1,
-    iterations=20,
-    compacted=16,
-    long=100,
+    **{"validation": 4, "test": 4, "repeats": 1, "iterations": 20, "compacted": 16, "long": 100},
     parts=frozenset(Part) - {Part.DECODER_B},
 )
 
@@ -120,34 +88,34 @@ def run(parts: Collection[Part], extent: Extent, folder: Path, device: torch.dev
 def _figures(part: Part, stage: _Stage, results: Results) -> Iterator[MeasuredRatio]:
     extent, repeats = stage.extent, 2 * stage.extent.repeats + 1
     if part is Part.COST:
-        yield iteration_cost(stage.device, repeats, extent.iterations)
+        yield measures.iteration_cost(stage.device, repeats, extent.iterations)
     elif part is Part.CLASSIFIER:
-        yield from _attack_figures(stage.contest(CLASSIFIER, of_attack(RADIUS, extent.effort), results))
+        yield from _attack_figures(stage.contest(CLASSIFIER, entrants.of_attack(RADIUS, extent.effort), results))
     elif part is Part.DECODER_A:
-        standings = stage.contest(DECODER_A, of_latent_fitting(extent.effort), results)
+        standings = stage.contest(DECODER_A, entrants.of_latent_fitting(extent.effort), results)
         yield from _fitting_figures(DECODER_A.name, standings)
     elif part is Part.DECODER_B:
-        standings = stage.contest(DECODER_B, of_second_decoder(extent.effort), results)
+        standings = stage.contest(DECODER_B, entrants.of_second_decoder(extent.effort), results)
         yield from _fitting_figures(DECODER_B.name, standings)
     elif part is Part.COMPACTION:
         model, digits = stage.load(CLASSIFIER)
         pool = to_device(rows_of(digits.test, slice(2 * extent.compacted)), stage.device)
-        yield half_converged(model, pool, repeats, extent.iterations)
+        yield measures.half_converged(model, pool, repeats, extent.iterations)
     elif part is Part.MEMORY:
-        yield from memory_growth(stage.scene(DECODER_A, 8), long=extent.long)
+        yield from measures.memory_growth(stage.scene(DECODER_A, 8), long=extent.long)
 
 
 def _fitting_figures(name: str, standings: list[Standing]) -> Iterator[MeasuredRatio]:
-    for baseline in _present(standings, BILEVEL_ADAM, PEER_ADAM):
+    for baseline in _present(standings, entrants.BILEVEL_ADAM, entrants.PEER_ADAM):
         measure = f"2 evaluations: fewer than {baseline} ({name})"
-        yield fewer_evaluations(measure, 10.0, standings, baseline)
+        yield measures.times_cheaper(measure, 10.0, standings, baseline, "evaluations")
 
 
 def _attack_figures(standings: list[Standing]) -> Iterator[MeasuredRatio]:
-    for baseline in _present(standings, BILEVEL_PGD_COLD, PEER_PGD_COLD):
-        yield less_time(f"3 seconds: less than {baseline}", 8.0, standings, baseline)
-    for baseline in _present(standings, BILEVEL_PGD_WARM, PEER_PGD_WARM):
-        yield less_time(f"4 seconds: less than {baseline}", 2.0, standings, baseline)
+    for baseline in _present(standings, entrants.BILEVEL_PGD_COLD, entrants.PEER_PGD_COLD):
+        yield measures.times_cheaper(f"3 seconds: less than {baseline}", 8.0, standings, baseline, "seconds")
+    for baseline in _present(standings, entrants.BILEVEL_PGD_WARM, entrants.PEER_PGD_WARM):
+        yield measures.times_cheaper(f"4 seconds: less than {baseline}", 2.0, standings, baseline, "seconds")
 
 
 def _present(standings: list[Standing], *names: str) -> list[str]:
@@ -175,10 +143,10 @@ class _Stage:
         validation, tested = ((model.problem(batch), *model.start(batch)) for batch in images)
         return Scene(known.name, known.unit, validation, tested, self.seed, self.extent.exact)
 
-    def contest(self, known: ContestModel, entrants: list[Entrant | Missing], results: Results) -> list[Standing]:
+    def contest(self, known: ContestModel, taking_part: list[Entrant | Missing], results: Results) -> list[Standing]:
         scene = self.scene(known, self.extent.test)
         print(f"{known.name}: settings chosen on {self.extent.validation} validation images", flush=True)
-        standings = hold(scene, [one for one in entrants if isinstance(one, Entrant)], self.extent.repeats)
+        standings = hold(scene, [one for one in taking_part if isinstance(one, Entrant)], self.extent.repeats)
         results.contests[known.name] = standings
-        results.missing[known.name] = [one for one in entrants if isinstance(one, Missing)]
+        results.missing[known.name] = [one for one in taking_part if isinstance(one, Missing)]
         return standings

@@ -12,8 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.solvers.competitors import Missing, Side
-from benchmarks.solvers.contest import Curve, CurvePoint, Standing
+from benchmarks.solvers.contest import Curve, Missing, Side, Standing
 from benchmarks.solvers.entrants import BILEVEL_ADAM, BILEVEL_PGD_WARM
 from benchmarks.solvers.measures import MeasuredRatio
 from benchmarks.solvers.models import CLASSIFIER, DECODER_A, DECODER_B
@@ -83,8 +82,8 @@ def _summary(name: str, standings: Sequence[Standing], missing: Sequence[Missing
             "steps or budget": str(point.label),
             "evaluations": f"{point.evaluations:.0f}",
             "seconds": f"{point.seconds:.2f}",
-            "evaluations to the goal": _cost(curve.fewest_evaluations(target), ".0f"),
-            "seconds to the goal": _cost(curve.least_seconds(target), ".2f"),
+            "evaluations to the goal": _cost(curve.least("evaluations", target), ".0f"),
+            "seconds to the goal": _cost(curve.least("seconds", target), ".2f"),
         }
         for heading, text in told.items():
             details.setdefault(heading, {})[who] = text
@@ -137,16 +136,10 @@ def _plain(results: Results, setting: dict[str, Any]) -> dict[str, Any]:
 
 def _points(curve: Curve) -> list[dict[str, Any]]:
     """What was reached at every label, with the mean for the objectives."""
-    return [
-        {name: _finite(value) if isinstance(value, float) else value for name, value in _told(point).items()}
-        for point in curve.points
-    ]
-
-
-def _told(point: CurvePoint) -> dict[str, Any]:
-    told = asdict(point)
-    del told["objectives"]
-    return {**told, "objective": point.objective}
+    points = [{**asdict(point), "objective": point.objective} for point in curve.points]
+    for point in points:
+        del point["objectives"]
+    return [{name: _finite(one) if isinstance(one, float) else one for name, one in point.items()} for point in points]
 
 
 def _finite(value: float) -> float | None:

@@ -70,15 +70,14 @@ REPORT = Report(
 
 def images_of(task: Cifar, rows: Sequence[int]) -> ImageBatch:
     """Images (N, 1, 28, 28) in [0, 1], their labels and indices."""
-    samples = [task.data.source[row] for row in rows]
-    labels = torch.tensor([one.label for one in samples])
-    return ImageBatch(torch.stack([one.image for one in samples]), labels, torch.tensor(rows))
+    batch: ImageBatch = task.data.collate(training=False)([task.data.source[row] for row in rows])
+    return batch
 
 
 def drawn(images: ImageBatch, generator: torch.Generator) -> ImageBatch:
     """A batch at random."""
     rows = torch.randint(len(images.label), (BATCH,), generator=generator)
-    return ImageBatch(images.image[rows], images.label[rows], rows)
+    return ImageBatch(*(part[rows] for part in images))
 
 
 def accuracies(images: ImageBatch, module: JointModule) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ from statistics import fmean
 import torch
 
 from benchmarks.training.race import Contestant, race
-from benchmarks.training.runs import Milestone, TrainingRun, path_of
+from benchmarks.training.report import Milestone, TrainingRun, path_of
 from deqopt.compare import Measure
 
 

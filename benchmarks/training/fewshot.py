@@ -15,11 +15,13 @@ from itertools import count
 from time import process_time
 from typing import Any
 
+import torch
 from deqopt_tasks.omniglot.data import EpisodeData
 from deqopt_tasks.omniglot.distortion import Distortion
 from deqopt_tasks.omniglot.episodes import EpisodeBatch, Episodes
 from deqopt_tasks.omniglot.equal_time import LearnerTraining
-from deqopt_tasks.omniglot.learners import Baseline, Learner, make_learner
+from deqopt_tasks.omniglot.learners import Baseline, Learner, Prototypes, make_learner
+from deqopt_tasks.omniglot.network import EpisodeNetwork
 from deqopt_tasks.omniglot.opening import open_classes
 from deqopt_tasks.omniglot.optional import learn2learn
 from deqopt_tasks.omniglot.task import Omniglot
@@ -28,15 +30,17 @@ from torch.utils.data import default_collate
 
 from benchmarks.training.command import parsed, parser_of, run, samples_option
 from benchmarks.training.joint import JointContestant, JointMethod, Recipe
-from benchmarks.training.prototypes import PenalisedPrototypes
 from benchmarks.training.race import Contestant
 from benchmarks.training.report import Report
-from deqopt import JointModule
+from deqopt import Equilibrium, JointModule, JointProblem
 from deqopt.adjoints import Envelope, Implicit, InputHeld, JacobianFree, Unrolled
 from deqopt.compare import Measure
 from deqopt.data.splits import Part
-from deqopt.regularizers import SpectralPenalty
+from deqopt.iteration import Status
+from deqopt.nn.multiscale import Branches
+from deqopt.regularizers import Regularizer, SpectralPenalty
 from deqopt.solvers import JointAnderson, StepRule
+from deqopt.weights import cached_weights
 
 RECIPE = Recipe(
     lr=4e-3,
@@ -76,6 +80,54 @@ REPORT = Report(
     list(LABELS.values()),
     "episodes",
 )
+
+
+class PenalisedPrototypes(Prototypes):  # type: ignore[misc]
+    """`Prototypes` whose loss has a penalty at the equilibria of support and queries: they are as cheap as those of the
+    joint method then.
+
+    Args:
+        network: embeds the images.
+        batch_size: episodes in a training step.
+        penalty: is added with its weight.
+    """
+
+    def __init__(self, network: EpisodeNetwork, batch_size: int, penalty: Regularizer) -> None:
+        super().__init__(RememberedEmbedding(network), batch_size)
+        self._penalty = penalty
+
+    def loss(self, batch: EpisodeBatch) -> Tensor:
+        assert isinstance(self.network, RememberedEmbedding)
+        with cached_weights(self):
+            return super().loss(batch) + self._penalty.weight * self._penalty.penalty(*self.network.solution())
+
+
+class RememberedEmbedding(nn.Module):
+    """``network.embed``, whose last equilibria are kept."""
+
+    def __init__(self, network: EpisodeNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self._last: tuple[Tensor, Branches]
+
+    def embed(self, images: Tensor) -> Tensor:
+        c = images.new_zeros(len(images), self.network.context)
+        z = self.network.solved(images, c)
+        self._last = images, z
+        return self.network.features(z)
+
+    def solution(self) -> tuple[JointProblem, Equilibrium]:
+        """The last equilibria as the solution of a problem in which nothing is optimised.
+
+        Its multiplier would be 0; z is in its place, for a power iteration to start from.
+        """
+        images, z = self._last
+        c, zeros = images.new_zeros(len(images), self.network.context), images.new_zeros(len(images))
+        problem = JointProblem(
+            lambda z, c, u: self.network.f(z, c, u), lambda z, c, u: zeros, data=self.network.injected(images)
+        )
+        status = torch.full_like(zeros, int(Status.CONVERGED), dtype=torch.int64)
+        return problem, Equilibrium(z, c, z, zeros, zeros, status, status)
 
 
 class LearnerContestant(Contestant):

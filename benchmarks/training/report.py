@@ -1,8 +1,10 @@
-"""What races have found: for every scene a comparison, and the scores against training time."""
+"""What trainings have found, in a file each: for every scene a comparison, and the scores against training time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -10,9 +12,59 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.training.runs import TrainingRun
 from deqopt.compare import Estimate, Measure, Scores, Summary, log_name
-from deqopt.figures import comparison, write_figure
+from deqopt.figures import comparison, draw_curves, write_figure
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """What a network reaches after so many steps, which took so many seconds.
+
+    Attributes:
+        scores: by metric, of every test sample in their order.
+    """
+
+    seconds: float
+    steps: int
+    scores: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training that is over.
+
+    Attributes:
+        scene: what runs share that are compared: data, part, seconds.
+        method: its label.
+        seed: of its weights and batches.
+        milestones: ascending.
+        notes: what else there is to say of it.
+    """
+
+    scene: str
+    method: str
+    seed: int
+    milestones: Sequence[Milestone]
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+    def path(self, folder: Path) -> Path:
+        return path_of(folder, self.scene, self.method, self.seed)
+
+    def write(self, folder: Path) -> None:
+        path = self.path(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> list[TrainingRun]:
+        """All runs in a folder, by the names of their files."""
+        found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        return [cls(**{**one, "milestones": [Milestone(**part) for part in one["milestones"]]}) for one in found]
+
+
+def path_of(folder: Path, scene: str, method: str, seed: int) -> Path:
+    """The file of a run."""
+    return folder / f"{log_name(method)}-{log_name(scene)}-{seed}.json"
 
 
 class Report(NamedTuple):
@@ -57,24 +109,16 @@ class Report(NamedTuple):
         """The first measure at every milestone, with its interval."""
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes, measure = figure.subplots(), self.measures[0]
+        curves: dict[str, dict[float, Estimate]] = {}
         for method in dict.fromkeys(run.method for run in runs):
             mine = [run for run in runs if run.method == method]
             seeds, points = [run.seed for run in mine], range(len(mine[0].milestones))
             reached = [Estimate.of(_scores(mine, seeds, at).values[method][measure.metric]) for at in points]
-            axes.errorbar(
-                [fmean(run.milestones[at].seconds for run in mine) for at in points],
-                measure.factor * np.array([one.mean for one in reached]),
-                measure.factor * np.nan_to_num([one.half_width for one in reached]),
-                color=f"C{self.methods.index(method)}",
-                marker="o",
-                markersize=3,
-                linewidth=1,
-                capsize=2,
-                label=method,
-            )
-        axes.set(xlabel="seconds of training, one core", ylabel=measure.heading, xlim=(0, None))
+            seconds = [fmean(run.milestones[at].seconds for run in mine) for at in points]
+            curves[method] = dict(zip(seconds, reached, strict=True))
+        draw_curves(axes, curves, measure)
+        axes.set(xlabel="seconds of training, one core", xlim=(0, None))
         axes.set_title(title, fontsize=10, wrap=True)
-        axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         return figure
 

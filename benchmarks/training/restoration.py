@@ -24,8 +24,7 @@ from torch import Tensor
 
 from benchmarks.training.command import parsed, parser_of, run, samples_option
 from benchmarks.training.joint import JointContestant, JointMethod, Recipe, sample_scores
-from benchmarks.training.report import Report
-from benchmarks.training.runs import Milestone, TrainingRun
+from benchmarks.training.report import Milestone, Report, TrainingRun
 from deqopt import JointModule
 from deqopt.adjoints import Envelope, Implicit, InputHeld, Unrolled
 from deqopt.compare import Measure

@@ -17,10 +17,7 @@ from deqopt.state import State, tensors_of, zero_where
 
 
 def implicit_fixed_point(
-    f: Callable[[State], State],
-    z: State,
-    solver: FixedPointSolver | None = None,
-    lost: Tensor | None = None,
+    f: Callable[[State], State], z: State, solver: FixedPointSolver | None = None, lost: Tensor | None = None
 ) -> tuple[State, BackwardReport]:
     """The values of ``z = f(z)``, connected to all that f reaches: ``d loss = u^T d f`` with
 

@@ -17,14 +17,11 @@ UNKNOWN_WORDS = re.compile(r"unrecognized arguments: (?P<word>\S+)")
 UNKNOWN_KEY = re.compile(r"^(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'")
 LINKED = re.compile(r"^argument (?P<source>\S+) --> (?P<target>\S+):")
 DENIED = re.compile(r"Importing '(?P<path>[^']+)' is not allowed")
-NO_VALUE = re.compile(r"^argument (?P<option>\S+): expected one argument")
 OF_KEY = re.compile(r'^Parser key "(?P<key>[^"]+)": (?P<problem>.*)$')
 OF_CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)': (?P<problem>.*)$")
-NO_SUBCLASS = re.compile(r"Import path (?P<path>\S+) does not correspond to a subclass of (?P<base>\w+)")
 NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
 EXPECTED = re.compile(r"Expected an? (?P<type>.+?)(?=\.? - |\. ?$| Given value|$)")
 VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*?)(?= - | Given value|$)")
-NESTED = re.compile(r"NestedArg\(key='(?P<name>[^']+)'")
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,6 @@ class Complaints:
             return self._unknown(".".join(filter(None, (found["group"], found["name"]))))
         if found := LINKED.match(message):
             return f"--{found['target']} cannot be set: give --{found['source']}"
-        if found := NO_VALUE.match(message):
-            return f"{found['option']} or one of its options needs a value"
         found = OF_KEY.match(message)
         if denied := DENIED.search(message):
             return current().refusal(denied["path"], self.named(found["key"]) if found else "a setting")
@@ -60,28 +55,18 @@ class Complaints:
 
     def _about(self, key: str, problem: str) -> str:
         if found := OF_CLASS.search(problem):
-            inner = found["problem"]
-            unknown = UNKNOWN_KEY.match(inner) or UNKNOWN_WORDS.match(inner)
-            if unknown:
-                name = unknown[unknown.lastgroup or 0].lstrip("-").partition("=")[0]
-                return self._unknown_argument(key, name, found["path"])
-            if nested := OF_KEY.match(inner):
+            if unknown := UNKNOWN_KEY.match(found["problem"]):
+                return self._unknown_argument(key, unknown["name"], found["path"])
+            if nested := OF_KEY.match(found["problem"]):
                 return self._about(f"{key}.{nested['key']}", nested["problem"])
-        if found := NO_SUBCLASS.search(problem):
-            return f"{self.named(key)}: {found['path']} is no {found['base']}"
         if found := NO_CLASS.search(problem):
             return f"{self.named(key)}: there is no {found['name']!r} to choose: give the name of a class, or its path"
         value = VALUE.search(problem)
-        types = [_readable(one["type"]) for one in EXPECTED.finditer(problem[: value.start() if value else None])]
-        types = [one for one in dict.fromkeys(types) if one]
-        if not types or value is None:
-            return f"{self.named(key)}: {problem.partition(' - ')[0]}"
+        errors = problem[: value.start() if value else None].rpartition("Errors: - ")[2]
+        if value is None or not errors.startswith("Expected a "):
+            return f"{self.named(key)}: {errors.partition(' - ')[0]}"
+        types = list(dict.fromkeys(_readable(one["type"]) for one in EXPECTED.finditer(errors)))
         expected = " or ".join(filter(None, (", ".join(types[:-1]), types[-1])))
-        if found := NESTED.match(value["value"]):
-            below = self.named(f"{key}.{found['name']}")
-            if "class" in expected:
-                return f"{below} is an option of a class that is not chosen yet: give --{key} NAME before it"
-            return f"unknown option {below}: {key} is one value, {expected}"
         hint = f"; --{key}+ VALUE adds one" if f"{key}+" in self.options else ""
         return f"{self.named(key)}: expected {expected}, got {value['value']!r}{hint}"
 
@@ -114,9 +99,7 @@ def shortened(text: str, longest: int = 500) -> str:
 
 
 def _readable(kind: str) -> str:
-    """A type of Python as the user would call it; empty for what explains nothing."""
+    """A type of Python as the user would call it."""
     if listed := re.search(r"Literal\[(.*)\]$|member of <enum '\w+'>: \{(.*)\}", kind):
         return (listed[1] or listed[2]).replace(",", ", ").replace(",  ", ", ")
-    if "import path" in kind or kind.startswith("path but"):
-        return ""
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("NoneType", "null").replace("Sequence", "list")

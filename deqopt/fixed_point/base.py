@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic
 
 import torch
@@ -53,8 +53,7 @@ class FixedPointSystem:
     def pick(self, keep: Tensor) -> FixedPointSystem | None:
         if self.data is None:
             return None
-        size = None if self.size is None else self.size[keep]
-        return FixedPointSystem(self.f, self.layout, self.settings, pick(self.data, keep), size)
+        return replace(self, data=pick(self.data, keep), size=pick(self.size, keep))
 
     def _image(self, w: Tensor) -> Tensor:
         """``f(z)``. f gets a z of its own, because it may work in place."""

@@ -101,8 +101,7 @@ def resampling(source: int, target: int, source_level: int, target_level: int) -
     if source_level > target_level:
         scale = 2 ** (source_level - target_level)
         return nn.Sequential(
-            weight_norm(nn.Conv2d(source, target, 1, bias=False)),
-            nn.Upsample(scale_factor=scale, mode="nearest"),
+            weight_norm(nn.Conv2d(source, target, 1, bias=False)), nn.Upsample(scale_factor=scale, mode="nearest")
         )
     steps = target_level - source_level
     widths = [source] * steps + [target]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from deqopt.equilibrium import Equilibrium
+from deqopt.errors import check_finite
 from deqopt.problem import JointProblem
+from deqopt.ranges import not_negative
 
 
 class Regularizer(ABC):
     """A penalty that is added to the loss, ``weight * penalty``, and logged under ``name`` without its weight.
 
     Example:
-        >>> import torch
-        >>> from deqopt import JointProblem
-        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
         >>> from deqopt.regularizers import Regularizer
         >>> class SmallStates(Regularizer):
         ...     name, weight = "states", 0.1
@@ -30,6 +31,16 @@ class Regularizer(ABC):
     visits: int = 0
     """Iterates of the trajectory that the penalty wants to see besides the equilibrium."""
 
+    def __post_init__(self) -> None:
+        """Called for a dataclass. Raises ProblemError where weight or visits cannot be meant."""
+        not_negative(type(self).__name__, weight=self.weight, visits=self.visits)
+        check_finite(type(self).__name__, weight=self.weight)
+
     @abstractmethod
     def penalty(self, problem: JointProblem, equilibrium: Equilibrium) -> Tensor:
         """A scalar, differentiable in theta."""
+
+
+def squares(parts: Sequence[Tensor]) -> Tensor:
+    """(B,) the sum of the squares of a sample, in float32."""
+    return torch.stack([part.float().square().flatten(1).sum(1) for part in parts]).sum(0)

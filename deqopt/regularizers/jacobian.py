@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from deqopt.equilibrium import Equilibrium
-from deqopt.errors import ProblemError, check_finite
 from deqopt.problem import JointProblem
-from deqopt.regularizers.base import Regularizer
+from deqopt.ranges import at_least
+from deqopt.regularizers.base import Regularizer, squares
 from deqopt.state import State, leaf, tensors_of
 from deqopt.usable import UsablePoint
 
@@ -27,14 +27,11 @@ class JacobianPenalty(Regularizer):
         probes: Gaussian vectors v a point.
         visits: at how many random iterates of the trajectory it is taken besides the equilibrium.
 
-    Example:
-        >>> import torch
-        >>> from deqopt import JointProblem
-        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.regularizers import JacobianPenalty
         >>> from deqopt.solvers import JointAnderson
-        >>> eq = JointAnderson().solve(problem, torch.zeros(3, 2), torch.zeros(3, 2))
-        >>> float(JacobianPenalty(probes=1000).penalty(problem, eq))  # the mean square of the gain, 0.5
+        >>> eq = JointAnderson().solve(problem, z0, x0)
+        >>> JacobianPenalty(probes=1000).penalty(problem, eq).item()  # the mean square of the gain, 0.5
         0.2...
     """
 
@@ -44,12 +41,8 @@ class JacobianPenalty(Regularizer):
     visits: int = 0
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0 or self.probes < 1 or self.visits < 0:
-            raise ProblemError(
-                "JacobianPenalty: weight must be 0 or larger, probes at least 1, visits at least 0; "
-                f"got {self.weight}, {self.probes}, {self.visits}"
-            )
-        check_finite("JacobianPenalty", weight=self.weight)
+        super().__post_init__()
+        at_least(1, "JacobianPenalty", probes=self.probes)
 
     def penalty(self, problem: JointProblem, equilibrium: Equilibrium) -> Tensor:
         points = ((equilibrium.z, equilibrium.x), *equilibrium.visited)
@@ -68,5 +61,5 @@ class JacobianPenalty(Regularizer):
             pulled = torch.autograd.grad(
                 f_parts, tensors_of(z), v, create_graph=True, allow_unused=True, materialize_grads=True
             )
-            total = total + torch.stack([part.float().square().flatten(1).sum(1) for part in pulled]).sum(0)
+            total = total + squares(pulled)
         return total[usable].sum() / (self.probes * size * max(int(usable.sum()), 1))

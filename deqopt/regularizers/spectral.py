@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from deqopt.equilibrium import Equilibrium
-from deqopt.errors import ProblemError, check_finite
 from deqopt.problem import JointProblem
-from deqopt.regularizers.base import Regularizer
+from deqopt.ranges import not_negative
+from deqopt.regularizers.base import Regularizer, squares
 from deqopt.state import leaf, tensors_of
 from deqopt.usable import UsablePoint
 
@@ -30,13 +30,10 @@ class SpectralPenalty(Regularizer):
         weight: of the penalty in the loss.
         products: of the power iteration after the solve, 0 or more.
 
-    Example:
-        >>> import torch
-        >>> from deqopt import JointProblem
-        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.regularizers import SpectralPenalty
         >>> from deqopt.solvers import JointAnderson
-        >>> eq = JointAnderson().solve(problem, torch.zeros(3, 2), torch.zeros(3, 2))
+        >>> eq = JointAnderson().solve(problem, z0, x0)
         >>> penalty = SpectralPenalty(weight=2.0).penalty(problem, eq)
     """
 
@@ -45,12 +42,8 @@ class SpectralPenalty(Regularizer):
     products: int = 2
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0 or self.products < 0:
-            raise ProblemError(
-                "SpectralPenalty: weight must be 0 or larger and products at least 0; "
-                f"got {self.weight} and {self.products}"
-            )
-        check_finite("SpectralPenalty", weight=self.weight)
+        super().__post_init__()
+        not_negative("SpectralPenalty", products=self.products)
 
     def penalty(self, problem: JointProblem, equilibrium: Equilibrium) -> Tensor:
         lost = ~equilibrium.usable
@@ -61,26 +54,14 @@ class SpectralPenalty(Regularizer):
         u = list(tensors_of(point.mu))
         for left in range(self.products, -1, -1):
             u = [part.detach() for part in _unit(u)]
-            u = list(
-                torch.autograd.grad(
-                    f_parts,
-                    tensors_of(z),
-                    [part.to(f_part.dtype) for part, f_part in zip(u, f_parts, strict=True)],
-                    retain_graph=True,
-                    create_graph=left == 0,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            )
-        return _squares(u)[~lost].sum() / max(int((~lost).sum()), 1)
+            cotangents = [part.to(f_part.dtype) for part, f_part in zip(u, f_parts, strict=True)]
+            how = {"retain_graph": True, "create_graph": left == 0, "allow_unused": True, "materialize_grads": True}
+            u = list(torch.autograd.grad(f_parts, tensors_of(z), cotangents, **how))
+        return squares(u)[~lost].sum() / max(int((~lost).sum()), 1)
 
 
 def _unit(parts: list[Tensor]) -> list[Tensor]:
     """The same vector a sample of length one; zero where it is zero."""
-    squares = _squares(parts)
-    shrink = torch.where(squares > 0, squares.clamp_min(torch.finfo(squares.dtype).tiny).rsqrt(), 0.0)
+    length = squares(parts)
+    shrink = torch.where(length > 0, length.clamp_min(torch.finfo(length.dtype).tiny).rsqrt(), 0.0)
     return [part * shrink.reshape(-1, *[1] * (part.dim() - 1)) for part in parts]
-
-
-def _squares(parts: list[Tensor]) -> Tensor:
-    return torch.stack([part.float().square().flatten(1).sum(1) for part in parts]).sum(0)

@@ -20,12 +20,9 @@ from deqopt.state import unit
 class Descent(ABC, Generic[MemoryT]):
     """A step of x along ``g_x``, which at solved z and mu is the gradient of ``J(z(x), x)``.
 
-    Example:
-        >>> import torch
-        >>> from deqopt import JointProblem
-        >>> problem = JointProblem(lambda z, x: 0.5 * z + x, lambda z, x: (z - 1).square().sum(1))
+    Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.solvers import PGD, Bilevel
-        >>> eq = Bilevel(descent=PGD(lr=0.1)).solve(problem, torch.zeros(3, 2), torch.zeros(3, 2))
+        >>> eq = Bilevel(descent=PGD(lr=0.1)).solve(problem, z0, x0)
     """
 
     def begin(self, x: Tensor) -> MemoryT:

@@ -59,6 +59,3 @@ class LastMove:
         change = (self.y * self.g).sum(1).abs() / torch.where(size > 0, size, 1.0)
         clear = change > CLEAR * self.noise
         return torch.where(size > 0, torch.where(clear, size * self.s.norm(dim=1) / change, torch.inf), 0.0)
-
-    def pick(self, keep: Tensor) -> LastMove:
-        return LastMove(**{name: value[keep] for name, value in vars(self).items()})

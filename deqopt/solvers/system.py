@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from deqopt.batch import pick
 from deqopt.feasible import Everywhere
 from deqopt.iteration import Measured
 from deqopt.loop_settings import LoopSettings, Norm
@@ -173,14 +174,8 @@ class JointSystem(StationarySystem):
         problem = self.problem.pick(keep, 1 + len(self.x.shapes[0]))
         if problem is None:
             return None
-        return replace(
-            self,
-            problem=problem,
-            scale=None if self.scale is None else Scale(self.scale.rows[keep]),
-            first=None if self.first is None else Scale(self.first.rows[keep]),
-            origin=None if self.origin is None else self.origin[keep],
-            last_move=None if self.last_move is None else self.last_move.pick(keep),
-        )
+        known = {name: pick(getattr(self, name), keep) for name in ("scale", "first", "origin", "last_move")}
+        return replace(self, problem=problem, **known)
 
     def _gradient(self, x: Tensor, g_x: Tensor, size: Tensor) -> Tensor:
         """The projected gradient of x over a step that would move it by its own length, see :meth:`_measured`."""

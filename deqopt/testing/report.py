@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import TypeVar
+from types import FunctionType, MappingProxyType
+from typing import Any, TypeVar
 
 S = TypeVar("S")
 Clause = Callable[[S], Iterable[str]]
 """What yields a sentence for everything that breaks it. Its name is the clause's, its docstring what it promises."""
+
+
+def clauses_of(module: str) -> tuple[Clause[Any], ...]:
+    """The clauses of a module: its public functions, in the order in which they are written."""
+    functions = (one for one in vars(sys.modules[module]).values() if isinstance(one, FunctionType))
+    return tuple(one for one in functions if one.__module__ == module and not one.__name__.startswith("_"))
+
 
 # Findings beyond these are only counted.
 SHOWN = 4

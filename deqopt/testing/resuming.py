@@ -175,28 +175,29 @@ def differences(whole: Run, resumed: Run, saved: Saved) -> list[str]:
     """
     ended = saved.step == whole.state["step"] and not resumed.rows
     asked = [name for name in whole.state if not (ended and name in ("generators", "figures", "epoch"))]
-    found = [text for name in asked for text in _unequal(whole.state[name], resumed.state[name], f"state/{name}")]
+    found = [text for name in asked for text in unequal(whole.state[name], resumed.state[name], f"state/{name}")]
     missing = len(whole.rows) - saved.logged - len(resumed.rows)
     tail = whole.rows[len(whole.rows) - len(resumed.rows) :] if resumed.rows else []
     least = -len(resumed.rows) if saved.moment is Moment.BACKWARD_END else 0
     if not least <= missing <= int(saved.moment is Moment.BATCH_END):
         found.append(f"rows: {missing} are missing")
-    return found + list(_unequal(tail, resumed.rows, "rows"))
+    return found + list(unequal(tail, resumed.rows, "rows"))
 
 
-def _unequal(one: Any, other: Any, place: str) -> list[str]:
+def unequal(one: Any, other: Any, place: str) -> list[str]:
+    """The places below ``place`` where two trees of tensors and plain values differ, bit for bit."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         same = one.shape == other.shape and one.dtype == other.dtype and torch.equal(_bits(one), _bits(other))
         return [] if same else [place]
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         if one.keys() != other.keys():
             return [f"{place}: {sorted(map(str, one.keys() ^ other.keys()))}"]
-        return [text for key in one for text in _unequal(one[key], other[key], f"{place}/{key}")]
+        return [text for key in one for text in unequal(one[key], other[key], f"{place}/{key}")]
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         if len(one) != len(other):
             return [f"{place}: {len(one)} and {len(other)} entries"]
         pairs = enumerate(zip(one, other, strict=True))
-        return [text for index, pair in pairs for text in _unequal(*pair, f"{place}/{index}")]
+        return [text for index, pair in pairs for text in unequal(*pair, f"{place}/{index}")]
     same = one == other or (one != one and other != other)
     return [] if same else [f"{place}: {one} and {other}"]
 

@@ -13,7 +13,7 @@ from deqopt.equilibrium import Equilibrium
 from deqopt.errors import ProblemError
 from deqopt.state import leaf, tensors_of
 from deqopt.testing.problems import ALL, BALL, DATA, LINEAR, TANH, TUPLE, Family
-from deqopt.testing.report import Inapplicable
+from deqopt.testing.report import Inapplicable, clauses_of
 from deqopt.testing.solver_samples import EVERYONE
 from deqopt.testing.trial import STEPS, Trial, Walk, differences, gradients_of_steps, same_bits, solve
 
@@ -163,12 +163,4 @@ def _everything(found: Equilibrium) -> tuple[Tensor, ...]:
     return (*blocks, found.status, found.nfe, *visited)
 
 
-CLAUSES = (
-    the_same_seed_gives_the_same_bits,
-    nothing_is_kept_between_solves,
-    the_step_changes_nothing_in_place,
-    the_start_is_left_alone,
-    it_works_without_grad,
-    an_adjoint_is_attached,
-    it_can_be_differentiated_through,
-)
+CLAUSES = clauses_of(__name__)

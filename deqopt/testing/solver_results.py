@@ -13,6 +13,7 @@ from deqopt.iteration import Status
 from deqopt.solvers.system import JointSystem
 from deqopt.state import State, tensors_of
 from deqopt.testing.problems import BALL, BOX, DATA, FAMILIES, LINEAR, TANH, TUPLE, Case
+from deqopt.testing.report import clauses_of
 from deqopt.testing.trial import Trial, apart, is_finite, solve
 
 BUDGETS = (1, 2, 5, 12, 40)
@@ -206,15 +207,4 @@ def _lacking(case: Case, x: Tensor, share: float) -> Iterator[str]:
         )
 
 
-CLAUSES = (
-    results_are_shaped_like_the_start,
-    an_empty_batch_is_solved,
-    inputs_are_feasible,
-    the_budget_is_kept,
-    nfe_is_what_was_spent,
-    the_objective_improves,
-    single_precision_is_kept,
-    autocast_is_survived,
-    what_is_reported_belongs_to_what_is_returned,
-    recording_changes_nothing,
-)
+CLAUSES = clauses_of(__name__)

@@ -13,6 +13,7 @@ from torch import Tensor
 from deqopt.iteration import Status
 from deqopt.state import State, tensors_of
 from deqopt.testing.problems import ALL, BALL, DATA, FAMILIES, GROUPED, LINEAR, TANH, TUPLE, Case
+from deqopt.testing.report import clauses_of
 from deqopt.testing.trial import STEPS, TOL, Trial, Walk, apart, differences, is_finite, solve
 
 VICTIM = 2
@@ -181,12 +182,4 @@ def _solved(case: Case, which: Sequence[int]) -> tuple[State, Tensor, State]:
     return z[0] if one else z, mixed(case.x0, case.x), mu[0] if one else mu
 
 
-CLAUSES = (
-    samples_are_solved_as_if_alone,
-    a_nan_sample_harms_no_other,
-    a_sample_that_becomes_nan_harms_no_other,
-    a_diverging_sample_harms_no_other,
-    a_sample_without_gradient_harms_no_other,
-    a_solved_sample_stops_and_harms_no_other,
-    compaction_changes_nothing,
-)
+CLAUSES = clauses_of(__name__)

@@ -15,6 +15,7 @@ from deqopt.errors import ProblemError
 from deqopt.problem import JointProblem
 from deqopt.spec import spec
 from deqopt.testing.rebuilding import can_be_imported, made_again
+from deqopt.testing.report import clauses_of
 from deqopt.testing.trial import Trial
 
 
@@ -80,9 +81,4 @@ def _refused(what: str, action: Callable[[], object]) -> Iterator[str]:
         yield f"{what}: accepted, expected ProblemError"
 
 
-CLAUSES = (
-    settings_are_a_frozen_dataclass,
-    a_checkpoint_can_describe_it,
-    settings_are_checked,
-    what_does_not_fit_is_refused,
-)
+CLAUSES = clauses_of(__name__)

@@ -12,8 +12,8 @@ from deqopt.adjoints import Unrolled
 from deqopt.errors import ProblemError
 from deqopt.loop_settings import Norm
 from deqopt.state import State
-from deqopt.testing.problems import BALL, BOX, DATA, LINEAR, TANH, TUPLE, Case
-from deqopt.testing.report import Inapplicable
+from deqopt.testing.problems import ALL, BALL, BOX, DATA, LINEAR, TANH, TUPLE, Case, Family
+from deqopt.testing.report import Inapplicable, clauses_of
 from deqopt.testing.trial import STEPS, Trial, gradients_of_steps, is_finite, solve
 
 BUDGETS = (16, 40, 100, 250)
@@ -110,22 +110,24 @@ def single_precision_has_gradients(trial: Trial) -> Iterator[str]:
 
 
 def _variants(trial: Trial) -> Iterator[tuple[Case, Norm]]:
-    for units in UNITS_OF_J:
-        yield _in_units(trial.case(LINEAR), units), Norm.L2
-        yield _in_units(trial.case(BALL, dtype=torch.float32), units), Norm.L2
+    yield _in_all_units(trial, LINEAR, torch.float64), Norm.L2
+    yield _in_all_units(trial, BALL, torch.float32), Norm.L2
     yield trial.case(BALL), Norm.LINF
     yield trial.case(LINEAR), Norm.LINF
     yield _shifted(trial.case(DATA)), Norm.L2
     yield _shifted(trial.case(LINEAR)), Norm.L2
 
 
-def _in_units(case: Case, units: float) -> Case:
-    """J in other units: nothing else changes."""
+def _in_all_units(trial: Trial, family: Family, dtype: torch.dtype) -> Case:
+    """All samples in all units of J, which change nothing else, in one batch."""
+    case = trial.case(family, ALL * len(UNITS_OF_J), dtype)
+    units = torch.tensor(UNITS_OF_J, dtype=dtype, device=trial.device).repeat_interleave(len(ALL))
 
     def objective(z: State, x: Tensor) -> Tensor:
         return units * case.problem.objective(z, x)
 
-    return replace(case, name=f"{case.name}, J times {units:g}", problem=replace(case.problem, objective=objective))
+    name = f"{case.name}, {len(ALL)} samples each with J times {', '.join(map('{:g}'.format, UNITS_OF_J))}"
+    return replace(case, name=name, problem=replace(case.problem, objective=objective))
 
 
 def _shifted(case: Case) -> Case:
@@ -145,9 +147,4 @@ def _shifted(case: Case) -> Case:
     return replace(case, name=f"{case.name}, x around {SHIFT:g}", problem=problem, x0=case.x0 + SHIFT, x=case.x + SHIFT)
 
 
-CLAUSES = (
-    the_objective_is_that_of_the_input,
-    more_budget_is_never_worse,
-    converged_is_solved,
-    single_precision_has_gradients,
-)
+CLAUSES = clauses_of(__name__)

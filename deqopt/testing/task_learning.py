@@ -13,6 +13,7 @@ from deqopt.batch import leaves, size_of
 from deqopt.spec import spec
 from deqopt.testing.bench import Bench
 from deqopt.testing.rebuilding import can_be_imported, made_again
+from deqopt.testing.report import clauses_of
 from deqopt.testing.trial import differences, same_bits
 
 
@@ -103,9 +104,4 @@ def nothing_else_is_changed(bench: Bench) -> Iterator[str]:
             yield f"{when}: {', '.join(touched)} changed"
 
 
-CLAUSES = (
-    the_loss_is_one_value_a_sample,
-    every_parameter_gets_a_gradient,
-    a_checkpoint_can_rebuild_it,
-    nothing_else_is_changed,
-)
+CLAUSES = clauses_of(__name__)

@@ -16,7 +16,7 @@ from torchmetrics import Metric, MetricCollection
 from deqopt.batch import pick, size_of
 from deqopt.figures import write_figure
 from deqopt.testing.bench import Bench
-from deqopt.testing.report import Inapplicable
+from deqopt.testing.report import Inapplicable, clauses_of
 
 
 def metrics_take_the_outcome(bench: Bench) -> Iterator[str]:
@@ -109,9 +109,4 @@ def callbacks_are_callbacks(bench: Bench) -> Iterator[str]:
             yield f"a {type(callback).__name__}, expected a lightning.pytorch.Callback"
 
 
-CLAUSES = (
-    metrics_take_the_outcome,
-    figures_can_be_drawn,
-    predictions_are_written,
-    callbacks_are_callbacks,
-)
+CLAUSES = clauses_of(__name__)

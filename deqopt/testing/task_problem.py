@@ -159,9 +159,4 @@ def _ordered(batch: Any, order: Sequence[int]) -> Any:
 
 FIRST = (the_datamodule_gives_batches,)
 SECOND = (start_and_problem_fit,)
-CLAUSES = (
-    samples_are_not_coupled,
-    a_sample_has_one_solution,
-    data_can_be_compacted,
-    evaluation_is_deterministic,
-)
+CLAUSES = (samples_are_not_coupled, a_sample_has_one_solution, data_can_be_compacted, evaluation_is_deterministic)

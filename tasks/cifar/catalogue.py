@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -70,38 +71,24 @@ def attacks_named(
 
 
 def joint_attacks(problem: MakeProblem, start: MakeStart, evaluations: int = 100) -> list[Attack]:
-    """The solvers of deqopt, with steps that were chosen among 1/4 to 2 of the longest perturbation, on digits."""
-    solvers: dict[str, Callable[[int, Threat, Tensor], JointSolver]] = {
-        "secant tracking": secant_tracking,
-        "joint Anderson": joint_anderson,
-        "joint Broyden": joint_broyden,
-        "bilevel PGD": bilevel_pgd,
+    """The solvers of deqopt, with steps that were chosen among 1/4 to 2 of the longest perturbation, on digits.
+
+    Those of joint Anderson and joint Broyden are normalised, so that they do not depend on how confident the classifier
+    is. Bilevel PGD goes up by steepest ascent in the threat's norm, at warm-started solves.
+    """
+    fixed: dict[str, Any] = {"max_nfe": evaluations, "tol": 0.0}
+    mixing = {**fixed, "step_rule": StepRule.NORMALISED, "history_size": 6}
+
+    def bilevel(threat: Threat, images: Tensor) -> JointSolver:
+        descent = SteepestDescent(lr=2 * threat.radius / 5, norm=threat.norm)
+        return Bilevel(max_nfe=3 * evaluations, tol=0.0, descent=descent, inner=INNER, warm=True)
+
+    solvers: dict[str, Callable[[Threat, Tensor], JointSolver]] = {
+        "secant tracking": lambda threat, images: SecantTracking(
+            **fixed, step_size=2 * threat.reach(images), decay=0.5, settle=0
+        ),
+        "joint Anderson": lambda threat, images: JointAnderson(**mixing, step_size=threat.reach(images), ridge=1e-2),
+        "joint Broyden": lambda threat, images: JointBroyden(**mixing, step_size=2 * threat.reach(images)),
+        "bilevel PGD": bilevel,
     }
-    return [
-        Joint(name=name, problem=problem, start=start, solver=partial(solver, evaluations))
-        for name, solver in solvers.items()
-    ]
-
-
-def secant_tracking(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:
-    """Steps that begin twice as long as the longest perturbation."""
-    step = 2 * threat.reach(images)
-    return SecantTracking(max_nfe=evaluations, tol=0.0, step_size=step, decay=0.5, settle=0)
-
-
-def joint_anderson(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:
-    """Normalised, so that the step does not depend on how confident the classifier is."""
-    step, rule = threat.reach(images), StepRule.NORMALISED
-    return JointAnderson(max_nfe=evaluations, tol=0.0, step_size=step, step_rule=rule, history_size=6, ridge=1e-2)
-
-
-def joint_broyden(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:
-    """The same, with a step twice as long."""
-    step, rule = 2 * threat.reach(images), StepRule.NORMALISED
-    return JointBroyden(max_nfe=evaluations, tol=0.0, step_size=step, step_rule=rule, history_size=6)
-
-
-def bilevel_pgd(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:
-    """Steepest ascent in the threat's norm at warm-started solves, by steps of 2/5 of the radius that do not shrink."""
-    descent = SteepestDescent(lr=2 * threat.radius / 5, norm=threat.norm)
-    return Bilevel(max_nfe=3 * evaluations, tol=0.0, descent=descent, inner=INNER, warm=True)
+    return [Joint(name=name, problem=problem, start=start, solver=solver) for name, solver in solvers.items()]

@@ -109,11 +109,10 @@ class ExactClassifier(nn.Module):
     def image_gradient(self, images: Tensor, z: State, cotangent: Tensor) -> Tensor:
         """The gradient of ``<cotangent, logits>`` in the images, where z, (B, ...) each, is their equilibrium."""
         with cached_weights(self):
-            if self.gradient is GradientBy.UNROLLED:
-                return self._unrolled(images, z, cotangent)
-            gradient, reached = self._implicit(images, z, cotangent)
+            gradient, reached = self._gradient(images, z, cotangent)
+        if self.gradient is GradientBy.IMPLICIT:
             self.gradients.add(reached)
-            return gradient
+        return gradient
 
     def has_no_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
         """(B,) whether the gradient of a wrong class's log-odds is exactly zero in every pixel, so that no attack can
@@ -124,18 +123,16 @@ class ExactClassifier(nn.Module):
             solved = self.solve(images)
             logits = self.classifier.logits(tensors_of(solved.z)).detach().requires_grad_()
             (cotangent,) = torch.autograd.grad(log_odds(rescaling(logits) * logits, labels).sum(), logits)
-            reached = solved.status == Status.CONVERGED
-            if self.gradient is GradientBy.UNROLLED:
-                gradient = self._unrolled(images, solved.z, cotangent)
-            else:
-                gradient, found = self._implicit(images, solved.z, cotangent)
-                reached = reached & found
-        return reached & (gradient == 0).flatten(1).all(1)
+            gradient, reached = self._gradient(images, solved.z, cotangent)
+        return (solved.status == Status.CONVERGED) & reached & (gradient == 0).flatten(1).all(1)
 
-    def _implicit(self, images: Tensor, z: State, cotangent: Tensor) -> tuple[Tensor, Tensor]:
-        """With ``J = <cotangent, logits(z)>`` u is the multiplier, and what is asked for is the Lagrangian's g_x; and
-        whether u was reached, (B,).
+    def _gradient(self, images: Tensor, z: State, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+        """And whether what had to be solved for was reached, (B,).
+
+        Of IMPLICIT: with ``J = <cotangent, logits(z)>`` u is the multiplier, and the gradient is the Lagrangian's g_x.
         """
+        if self.gradient is GradientBy.UNROLLED:
+            return self._unrolled(images, z, cotangent), torch.ones_like(cotangent[:, 0], dtype=torch.bool)
         problem = JointProblem(self._f, lambda z, _: (self.classifier.logits(z) * cotangent).sum(1))
         start = state_of((torch.zeros_like(part) for part in tensors_of(z)), z)
         u = solve_multiplier(problem, z, images, start, self.solver)

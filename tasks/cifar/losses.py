@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,10 +42,8 @@ class LogitLoss(ABC):
 class TrainingLoss(LogitLoss):
     """A loss that the weights can be trained with."""
 
-    @property
-    def attacks(self) -> bool:
-        """Whether the images are perturbed in training."""
-        return True
+    attacks: ClassVar[bool] = True
+    """Whether the images are perturbed in training."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,7 @@ class Adversarial(TrainingLoss):
 class Clean(TrainingLoss):
     """``CE(clean)``: no attack in training."""
 
-    @property
-    def attacks(self) -> bool:
-        return False
+    attacks = False
 
     def of(self, attacked: Tensor, label: Tensor, clean: Tensor | None = None) -> Tensor:
         return cross_entropy(attacked, label)

@@ -1,4 +1,4 @@
-"""The callback that attacks test images and reports what withstands."""
+"""The callbacks that measure accuracy: on images as they are, and what withstands attacks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from deqopt.batch import size_of
 from deqopt.callbacks.comparison import ComparisonReport
-from deqopt.compare import Measure, Summary
+from deqopt.compare import Estimate, Measure, Summary
 from deqopt.compare.scores import cell
 from deqopt.equilibrium import Equilibrium
 from deqopt.figures import draw_curves, write_figure
@@ -20,7 +20,7 @@ from deqopt.tables import folded, write_csv
 
 from .attacks import Attack
 from .classifier import Classifier
-from .evaluation import NONE, WORST, AttackPlan, Robustness, Samples
+from .evaluation import NONE, WORST, AttackPlan, Samples
 from .gradients import ExactClassifier, Prediction
 from .threat import Threat
 
@@ -34,7 +34,9 @@ class RobustnessReport(ComparisonReport):
     """In test: attacks the first test images; see `ComparisonReport`.
 
     The metric is ``robust_accuracy``; the methods are ``none`` (the same images without an attack), the attacks, and
-    ``worst``: whether an image withstands every attack. ``test/sweep_<attack>_<radius>`` are logged too. The files are
+    ``worst``: whether an image withstands every attack. ``reached`` says whether the equilibrium was, from which a
+    class was read. Facts are those of :meth:`AttackPlan.masked`, and ``gradients`` and ``gradients_unreached``, the
+    solves for gradients that the attacks made. ``test/sweep_<attack>_<radius>`` are logged too. The files are
     ``figures/attacks.*``, ``figures/images.csv``, and ``figures/robustness.*``: accuracy against radius.
 
     Args:
@@ -86,9 +88,20 @@ class RobustnessReport(ComparisonReport):
         solves.total = solves.unreached = 0
         return {WORST: {"robust_accuracy": shares.all(0)}}, facts
 
-    @property
-    def robustness(self) -> Robustness:
-        return Robustness(self.plan, self.scores)
+    def accuracy(self, method: str) -> Estimate:
+        return Estimate.of(self.scores.of(method, "robust_accuracy"))
+
+    def sweep(self, attack: Attack) -> dict[float, Estimate]:
+        """The accuracy by radius."""
+        return {radius: self.accuracy(self.plan.name(attack, radius)) for radius in self.plan.radii}
+
+    def points(self) -> dict[str, dict[float, Estimate]]:
+        """The accuracy by radius, for every attack by name, from the clean accuracy on, and for the worst of all."""
+        trained, clean = self.plan.threat.radius, self.accuracy(NONE)
+        points = {attack.name: {0.0: clean, **self.sweep(attack)} for attack in self.plan.swept if self.plan.radii}
+        for name in (*(attack.name for attack in self.plan.attacks), WORST):
+            points[name] = {**points.get(name, {}), trained: self.accuracy(name)}
+        return {name: dict(sorted(of.items())) for name, of in points.items()}
 
     def summary(self) -> Summary:
         """Of the attacks at the threat's radius."""
@@ -100,7 +113,7 @@ class RobustnessReport(ComparisonReport):
         return f"{super().title()}, {self.plan.threat}"
 
     def table(self) -> str:
-        swept = {attack.name: self.robustness.sweep(attack) for attack in self.plan.swept}
+        swept = {attack.name: self.sweep(attack) for attack in self.plan.swept}
         columns = [
             [f"{radius:g}", *(ACCURACY.shown(of[radius].mean) for of in swept.values())]
             for radius in sorted(self.plan.radii)
@@ -109,23 +122,61 @@ class RobustnessReport(ComparisonReport):
         return "\n".join([super().table(), *sweep])
 
     def notes(self) -> list[str]:
-        return [f"Note: {note}" for note in self.robustness.notes()]
+        return [f"Note: {doubt}" for doubt in self.doubts()]
+
+    def doubts(self) -> list[str]:
+        """What speaks against the figures: masked gradients, and systems that were not solved."""
+        notes = []
+        if masking := self._masking():
+            notes.append(f"{'; '.join(masking)}: the gradients are masked, do not trust the white-box figures")
+        reached = torch.stack([self.scores.of(name, "reached") for name in (NONE, *self.plan.asked)]).all(0)
+        if unreached := int((~reached).sum()):
+            notes.append(
+                f"the equilibrium of {unreached} of {len(self.scores)} images, clean or attacked, was not reached: "
+                "their classes are those of where the solve stopped; train with a Jacobian penalty"
+            )
+        solves, lost = (round(float(self.scores.fact(name).sum())) for name in ("gradients", "gradients_unreached"))
+        if lost:
+            notes.append(
+                f"the multiplier was not reached in {lost} of {solves} implicit gradients: the attacks that used them "
+                "may be weaker than they could be"
+            )
+        return notes
+
+    def _masking(self) -> list[str]:
+        """Evidence that an attack by gradients is weak here because it is not shown any."""
+        found = []
+        shares = {attack: self.accuracy(attack.name).mean for attack in self.plan.attacks}
+        by_gradients = [share for attack, share in shares.items() if not attack.black_box]
+        for attack, share in shares.items():
+            if attack.black_box and by_gradients and share < min(by_gradients):
+                found.append(
+                    f"{attack.name}, which sees no gradients, leaves {percent(share)}, less than every attack by "
+                    f"gradients (at best {percent(min(by_gradients))})"
+                )
+        right = int(self.scores.of(NONE, "robust_accuracy").sum())
+        known = [attack for attack in self.plan.attacks if f"masked_{attack.key}" in self.scores.facts]
+        masked = {attack.name: int(self.scores.fact(f"masked_{attack.key}").sum()) for attack in known}
+        for count in sorted({count for count in masked.values() if count}, reverse=True):
+            names = " and ".join(name for name, one in masked.items() if one == count)
+            found.append(f"the gradient for {names} is exactly zero at {count} of {right} correctly classified images")
+        return found
 
     def logged(self) -> dict[str, float]:
         sweep = {
             f"sweep_{attack.key}_{radius:g}": accuracy.mean
             for attack in self.plan.swept
-            for radius, accuracy in self.robustness.sweep(attack).items()
+            for radius, accuracy in self.sweep(attack).items()
         }
         return {**super().logged(), **sweep}
 
     def write(self, directory: Path) -> None:
         super().write(directory)
-        write_figure(accuracy_against_radius(self.robustness), directory / "robustness.png")
+        write_figure(accuracy_against_radius(self), directory / "robustness.png")
         norm = self.plan.threat.norm.name
         rows = [
             [name, norm, radius, one.mean, cell(one.half_width), one.count]
-            for name, of in self.robustness.points().items()
+            for name, of in self.points().items()
             for radius, one in of.items()
         ]
         write_csv(["attack", "norm", "radius", "accuracy", "half_width", "images"], rows, directory / "robustness.csv")
@@ -134,16 +185,43 @@ class RobustnessReport(ComparisonReport):
         return {"robust_accuracy": seen.label == self._samples(batch)[1], "reached": seen.reached}
 
 
-def accuracy_against_radius(robustness: Robustness) -> Figure:
+def accuracy_against_radius(report: RobustnessReport) -> Figure:
     """A curve for each swept attack, a point for each other, from the clean accuracy at radius 0."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    threat = robustness.plan.threat
-    draw_curves(axes, robustness.points(), ACCURACY)
+    threat = report.plan.threat
+    draw_curves(axes, report.points(), ACCURACY)
     axes.axvline(threat.radius, color="black", linestyle=":", linewidth=1, label=f"trained radius {threat.radius:g}")
-    clean = ACCURACY.factor * robustness.accuracy(NONE).mean
+    clean = ACCURACY.factor * report.accuracy(NONE).mean
     axes.axhline(clean, color="black", linestyle="--", linewidth=1, label="clean")
     axes.set(xlabel=f"{threat.norm.name} radius", ylim=(-3, 103))
     axes.legend(fontsize=8)
-    axes.set_title(f"Accuracy under attack, {len(robustness.scores)} test images", fontsize=10)
+    axes.set_title(f"Accuracy under attack, {len(report.scores)} test images", fontsize=10)
     return figure
+
+
+def percent(share: float) -> str:
+    """``43.5 %``."""
+    return f"{100 * share:.1f} %"
+
+
+class CleanAccuracy(Callback):
+    """Logs ``val/clean_accuracy`` and ``test/clean_accuracy``, at the exact equilibria of all images.
+
+    Args:
+        classifier: whose accuracy it is.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._model = ExactClassifier(classifier)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self._log("val", pl_module, outputs["batch"])
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self._log("test", pl_module, outputs["batch"])
+
+    def _log(self, stage: str, pl_module: LightningModule, batch: Any) -> None:
+        correct = self._model.predict(batch.image).label == batch.label
+        name = f"{stage}/clean_accuracy"
+        pl_module.log(name, correct.float().mean(), batch_size=len(correct), on_epoch=True, sync_dist=True)

@@ -20,14 +20,14 @@ from deqopt.data import Download, ImageBatch, ImageDataModule, LabelledSource, o
 from deqopt.errors import DataError, ProblemError, check_finite
 from deqopt.figures import image_rows
 from deqopt.loop_settings import Norm
+from deqopt.ranges import at_least
 from deqopt.state import State, tensors_of
 
 from .catalogue import AttackName, attacks_named
 from .classifier import Branches, Classifier
-from .clean import CleanAccuracy
 from .gradients import ExactClassifier
 from .losses import Adversarial, Evasion, LogitLoss, TrainingLoss, cross_entropy, rescaling
-from .robustness import RobustnessReport
+from .robustness import CleanAccuracy, RobustnessReport
 from .threat import Threat
 
 SWEPT = ("pgd", "secant_tracking")
@@ -101,6 +101,7 @@ class Cifar(Task):
         self.training_loss = loss or Adversarial()
         self.threat, self.classes = Threat(norm, radius), classes
         check_finite("cifar", radius=radius, radii=radii)
+        at_least(1, "cifar", attack_images=attack_images)
         half = size // 2 if resolution is None else resolution
         self.classifier = Classifier(classes, image_channels, size, widths, half, unroll)
         self.class_names = [str(one) for one in range(classes)]

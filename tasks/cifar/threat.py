@@ -10,6 +10,7 @@ from torch import Tensor
 from deqopt.errors import NonFiniteError, ProblemError
 from deqopt.feasible import Box, FeasibleSet, L2BallInBox
 from deqopt.loop_settings import Norm
+from deqopt.ranges import not_negative
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Threat:
     radius: float
 
     def __post_init__(self) -> None:
-        if not self.radius >= 0:
-            raise ProblemError(f"radius must be 0 or larger, got {self.radius}")
+        not_negative(radius=self.radius)
 
     def __str__(self) -> str:
         return f"{'L2' if self.norm is Norm.L2 else 'L-infinity'} radius {self.radius:g}"

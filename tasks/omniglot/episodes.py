@@ -95,7 +95,7 @@ class Chosen(NamedTuple):
     numbers: Tensor
 
 
-class Choice(ABC):
+class ImageChoice(ABC):
     """Chooses the images of an episode, at random: all by its place and a seed."""
 
     @abstractmethod
@@ -103,7 +103,7 @@ class Choice(ABC):
 
 
 @dataclass(frozen=True)
-class OwnChoice(Choice):
+class OwnChoice(ImageChoice):
     """Classes without replacement, in random order, and images of each without replacement.
 
     Args:
@@ -142,7 +142,7 @@ class Episodes(Dataset[EpisodeBatch]):
     def __init__(
         self,
         pool: ClassPool,
-        choice: Choice,
+        choice: ImageChoice,
         shape: EpisodeShape,
         *,
         split: int,

@@ -118,6 +118,10 @@ class EqualTimeBaselines(Callback):
 
     One object must serve the runs of a process: it holds the weights.
 
+    Attributes:
+        trainings: of each learner, once a run has started.
+        seconds: that the training steps of the joint method took.
+
     Args:
         learners: what makes each, called when training, validation or testing starts; initial weights come from the
             global seed alone.
@@ -132,23 +136,13 @@ class EqualTimeBaselines(Callback):
         self, learners: Mapping[Baseline, Callable[[], Learner]], clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._learners, self._clock = dict(learners), clock
-        self._trainings: dict[Baseline, LearnerTraining] = {}
+        self.trainings: dict[Baseline, LearnerTraining] = {}
         self._restored: set[Baseline] = set()
-        self._seconds, self._began = 0.0, 0.0
-
-    @property
-    def trainings(self) -> Mapping[Baseline, LearnerTraining]:
-        """What there is to know of each learner once a run has started."""
-        return self._trainings
-
-    @property
-    def seconds(self) -> float:
-        """That the training steps of the joint method took."""
-        return self._seconds
+        self.seconds, self._began = 0.0, 0.0
 
     def methods(self) -> dict[str, Callable[[EpisodeBatch], Tensor]]:
         """The learners by name, for `EpisodeReport`: a batch to probabilities (B, Q, ways)."""
-        return {baseline.value: training.probabilities for baseline, training in self._trainings.items()}
+        return {baseline.value: training.probabilities for baseline, training in self.trainings.items()}
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -162,11 +156,11 @@ class EqualTimeBaselines(Callback):
         if stage == "predict":
             return
         for baseline, learner in self._learners.items():
-            if baseline not in self._trainings:
+            if baseline not in self.trainings:
                 with isolate_rng():
                     torch.manual_seed(torch.initial_seed())
-                    self._trainings[baseline] = LearnerTraining(learner().to(trainer.strategy.root_device))
-            self._trainings[baseline].learner.to(trainer.strategy.root_device)
+                    self.trainings[baseline] = LearnerTraining(learner().to(trainer.strategy.root_device))
+            self.trainings[baseline].learner.to(trainer.strategy.root_device)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_restored(trainer)
@@ -180,8 +174,8 @@ class EqualTimeBaselines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._seconds += now(pl_module.device, self._clock) - self._began
-        for baseline, training in self._trainings.items():
+        self.seconds += now(pl_module.device, self._clock) - self._began
+        for baseline, training in self.trainings.items():
             if training.loss is not None:
                 pl_module.log(f"train/{_key(baseline)}_loss", training.loss, batch_size=size_of(batch))
                 pl_module.log(f"train/{_key(baseline)}_episodes", float(training.episodes), batch_size=size_of(batch))
@@ -197,7 +191,7 @@ class EqualTimeBaselines(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         batch = outputs["batch"]  # without samples that are not finite
-        for baseline, training in self._trainings.items():
+        for baseline, training in self.trainings.items():
             with isolate_rng():
                 right = training.probabilities(batch).argmax(2) == batch.query_label
             name = f"val/{_key(baseline)}_accuracy"
@@ -214,18 +208,18 @@ class EqualTimeBaselines(Callback):
         return "Beside"
 
     def state_dict(self) -> dict[str, Any]:
-        states = {baseline.name: training.state_dict() for baseline, training in self._trainings.items()}
-        return {"seconds": self._seconds, "baselines": states} if states else {}
+        states = {baseline.name: training.state_dict() for baseline, training in self.trainings.items()}
+        return {"seconds": self.seconds, "baselines": states} if states else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seconds = state_dict["seconds"]
-        for baseline, training in self._trainings.items():
+        self.seconds = state_dict["seconds"]
+        for baseline, training in self.trainings.items():
             if baseline.name in state_dict["baselines"]:
                 training.load_state_dict(state_dict["baselines"][baseline.name])
                 self._restored.add(baseline)
 
     def _check_restored(self, trainer: Trainer) -> None:
-        lacking = [baseline.name for baseline in self._trainings if baseline not in self._restored]
+        lacking = [baseline.name for baseline in self.trainings if baseline not in self._restored]
         if trainer.ckpt_path is not None and lacking:
             raise CheckpointError(
                 f"{trainer.ckpt_path} has no weights of the baselines {', '.join(lacking)}: train with the same "
@@ -235,14 +229,14 @@ class EqualTimeBaselines(Callback):
     # -- the race -------------------------------------------------------------------------------------------------
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        behind = [training for training in self._trainings.values() if training.seconds < self._seconds]
+        behind = [training for training in self.trainings.values() if training.seconds < self.seconds]
         if not behind:
             return
         episodes = _training_episodes(trainer)
         share = trainer.optimizers[0].param_groups[0]["lr"] / pl_module.optimization.lr  # type: ignore[union-attr]
         with isolate_rng(), torch.enable_grad():
             for training in behind:
-                while training.seconds < self._seconds:
+                while training.seconds < self.seconds:
                     batch = training.next_batch(episodes)
                     began = now(pl_module.device, self._clock)
                     training.step(batch, share)

@@ -13,20 +13,17 @@ from torch.utils.data import Dataset
 
 from deqopt.data import generator_of
 
-from .episodes import Choice, Chosen, EpisodeShape, Place
+from .episodes import Chosen, EpisodeShape, ImageChoice, Place
 from .optional import learn2learn
 
 
-class Learn2LearnChoice(Choice):
+class Learn2LearnChoice(ImageChoice):
     """NWays, KShots, RemapLabels and ConsecutiveLabels of learn2learn, and its partition into support and query.
 
     They draw from Python's global generator, which is seeded for an episode and put back afterwards. What they load is
     the number of an image, so that the images of an episode are gathered at once.
 
-    Args:
-        counts: (classes,) the numbers of images of the classes.
-        shape: of the episodes; there are enough classes and images for it.
-        seed: 0 or larger.
+    Arguments are those of :class:`OwnChoice`.
 
     Raises:
         ProblemError: learn2learn is missing.

@@ -13,12 +13,7 @@ from torch import Tensor
 from adjoint_catalogue import ADJOINTS
 from catalogue import ALL, CASES, INPUT, STATE, flat, linear, targets, theta_of, zeros
 from deqopt import Equilibrium, JointProblem, Status
-from deqopt.adjoints import (
-    Adjoint,
-    JacobianFree,
-    Phantom,
-    implicit_fixed_point,
-)
+from deqopt.adjoints import Adjoint, JacobianFree, Phantom, implicit_fixed_point
 from deqopt.adjoints.linearised import Linearised
 from deqopt.adjoints.stationary import StationaryAdjoint
 from deqopt.equilibrium import BackwardReport

@@ -13,10 +13,7 @@ from torch import Tensor
 from adjoint_catalogue import ADJOINTS
 from catalogue import ALL, INPUT, STATE, quadratic, targets, theta_of, zeros
 from deqopt import Equilibrium, JointProblem
-from deqopt.adjoints import (
-    Adjoint,
-    implicit_fixed_point,
-)
+from deqopt.adjoints import Adjoint, implicit_fixed_point
 from deqopt.errors import NonFiniteError
 from deqopt.feasible import Box, Everywhere, FeasibleSet, L2Ball
 from deqopt.fixed_point import Anderson
@@ -115,19 +112,6 @@ def test_where_no_sample_is_finite_the_loss_says_so(adjoint: Adjoint, closed_ove
     spoiled = problem(torch.nan * drive(ALL), targets(ALL), Everywhere(), closed_over)
     found = PLAIN.solve(spoiled, zeros(ALL, STATE), zeros(ALL, INPUT), adjoint=adjoint)
     assert not found.usable.any() and not found.objective.isfinite().any() and found.objective.requires_grad
-
-
-@EVERY_ADJOINT
-def test_a_sample_that_is_lost_asks_for_no_gradient(adjoint: Adjoint) -> None:
-    """Even if the loss takes all objectives: only those of the others count."""
-    given = drive(ALL)
-    given[0] = torch.nan
-    found = PLAIN.solve(
-        problem(given, targets(ALL), Everywhere()), zeros(ALL, STATE), zeros(ALL, INPUT), adjoint=adjoint
-    )
-    got = torch.autograd.grad(found.objective.sum(), THETA, retain_graph=True)
-    want = torch.autograd.grad(found.objective[1:].sum(), THETA)
-    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
 
 
 REGULARIZERS: list[Regularizer] = [JacobianPenalty(visits=2), SpectralPenalty()]

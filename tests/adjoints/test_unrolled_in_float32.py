@@ -31,6 +31,13 @@ SETS: dict[str, FeasibleSet] = {
     "ball_in_box": L2BallInBox(0.5, 0.0, 0.4),
     "intersection": Intersection((L2Ball(0.5), Box(-0.4, 0.3))),
 }
+# Every solver with the easiest and the hardest set, and every set with two solvers.
+PAIRS = [
+    (solver, feasible)
+    for solver in SOLVERS
+    for feasible in SETS
+    if feasible in ("everywhere", "intersection") or solver in ("anderson", "tracking")
+]
 
 
 def start(name: str, dtype: torch.dtype, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,9 +74,8 @@ def gradient(
 
 
 @pytest.mark.filterwarnings("ignore:Unrolled. the backward solve")
-@pytest.mark.parametrize("feasible", SETS)
 @pytest.mark.parametrize("name", STARTS)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("solver", "feasible"), PAIRS)
 def test_the_gradient_is_finite_and_that_of_float64(solver: str, name: str, feasible: str) -> None:
     single, x = gradient(SOLVERS[solver], name, torch.float32, SETS[feasible])
     double, want = gradient(SOLVERS[solver], name, torch.float64, SETS[feasible])

@@ -10,7 +10,7 @@ from deqopt_tasks.cifar.losses import Clean
 
 from benchmarks.training import adversarial, command
 from benchmarks.training.race import race
-from benchmarks.training.runs import TrainingRun
+from benchmarks.training.report import TrainingRun
 
 
 def test_runs_leave_their_milestones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,8 @@ from torch.nn.utils import parameters_to_vector
 
 from benchmarks.training import command, fewshot
 from benchmarks.training.joint import JointContestant
-from benchmarks.training.prototypes import PenalisedPrototypes
 from benchmarks.training.race import Contestant, race
-from benchmarks.training.runs import TrainingRun
+from benchmarks.training.report import TrainingRun
 from deqopt.data.splits import Part
 from deqopt.errors import ProblemError
 from deqopt.regularizers import JacobianPenalty
@@ -79,9 +78,6 @@ def contestant(name: str, seed: int = 0) -> Any:
     return Contestant.seeded(seed, lambda: fewshot.contestant(name, seed, fewshot.arguments(words(Path("unused")))))
 
 
-# -- the race ---------------------------------------------------------------------------------------------------------
-
-
 def test_every_run_leaves_its_milestones(own: tuple[Any, Any, Path]) -> None:
     runs, _, out = own
     assert set(runs) == set(OWN)
@@ -133,9 +129,6 @@ def test_the_first_weights_are_those_of_the_seed() -> None:
         assert not torch.equal(own, parameters_to_vector(contestant(name, 1).network.parameters()))
 
 
-# -- what is trained --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["implicit", "transductive"])
 def test_the_joint_method_answers_as_its_module_does(name: str) -> None:
     one: JointContestant = contestant(name)
@@ -153,7 +146,7 @@ def test_the_joint_method_answers_as_its_module_does(name: str) -> None:
 def test_prototypes_are_penalised_at_their_own_equilibria() -> None:
     """The gradient is that of the learner and of the weighted penalty, which is taken where ``z = f(z, 0)``."""
 
-    def gradient(weight: float) -> tuple[PenalisedPrototypes, Tensor]:
+    def gradient(weight: float) -> tuple[fewshot.PenalisedPrototypes, Tensor]:
         with pytest.MonkeyPatch.context() as patched:
             penalty = JacobianPenalty(weight=weight, probes=2)
             patched.setattr(fewshot, "RECIPE", replace(fewshot.RECIPE, penalty=penalty))

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from benchmarks.training import command
 from benchmarks.training.joint import JointContestant, JointMethod, Recipe, backward_notes
 from benchmarks.training.race import WARM_UP, Contestant, race, rate
-from benchmarks.training.report import Report
-from benchmarks.training.runs import Milestone, TrainingRun
+from benchmarks.training.report import Milestone, Report, TrainingRun
 from deqopt import JointModule
 from deqopt.adjoints import Implicit, Unrolled
 from deqopt.compare import Measure
@@ -63,7 +62,6 @@ class Runner(Contestant):
 class Clock:
     def __init__(self) -> None:
         self.now = 5.0
-        self.turns: list[str] = []
 
     def __call__(self) -> float:
         return self.now
@@ -75,9 +73,6 @@ def runners(**seconds: Sequence[float]) -> tuple[Clock, dict[str, Runner]]:
     for name, one in seconds.items():
         made[name] = Contestant.seeded(0, lambda one=one: Runner(clock, one))  # type: ignore[misc]
     return clock, made
-
-
-# -- the race ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -145,9 +140,6 @@ def test_a_training_that_diverges_says_so() -> None:
         race({"ours": broken}, 4.0, clock)
 
 
-# -- the joint method -------------------------------------------------------------------------------------------------
-
-
 def joint(adjoint: Any, clip: float = 10.0, task: Tiny | None = None) -> JointContestant:
     task = task or Tiny()
     recipe = Recipe(lr=0.01, clip=clip, penalty=JacobianPenalty(weight=0.5, visits=2), task={})
@@ -212,8 +204,6 @@ def test_systems_are_averaged_over_steps() -> None:
     assert backward_notes([]) == {}
 
 
-# -- what is left of it -----------------------------------------------------------------------------------------------
-
 SCORE = Measure("score", "score", digits=1)
 
 
@@ -272,9 +262,6 @@ def test_pictures_show_every_milestone() -> None:
         [[0.5, 1.0], [1.0, 2.0]],
         [[0.5, 1.75], [1.0, 3.5]],
     ]
-
-
-# -- command lines ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from torch.nn.utils import parameters_to_vector
 
 from benchmarks.training import command, restoration
 from benchmarks.training.race import race
-from benchmarks.training.runs import TrainingRun
+from benchmarks.training.report import TrainingRun
 from deqopt.adjoints import Implicit
 
 pytestmark = [  # of untrained networks

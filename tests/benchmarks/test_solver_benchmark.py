@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,10 +12,17 @@ import torch
 
 from benchmarks.solvers import entrants, peers, program, report
 from benchmarks.solvers.command import main
-from benchmarks.solvers.competitors import Choice, Entrant, Missing, SolverAtBudgets
-from benchmarks.solvers.contest import Curve, CurvePoint, choose
+from benchmarks.solvers.contest import (
+    Competitor,
+    Curve,
+    CurvePoint,
+    Entrant,
+    Missing,
+    SettingsChoice,
+    SolverAtBudgets,
+    choose,
+)
 from benchmarks.solvers.entrants import Effort, of_attack, of_latent_fitting
-from benchmarks.solvers.memory import peak_bytes
 from benchmarks.solvers.models import (
     CLASSIFIER,
     DECODER_A,
@@ -27,10 +34,10 @@ from benchmarks.solvers.models import (
     frozen,
     rows_of,
 )
-from benchmarks.solvers.peers import Adam, NormalisedGradient, PublishedJointAnderson, Rule, Solver, TorchDEQDescent
-from benchmarks.solvers.program import Extent, Part, run
-from benchmarks.solvers.stopwatch import Stopwatch
-from catalogue import CASES, linear, tanh_ball
+from benchmarks.solvers.peers import Adam, NormalisedGradient, PeerSolver, PublishedJointAnderson, Rule, TorchDEQDescent
+from benchmarks.solvers.program import QUICK, Part, run
+from benchmarks.solvers.stopwatch import ReturnedInput, Stopwatch, peak_bytes
+from catalogue import CASES, Case, linear, tanh_ball
 from deqopt.fixed_point import Anderson
 from deqopt.solvers import Bilevel, JointAnderson, StepRule, Tracking, solve_exactly
 
@@ -38,7 +45,11 @@ CPU = torch.device("cpu")
 needs_torchdeq = pytest.mark.skipif(not peers.torchdeq_is_installed(), reason=peers.INSTALL)
 
 
-# -- what is counted --------------------------------------------------------------------------------------------------
+def returned(competitor: Competitor, case: Case, labels: Sequence[int], counted: bool = True) -> list[ReturnedInput]:
+    """What a competitor returns for a problem at every label."""
+    watch = Stopwatch(CPU, counted)
+    competitor.run(watch.observe(case.problem), case.z0, case.x0, watch, labels)
+    return watch.points
 
 
 def test_forward_and_backward_passes_are_half_an_evaluation_each() -> None:
@@ -59,31 +70,22 @@ def test_forward_and_backward_passes_are_half_an_evaluation_each() -> None:
 def test_counted_solves_are_the_same_and_cost_what_the_solver_says(name: str) -> None:
     case = CASES[name]()
     solver = Tracking(max_nfe=30, tol=0.0)
-    watch = Stopwatch(CPU, counted=True)
-    SolverAtBudgets(lambda budget: solver).run(watch.observe(case.problem), case.z0, case.x0, watch, [30])
+    (found,) = returned(SolverAtBudgets(lambda budget: solver), case, [30])
     plain = solver.solve(case.problem, case.z0, case.x0)
-    assert torch.equal(watch.points[0].x, plain.x)
-    assert watch.points[0].evaluations == float(plain.nfe[0]) + 1  # x's scale is measured once
+    assert torch.equal(found.x, plain.x)
+    assert found.evaluations == float(plain.nfe[0]) + 1  # x's scale is measured once
 
 
 def test_every_budget_starts_from_zero() -> None:
-    case = linear()
-    watch = Stopwatch(CPU, counted=True)
-    competitor = SolverAtBudgets(
-        lambda budget: JointAnderson(max_nfe=budget, tol=0.0, step_size=0.1, step_rule=StepRule.PLAIN)
-    )
-    competitor.run(watch.observe(case.problem), case.z0, case.x0, watch, [10, 20])
-    assert [point.evaluations for point in watch.points] == [11, 21]
+    solver = JointAnderson(tol=0.0, step_size=0.1, step_rule=StepRule.PLAIN)
+    found = returned(SolverAtBudgets(lambda budget: replace(solver, max_nfe=budget)), linear(), [10, 20])
+    assert [point.evaluations for point in found] == [11, 21]
 
 
 def test_bilevel_moves_as_often_as_its_label_says() -> None:
-    case = tanh_ball()
-    entrant = entrants.bilevel(
-        "Bilevel", lambda step: Counting(step), [0.1], entrants.Moves((3, 7)), Effort(settings=1)
-    )
+    entrant = entrants.bilevel("Bilevel", Counting, [0.1], entrants.Moves((3, 7)), Effort(settings=1))
     Counting.moves.clear()
-    watch = Stopwatch(CPU, counted=False)
-    next(iter(entrant.candidates.values())).run(case.problem, case.z0, case.x0, watch, entrant.labels)
+    returned(next(iter(entrant.candidates.values())), tanh_ball(), entrant.labels, counted=False)
     assert len(Counting.moves) == 3 + 7 + 2  # the first step of each only solves
     assert Bilevel().max_nfe == 1 + (40 + 1) * (12 + 2)
 
@@ -94,9 +96,6 @@ class Counting(entrants.PGD):
     def step(self, *arguments: object) -> torch.Tensor:
         self.moves.append(1)
         return super().step(*arguments)  # type: ignore[arg-type]
-
-
-# -- the peers --------------------------------------------------------------------------------------------------------
 
 
 def test_adam_is_that_of_torch() -> None:
@@ -112,24 +111,22 @@ def test_adam_is_that_of_torch() -> None:
 
 
 @needs_torchdeq
-@pytest.mark.parametrize("solver", Solver)
+@pytest.mark.parametrize("solver", PeerSolver)
 @pytest.mark.parametrize(
     ("rule", "warm"), [(lambda: Adam(0.3), True), (lambda: NormalisedGradient(0.1), False)], ids=["Adam", "PGD cold"]
 )
-def test_descents_with_torchdeq_reach_the_optimum(solver: Solver, warm: bool, rule: Callable[[], Rule]) -> None:
+def test_descents_with_torchdeq_reach_the_optimum(solver: PeerSolver, warm: bool, rule: Callable[[], Rule]) -> None:
     case = linear()
     assert case.truth is not None
-    watch = Stopwatch(CPU, counted=True)
-    TorchDEQDescent(rule, solver, 12, warm).run(watch.observe(case.problem), case.z0, case.x0, watch, [1, 60])
-    first, last = watch.points
+    first, last = returned(TorchDEQDescent(rule, solver, 12, warm), case, [1, 60])
     assert first.evaluations == 13  # two solves of 12 halves, a forward and a backward pass for the gradient of x
     error, error_before = ((point.x - case.truth.x).norm(dim=1) for point in (last, first))
     assert (error < 0.1 * error_before).all()
 
 
 @needs_torchdeq
-@pytest.mark.parametrize("solver", Solver)
-def test_torchdeq_descends_along_the_gradient_at_the_equilibrium(solver: Solver) -> None:
+@pytest.mark.parametrize("solver", PeerSolver)
+def test_torchdeq_descends_along_the_gradient_at_the_equilibrium(solver: PeerSolver) -> None:
     case = tanh_ball()
     x = torch.full_like(case.x0, 0.1)
     seen: list[torch.Tensor] = []
@@ -149,11 +146,8 @@ def test_torchdeq_descends_along_the_gradient_at_the_equilibrium(solver: Solver)
 def test_the_published_method_solves_an_easy_problem() -> None:
     case = linear()
     assert case.truth is not None
-    watch = Stopwatch(CPU, counted=True)
-    method = PublishedJointAnderson(0.1, 0.1, memory=20, normalised=False)
-    method.run(watch.observe(case.problem), case.z0, case.x0, watch, [80])
-    assert watch.points[0].evaluations == 80
-    assert torch.allclose(watch.points[0].x, case.truth.x, atol=1e-4)
+    (found,) = returned(PublishedJointAnderson(0.1, 0.1, memory=20, normalised=False), case, [80])
+    assert found.evaluations == 80 and torch.allclose(found.x, case.truth.x, atol=1e-4)
 
 
 def test_without_torchdeq_its_rows_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +157,6 @@ def test_without_torchdeq_its_rows_say_what_to_install(monkeypatch: pytest.Monke
         assert {one.reason for one in missing} == {"torchdeq is not installed: pip install 'deqopt[bench]'"}
         assert all(one.name.startswith("torchdeq") for one in missing)
         assert len(every) - len(missing) >= 6
-
-
-# -- how is chosen ----------------------------------------------------------------------------------------------------
 
 
 def points(settings: str, **objectives: float) -> list[CurvePoint]:
@@ -186,12 +177,12 @@ TRIALS = {
 @pytest.mark.parametrize(
     ("choice", "settings", "label"),
     [
-        (Choice.EACH, ["short", "long", "long", "long"], 40),
-        (Choice.LAST, ["long"] * 4, 40),
-        (Choice.CHEAPEST, ["long"] * 4, 10),
+        (SettingsChoice.EACH, ["short", "long", "long", "long"], 40),
+        (SettingsChoice.LAST, ["long"] * 4, 40),
+        (SettingsChoice.CHEAPEST, ["long"] * 4, 10),
     ],
 )
-def test_settings_are_chosen_as_described(choice: Choice, settings: list[str], label: int) -> None:
+def test_settings_are_chosen_as_described(choice: SettingsChoice, settings: list[str], label: int) -> None:
     chosen, judged = choose(TRIALS, choice)
     assert [point.settings for point in chosen] == settings
     assert judged == label
@@ -199,13 +190,13 @@ def test_settings_are_chosen_as_described(choice: Choice, settings: list[str], l
 
 def test_cheapest_understands_negative_objectives() -> None:
     trials = {"a": points("a", _5=-4.0, _10=-4.99, _20=-5.0)}
-    assert choose(trials, Choice.CHEAPEST)[1] == 10
+    assert choose(trials, SettingsChoice.CHEAPEST)[1] == 10
 
 
 def test_the_cost_of_a_goal() -> None:
     curve = Curve("one", entrants.Side.OURS, tuple(points("a", _5=1.0, _10=0.5, _20=0.6)))
-    assert curve.fewest_evaluations(0.6) == 100.0
-    assert curve.fewest_evaluations(0.4) == float("inf")
+    assert curve.least("evaluations", 0.6) == 100.0
+    assert curve.least("evaluations", 0.4) == float("inf")
 
 
 def test_all_sides_choose_among_equally_many_settings() -> None:
@@ -213,9 +204,6 @@ def test_all_sides_choose_among_equally_many_settings() -> None:
         counts = {one.name: len(one.candidates) for one in every if isinstance(one, Entrant)}
         assert set(counts.values()) <= {4, 1}
         assert all("literature" in name for name, count in counts.items() if count == 1)
-
-
-# -- what is measured on ----------------------------------------------------------------------------------------------
 
 
 def test_the_splits_share_no_image() -> None:
@@ -282,24 +270,13 @@ def test_peak_memory_sees_what_is_kept_and_only_that() -> None:
     assert peak_bytes(CPU, drop) == 4096
 
 
-# -- the whole --------------------------------------------------------------------------------------------------------
-
-TINY = Extent(
-    effort=Effort((6, 8), (1,), (1,), settings=1, iterations=(4, 4)),
-    steps={"decoder-a": 2, "decoder-b": 1, "classifier": 3},
-    validation=2,
-    test=2,
-    repeats=1,
-    iterations=3,
-    compacted=2,
-    long=22,
-    exact=5,
-)
+EFFORT = Effort((6, 8), (1,), (1,), settings=1, iterations=(4, 4))
+STEPS = {"decoder-a": 2, "decoder-b": 1, "classifier": 3}
+TINY = replace(QUICK, effort=EFFORT, steps=STEPS, validation=2, test=2, iterations=3, compacted=2, long=22, exact=5)
 
 
 def test_a_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parts = set(Part) - {Part.DECODER_B}
-    *_, results = run(parts, TINY, tmp_path, CPU, seed=0)
+    *_, results = run(TINY.parts, TINY, tmp_path, CPU, seed=0)
     text = report.write(results, tmp_path, {"seed": 0})
     assert (tmp_path / "results.md").read_text() == text
     pictures = {f"{name}{end}" for name in ("decoder-a", "classifier") for end in (".png", "-cost.png")}

@@ -9,38 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
-from bad_numbers import (
-    SOLVER,
-    TRAINING,
-    NotANumber,
-    Wrong,
-    quiet,
-    trained,
-)
+from bad_numbers import SOLVER, TRAINING, NotANumber, Wrong, quiet, trained
 from deqopt import Equilibrium, JointModule
 from deqopt.callbacks import RunCheckpoint
 from deqopt.errors import NonFiniteError
 from deqopt.optimization import Optimization
-from tiny_task import STATE, Batch, Tiny, quiet_trainer
+from hooks import On, ran
+from tiny_task import STATE, Batch, Tiny
 
 pytestmark = TRAINING
-
-# -- weights and figures ----------------------------------------------------------------------------------------------
-
-
-class Break(Callback):
-    """Spoils a weight after a batch, as nothing should."""
-
-    def __init__(self, batch: int, name: str = "head.weight") -> None:
-        self.batch, self.name = batch, name
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.fit_loop.total_batch_idx == self.batch:
-            with torch.no_grad():
-                pl_module.get_parameter(f"task.{self.name}").view(-1)[0] = torch.nan
 
 
 class Outer(Tiny):
@@ -60,16 +40,15 @@ class Outer(Tiny):
 def test_weights_that_become_nan_end_the_run_and_are_never_kept(tmp_path: Path, batch: int) -> None:
     """Within an epoch of two batches, before validation, in the last epoch; last.ckpt stays the last good one."""
     task = Outer()
-    checkpoint = RunCheckpoint()
-    module = JointModule(task, solver=SOLVER)
-    trainer = quiet_trainer(
-        tmp_path, max_epochs=2, callbacks=[Break(batch, "outer.weight"), checkpoint], enable_checkpointing=True
-    )
-    with pytest.raises(
-        NonFiniteError,
-        match=rf"task\.outer\.weight holds NaN .* at training step {batch + 1}: the weights have diverged\.",
-    ):
-        trainer.fit(module, datamodule=task.datamodule())
+
+    def spoil(trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == batch:
+            task.outer.weight.data.view(-1)[0] = torch.nan
+
+    pattern = rf"task\.outer\.weight holds NaN .* at training step {batch + 1}: the weights have diverged\."
+    callbacks = On(on_train_batch_end=spoil), RunCheckpoint()
+    with pytest.raises(NonFiniteError, match=pattern):
+        ran(JointModule(task, solver=SOLVER), tmp_path, *callbacks, max_epochs=2, enable_checkpointing=True)
     for path in tmp_path.rglob("*.ckpt*"):
         kept = torch.load(path, weights_only=True)["state_dict"]
         assert all(value.isfinite().all() for value in kept.values()), path
@@ -77,20 +56,17 @@ def test_weights_that_become_nan_end_the_run_and_are_never_kept(tmp_path: Path, 
 
 
 def test_an_exception_with_nan_weights_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
-    class Interrupts(Callback):
-        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            if trainer.global_step == 3:
-                with torch.no_grad():
-                    pl_module.get_parameter("task.head.weight").fill_(torch.nan)
-                raise KeyboardInterrupt
-
     task = Tiny(samples=8, batch_size=4)
-    trainer = quiet_trainer(
-        tmp_path, max_epochs=3, callbacks=[Interrupts(), RunCheckpoint()], enable_checkpointing=True
-    )
+
+    def interrupt(trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:
+            task.head.weight.data.fill_(torch.nan)
+            raise KeyboardInterrupt
+
+    callbacks = On(on_train_batch_start=interrupt), RunCheckpoint()
     with warnings.catch_warnings(), pytest.raises((KeyboardInterrupt, SystemExit, NonFiniteError)):
         warnings.filterwarnings("ignore", message=".*NaN or infinite")
-        trainer.fit(JointModule(task, solver=SOLVER), datamodule=task.datamodule())
+        ran(JointModule(task, solver=SOLVER), tmp_path, *callbacks, max_epochs=3, enable_checkpointing=True)
     (path,) = tmp_path.rglob("last.ckpt")
     kept = torch.load(path, weights_only=True)
     assert kept["global_step"] == 2 and all(value.isfinite().all() for value in kept["state_dict"].values())
@@ -102,7 +78,7 @@ def test_nan_weights_that_the_solve_does_not_meet_are_noticed_all_the_same(tmp_p
     with torch.no_grad():
         task.outer.bias.fill_(torch.inf)
     with pytest.raises(NonFiniteError, match=r"^task\.outer\.bias holds NaN or infinite values at training step 0"):
-        getattr(quiet_trainer(tmp_path, max_epochs=1), stage)(JointModule(task), datamodule=task.datamodule())
+        ran(JointModule(task), tmp_path, stage=stage, max_epochs=1)
 
 
 def test_no_checkpoint_holds_nan_weights(tmp_path: Path) -> None:
@@ -129,11 +105,10 @@ class Evaluated(Wrong):
 
 
 def test_figures_that_are_nan_are_said_once(tmp_path: Path) -> None:
-    task = Evaluated(samples=4, batch_size=4)
-    module = JointModule(task, solver=SOLVER)
+    module = JointModule(Evaluated(samples=4, batch_size=4), solver=SOLVER)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        quiet_trainer(tmp_path, max_epochs=3).fit(module, datamodule=task.datamodule())
+        ran(module, tmp_path, max_epochs=3)
     said = [str(one.message) for one in caught if "it says nothing" in str(one.message)]
     assert said == [
         "val/loss is nan at training step 1: it says nothing",

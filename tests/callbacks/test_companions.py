@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,24 +82,21 @@ class Group:
         return {int(path.name[6:]): Loss.parse(path.read_text(), -1) for path in sorted(self._folder.glob("heard_*"))}
 
 
-@pytest.mark.parametrize("rank", range(SIZE))
-def test_all_others_hear_of_a_process_that_was_killed(rank: int, tmp_path: Path) -> None:
-    group = Group(tmp_path, {rank: killed})
-    assert group.end() == {other: -signal.SIGKILL if other == rank else 17 for other in range(SIZE)}
-    assert group.heard() == {other: Loss(rank) for other in range(SIZE) if other != rank}
+ENDINGS: dict[str, tuple[Ending, int, tuple[Any, ...] | None]] = {
+    "killed": (killed, -signal.SIGKILL, ()),
+    "raised": (raised, 2, (2, "DataError: no images")),
+    "done": (done, 0, None),
+}
+"""With the exit status, and what all others hear of it."""
 
 
 @pytest.mark.parametrize("rank", range(SIZE))
-def test_all_others_hear_why_a_process_ended(rank: int, tmp_path: Path) -> None:
-    group = Group(tmp_path, {rank: raised})
-    assert group.end() == {other: 2 if other == rank else 17 for other in range(SIZE)}
-    assert group.heard() == {other: Loss(rank, 2, "DataError: no images") for other in range(SIZE) if other != rank}
-
-
-@pytest.mark.parametrize("rank", range(SIZE))
-def test_a_process_that_has_done_its_work_is_no_loss(rank: int, tmp_path: Path) -> None:
-    group = Group(tmp_path, {rank: done})
-    assert set(group.end().values()) == {0} and not group.heard()
+@pytest.mark.parametrize("name", ENDINGS)
+def test_all_others_hear_how_a_process_ended_before_its_work_was_done(name: str, rank: int, tmp_path: Path) -> None:
+    ending, status, told = ENDINGS[name]
+    group, others = Group(tmp_path, {rank: ending}), set(range(SIZE)) - {rank}
+    assert group.end() == {rank: status, **dict.fromkeys(others, 0 if told is None else 17)}
+    assert group.heard() == ({} if told is None else dict.fromkeys(others, Loss(rank, *told)))
 
 
 def test_a_process_that_is_stopped_and_goes_on_is_no_loss(tmp_path: Path) -> None:

@@ -1,91 +1,17 @@
-"""The callback that compares methods: each sample once, in one process or two, what is logged, said and written."""
+"""The callback that compares methods: each sample once, what is logged, said and written."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from torch import Tensor
 
-from deqopt import Equilibrium
+from compared import ERROR, Compared, error
 from deqopt.callbacks.comparison import ComparisonReport, index_of
-from deqopt.compare import Measure
 from deqopt.errors import ProblemError
-from deqopt.solvers import Tracking
-from paths import SUPPORT
-from reported import figures_of_test, lines_said, rows_of
-from tiny_task import Batch, Tiny
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
-ERROR, SECONDS = Measure("error", digits=4), Measure("seconds", "ms", 1000, 1, median=True)
-
-
-def error(answer: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """NaN of sample 2."""
-    found = (answer - batch["y"]).square().mean(1)
-    return {"error": torch.where(batch["index"] == 2, torch.nan, found)}
-
-
-class Compared(Tiny):
-    """Three methods on the samples of `Tiny`, of which the first ones are met again at the end where ``repeated``."""
-
-    def __init__(self, samples: int = 10, repeated: int = 0, most: int | None = None, **settings: Any) -> None:
-        super().__init__(samples, **settings)
-        self.repeated = repeated
-        self.report = Noted("tiny things", [ERROR, SECONDS], error, self.ours, noun="things", most=most)
-
-    def datamodule(self) -> Any:
-        data = super().datamodule()
-        data._samples += data._samples[: self.repeated]
-        return data
-
-    def ours(self, equilibrium: Equilibrium, batch: Batch) -> Tensor:
-        assert isinstance(equilibrium.z, Tensor) and not torch.is_grad_enabled()
-        return self.head(equilibrium.z)
-
-    def callbacks(self) -> list[Callback]:
-        return [self.report]
-
-    def tested(self, directory: Path, **settings: Any) -> dict[str, float]:
-        """The figures of a test."""
-        return figures_of_test(self, Tracking(max_nfe=6), directory, **settings)
-
-    def errors(self, *rows: int) -> dict[str, float]:
-        """What the others should reach on these samples."""
-        y = self.y[list(rows)]
-        return {"error_zero": float(y.square().mean()), "error_slow_half": float((y / 2).square().mean())}
-
-
-class Noted(ComparisonReport):
-    """Says how many tests there were, and adds a method made of two others, and a fact."""
-
-    tests = 0
-
-    def methods(self, trainer: Trainer) -> Mapping[str, Any]:
-        self.tests += 1
-        return {"zero": lambda batch: torch.zeros_like(batch["y"]), "Slow-half": self.slow}
-
-    @staticmethod
-    def slow(batch: Batch) -> Tensor:
-        time.sleep(0.02 * len(batch["y"]))
-        return batch["y"] / 2
-
-    def more(self, values: Any, equilibrium: Equilibrium, batch: Any) -> Any:
-        assert len(equilibrium.x) == len(batch["y"]) == len(values["ours"]["error"])
-        larger = torch.maximum(values["zero"]["error"], values["Slow-half"]["error"])
-        return {"worst": {"error": larger}}, {"nfe": equilibrium.nfe}
-
-    def notes(self) -> list[str]:
-        return [f"Test {self.tests}, with a line that is longer than the screen is wide, so that it has to be broken"]
+from reported import lines_said, rows_of
 
 
 @pytest.fixture
@@ -189,41 +115,3 @@ def test_scores_of_another_shape_are_refused(tmp_path: Path) -> None:
     task.report = ComparisonReport("plain", [ERROR], lambda answer, batch: {"error": answer}, task.ours)  # type: ignore[assignment]
     with pytest.raises(ProblemError, match=r"error of 'ours' must be one number a sample, \(5,\), and has"):
         task.tested(tmp_path)
-
-
-# -- several processes ------------------------------------------------------------------------------------------------
-
-SHARED: dict[str, dict[str, Any]] = {"all": {"samples": 5, "batch_size": 2}, "most": {"samples": 12, "most": 7}}
-
-
-def worker(directory: Path) -> None:
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    for name, settings in SHARED.items():
-        torch.manual_seed(0)
-        figures = Compared(**settings).tested(directory / name, devices=2, strategy="ddp", logger=True)
-        torch.save(figures, directory / f"{name}_{os.environ.get('LOCAL_RANK', '0')}.pt")
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_samples_and_find_what_one_does(tmp_path: Path, said: list[str]) -> None:
-    """Five samples cannot be shared: the second process meets the first of them again."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SUPPORT}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name, settings in SHARED.items():
-        torch.manual_seed(0)
-        alone = Compared(**settings).tested(tmp_path / "alone")
-        count = settings.get("most", settings["samples"])
-        assert done.stderr.count(f"Tiny things: {count} ") == 1
-        assert [one["index"] for one in rows_of(tmp_path / name, "things")] == [str(index) for index in range(count)]
-        errors = {name: value for name, value in alone.items() if name.startswith("error")}
-        assert len(errors) == 4
-        for rank in range(2):
-            figures = torch.load(tmp_path / f"{name}_{rank}.pt")
-            assert {one: figures[one] for one in errors} == pytest.approx(errors)
-
-
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]))

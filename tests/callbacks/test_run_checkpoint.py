@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from deqopt.checkpoints import Record, previous, read, write
 from deqopt.checkpoints.plugin import VerifiedCheckpointIO
 from deqopt.errors import CheckpointError, NonFiniteError
 from deqopt.solvers import Tracking
+from hooks import On
 from tiny_task import Tiny, quiet_trainer
 
 BATCHES = 3
@@ -43,24 +44,12 @@ class Scores(Callback):
             pl_module.log("score", value)
 
 
-class Do(Callback):
-    """Calls a function at one of the hooks."""
-
-    def __init__(self, hook: str, function: Callable[[Trainer], object]) -> None:
-        setattr(self, hook, lambda trainer, *_: function(trainer))
-
-
 def fit(folder: Path, *callbacks: Callback, start: Path | None = None, **settings: Any) -> Path:
     """Train on three batches an epoch, and return the folder of the checkpoints."""
     torch.manual_seed(0)
     keeping = [] if any(isinstance(one, RunCheckpoint) for one in callbacks) else [RunCheckpoint("score")]
-    trainer = quiet_trainer(
-        folder,
-        enable_checkpointing=True,
-        callbacks=[*callbacks, *keeping],
-        plugins=[VerifiedCheckpointIO()],
-        **{"max_epochs": 2, **settings},
-    )
+    verified = {"enable_checkpointing": True, "plugins": [VerifiedCheckpointIO()]}
+    trainer = quiet_trainer(folder, callbacks=[*callbacks, *keeping], **{"max_epochs": 2, **verified, **settings})
     module = JointModule(Tiny(), Tracking(max_nfe=6, step_size=0.3))
     trainer.fit(module, datamodule=module.task.datamodule(), ckpt_path=start, weights_only=True)
     return folder / "checkpoints"
@@ -71,10 +60,10 @@ def step(path: Path) -> int:
 
 
 def stop_after(steps: int) -> Callback:
-    def stop(trainer: Trainer) -> None:
+    def stop(trainer: Trainer, *_: Any) -> None:
         trainer.should_stop = trainer.global_step >= steps
 
-    return Do("on_train_batch_end", stop)
+    return On(on_train_batch_end=stop)
 
 
 # -- the last ---------------------------------------------------------------------------------------------------------
@@ -113,10 +102,11 @@ def test_a_run_goes_on_where_the_last_checkpoint_is(case: str, limit: int, tmp_p
 
     def trained(folder: Path, start: Path | None, max_steps: int) -> list[Any]:
         seen: list[Any] = []
-        note = Do("on_train_batch_start", lambda trainer: seen.append((trainer.current_epoch, trainer.global_step)))
-        validated = Do("on_validation_start", lambda trainer: seen.append("validation"))
-        keeping = RunCheckpoint("train/loss")
-        fit(folder, note, validated, keeping, start=start, max_steps=max_steps, **settings)
+        note = On(
+            on_train_batch_start=lambda trainer, *_: seen.append((trainer.current_epoch, trainer.global_step)),
+            on_validation_start=lambda *_: seen.append("validation"),
+        )
+        fit(folder, note, RunCheckpoint("train/loss"), start=start, max_steps=max_steps, **settings)
         return seen
 
     whole = trained(tmp_path / "whole", None, 9)
@@ -125,16 +115,17 @@ def test_a_run_goes_on_where_the_last_checkpoint_is(case: str, limit: int, tmp_p
     assert trained(tmp_path / "rest", tmp_path / "begun" / "checkpoints" / "last.ckpt", 9) == whole[len(begun) :]
 
 
+def written(folder: Path, hook: str, *callbacks: Callback, **settings: Any) -> list[int | None]:
+    """The step of the last checkpoint, whenever the hook is called."""
+    path, seen = folder / "checkpoints" / "last.ckpt", list[int | None]()
+    look = On(**{hook: lambda *_: seen.append(step(path) if path.exists() else None)})
+    fit(folder, look, *callbacks, **settings)
+    return seen
+
+
 def test_the_last_checkpoint_is_written_after_every_validation(tmp_path: Path) -> None:
-    seen = []
-    look = Do("on_train_epoch_start", lambda trainer: seen.append(written(tmp_path)))
-    fit(tmp_path, Scores(1.0, NAN, 2.0, 3.0), look, max_epochs=4)
-    assert seen == [None, 3, 6, 9]
-
-
-def written(folder: Path) -> int | None:
-    path = folder / "checkpoints" / "last.ckpt"
-    return step(path) if path.exists() else None
+    scores = Scores(1.0, NAN, 2.0, 3.0)
+    assert written(tmp_path, "on_train_epoch_start", scores, max_epochs=4) == [None, 3, 6, 9]
 
 
 @pytest.mark.parametrize(
@@ -143,19 +134,14 @@ def written(folder: Path) -> int | None:
 def test_the_last_checkpoint_is_written_every_so_many_minutes(
     minutes: float, expected: list[int | None], tmp_path: Path
 ) -> None:
-    seen = []
-    look = Do("on_train_batch_start", lambda trainer: seen.append(written(tmp_path)))
-    fit(tmp_path, Scores(1.0, 2.0), look, RunCheckpoint("score", every_n_minutes=minutes))
-    assert seen == expected
+    keeping = RunCheckpoint("score", every_n_minutes=minutes)
+    assert written(tmp_path, "on_train_batch_start", Scores(1.0, 2.0), keeping) == expected
 
 
 def test_gradients_that_wait_for_more_batches_are_not_lost(tmp_path: Path) -> None:
     """Between two steps nothing is written."""
-    seen = []
-    look = Do("on_train_batch_start", lambda trainer: seen.append(written(tmp_path)))
-    keeping = RunCheckpoint("score", every_n_minutes=1e-9)
-    fit(tmp_path, Scores(1.0), look, keeping, accumulate_grad_batches=2, max_epochs=1)
-    assert seen == [None, None, 1]
+    callbacks, settings = (Scores(1.0), RunCheckpoint("score", every_n_minutes=1e-9)), {"accumulate_grad_batches": 2}
+    assert written(tmp_path, "on_train_batch_start", *callbacks, max_epochs=1, **settings) == [None, None, 1]
 
 
 @pytest.mark.parametrize("settings", [{"fast_dev_run": True}, {"max_steps": 0}], ids=str)
@@ -237,21 +223,17 @@ def test_the_best_so_far_is_found_where_the_run_was_moved(begun: Path, first: Pa
         hidden.rename(begun)
 
 
-def lose(best: Path) -> None:
-    best.unlink()
-
-
-def damage(best: Path) -> None:
-    best.write_bytes(best.read_bytes()[:-1])
-
-
-def replace_by_another(best: Path) -> None:
-    shutil.copy(best.with_name("last.ckpt"), best)
-
-
-@pytest.mark.parametrize("spoil", [lose, damage, replace_by_another])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        Path.unlink,
+        lambda best: best.write_bytes(best.read_bytes()[:-1]),
+        lambda best: shutil.copy(best.with_name("last.ckpt"), best),
+    ],
+    ids=["lost", "damaged", "another"],
+)
 def test_a_best_so_far_that_is_lost_is_said_and_not_forgotten(
-    spoil: Callable[[Path], None], begun: Path, first: Path, tmp_path: Path
+    spoil: Callable[[Path], object], begun: Path, first: Path, tmp_path: Path
 ) -> None:
     previous(first / "best.ckpt").unlink()
     spoil(first / "best.ckpt")
@@ -284,7 +266,7 @@ def test_a_best_by_another_figure_is_not_compared(begun: Path, tmp_path: Path) -
 
 
 @pytest.fixture
-def full_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def full_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Lets the disk be full at the given steps."""
 
     def at(*steps: int) -> None:
@@ -295,7 +277,7 @@ def full_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
         monkeypatch.setattr("deqopt.checkpoints.plugin.write", attempt)
 
-    yield at
+    return at
 
 
 def test_a_full_disk_does_not_end_the_run(full_at: Callable[..., None], tmp_path: Path) -> None:
@@ -303,12 +285,8 @@ def test_a_full_disk_does_not_end_the_run(full_at: Callable[..., None], tmp_path
     said = r"(last|best)\.ckpt could not be written: No space left on device; the run goes on"
     with pytest.warns(UserWarning, match=said) as warned:
         folder = fit(tmp_path, Scores(3.0, 2.0, 2.5), max_epochs=3)
-    assert {
-        str(one.message).partition(" could")[0][-9:] for one in warned if "the run goes on" in str(one.message)
-    } == {
-        "best.ckpt",
-        "last.ckpt",
-    }
+    said_of = {str(one.message).partition(" could")[0][-9:] for one in warned if "the run goes on" in str(one.message)}
+    assert said_of == {"best.ckpt", "last.ckpt"}
     assert step(folder / "last.ckpt") == 9
     best = Record.of(read(folder / "best.ckpt"))
     assert best == Record(9, "score", 2.5, 2.5)  # the best of those that could be written
@@ -330,43 +308,31 @@ def test_a_full_disk_at_the_end_is_an_error(full_at: Callable[..., None], tmp_pa
     assert step(tmp_path / "checkpoints" / "last.ckpt") == 6
 
 
-def spoil_weights(trainer: Trainer) -> None:
-    if trainer.current_epoch == 1:
-        next(trainer.lightning_module.parameters()).data[0] = torch.inf
-
-
-def spoil_optimizer(trainer: Trainer) -> None:
-    if trainer.current_epoch == 1:
-        next(iter(trainer.optimizers[0].state.values()))["exp_avg"][0] = torch.nan
-
-
-def spoil_buffer(trainer: Trainer) -> None:
-    if trainer.current_epoch == 1:
-        trainer.lightning_module.register_buffer("mean", torch.tensor([0.0, torch.nan]))
+SPOILS: dict[str, Callable[[Trainer], object]] = {
+    "the weights task.cell.state.weight": lambda one: next(one.lightning_module.parameters()).data[0].fill_(torch.inf),
+    "the exp_avg of the optimiser Adam": lambda one: next(iter(one.optimizers[0].state.values()))["exp_avg"].fill_(NAN),
+    "mean": lambda one: one.lightning_module.register_buffer("mean", torch.tensor([0.0, NAN])),
+}
 
 
 @pytest.mark.filterwarnings("ignore:.*the run goes on:UserWarning")
-@pytest.mark.parametrize(
-    ("spoil", "name"),
-    [
-        (spoil_weights, "the weights task.cell.state.weight"),
-        (spoil_optimizer, "the exp_avg of the optimiser Adam"),
-        (spoil_buffer, "mean"),
-    ],
-)
-def test_what_is_not_finite_is_never_written(spoil: Callable[[Trainer], None], name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SPOILS)
+def test_what_is_not_finite_is_never_written(name: str, tmp_path: Path) -> None:
+    def spoil(trainer: Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            SPOILS[name](trainer)
+
     with (
         pytest.warns(UserWarning, match=rf"no last\.ckpt is written at step 6: {name} became NaN or infinite"),
         pytest.raises(NonFiniteError, match=name.removeprefix("the weights ")),
     ):
-        fit(tmp_path, Scores(3.0, 2.0), Do("on_validation_end", spoil))
+        fit(tmp_path, Scores(3.0, 2.0), On(on_validation_end=spoil))
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert step(tmp_path / "checkpoints" / "last.ckpt") == step(tmp_path / "checkpoints" / "best.ckpt") == 3
 
 
 def test_a_bound_at_infinity_is_written(tmp_path: Path) -> None:
-    def bound(trainer: Trainer) -> None:
-        trainer.lightning_module.register_buffer("bound", torch.tensor([0.0, torch.inf]))
-
-    folder = fit(tmp_path, Scores(3.0, 2.0), Do("on_train_start", bound))
+    bound = torch.tensor([0.0, torch.inf])
+    register = On(on_train_start=lambda trainer, module: module.register_buffer("bound", bound))
+    folder = fit(tmp_path, Scores(3.0, 2.0), register)
     assert read(folder / "last.ckpt")["state_dict"]["bound"][1] == torch.inf

@@ -15,16 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from bad_numbers import (
-    SOLVER,
-    TRAINING,
-    Watch,
-    quiet,
-    rows_of,
-    same,
-    spoil,
-    trained,
-)
+from bad_numbers import SOLVER, TRAINING, Watch, quiet, rows_of, same, spoil, trained
 from deqopt import Equilibrium, JointModule, JointProblem
 from deqopt.errors import CheckpointError, NonFiniteError
 from deqopt.optimization import Optimization, Schedule
@@ -88,12 +79,8 @@ def test_a_gradient_that_stays_bad_ends_the_run_after_so_many_steps(tmp_path: Pa
         pytest.raises(NonFiniteError, match=pattern),
     ):
         trained(tmp_path, task, watch, regularizers=[Penalty(since=2)], max_epochs=50, optimization=optimization)
-    assert len(watch.gradients) == 2 + most and same(
-        task.state_dict(),
-        {  # nothing has moved since
-            name.removeprefix("task."): value for name, value in watch.weights[1].items()
-        },
-    )
+    moved_to = {name.removeprefix("task."): value for name, value in watch.weights[1].items()}
+    assert len(watch.gradients) == 2 + most and same(task.state_dict(), moved_to), "nothing has moved since"
 
 
 @quiet
@@ -117,18 +104,19 @@ def test_a_run_without_a_step_is_an_error(tmp_path: Path) -> None:
         trained(tmp_path, Tiny(samples=3, spoiled=[0, 1, 2]))
 
 
+def scaled(directory: Path, scaler: Any, *callbacks: Watch, most: int, max_epochs: int) -> JointModule:
+    """Trained in half precision, until so many steps in a row are skipped."""
+    plugins = [MixedPrecision("16-mixed", device="cpu", scaler=scaler)]
+    optimization = Optimization(lr=0.01, schedule=Schedule.CONSTANT, max_skipped=most)
+    settings = {"plugins": plugins, "optimization": optimization, "max_epochs": max_epochs}
+    return trained(directory, Tiny(samples=4, batch_size=4), *callbacks, **settings)[0]
+
+
 @quiet
 def test_a_gradient_scaler_finds_its_scale_by_itself(tmp_path: Path) -> None:
     """Its first scales overflow: these steps are no faults, and none of them counts for the end of the run."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-30)
-    plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
-    module, _ = trained(
-        tmp_path,
-        Tiny(samples=4, batch_size=4),
-        plugins=[plugin],
-        max_epochs=8,
-        optimization=Optimization(lr=0.01, schedule=Schedule.CONSTANT, max_skipped=1),
-    )
+    module = scaled(tmp_path, scaler, most=1, max_epochs=8)
     assert 2 <= module.guard.skipped < 6 and module.guard.taken == 8 - module.guard.skipped
     assert 1 < scaler.get_scale() <= 2.0**16
 
@@ -137,14 +125,7 @@ def test_a_gradient_scaler_finds_its_scale_by_itself(tmp_path: Path) -> None:
 def test_a_gradient_scaler_does_not_hide_a_gradient_that_stays_bad(tmp_path: Path) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     with pytest.raises(NonFiniteError, match="in 3 steps in a row"):
-        trained(
-            tmp_path,
-            Tiny(samples=4, batch_size=4),
-            Watch(spoil(math.nan, *range(50))),
-            plugins=[MixedPrecision("16-mixed", device="cpu", scaler=scaler)],
-            optimization=Optimization(lr=0.01, schedule=Schedule.CONSTANT, max_skipped=3),
-            max_epochs=50,
-        )
+        scaled(tmp_path, scaler, Watch(spoil(math.nan, *range(50))), most=3, max_epochs=50)
 
 
 def test_what_was_left_out_goes_on_with_the_checkpoint(tmp_path: Path) -> None:

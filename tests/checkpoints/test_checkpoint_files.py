@@ -218,7 +218,6 @@ def killed_after(calls: int, links: bool, target: Path) -> bool:
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("links", [True, False])
 def test_a_process_killed_at_any_moment_leaves_a_file_that_loads(links: bool, path: Path) -> None:
     """The newest of both files is the former state or the new one; with hard links last.ckpt is always there."""

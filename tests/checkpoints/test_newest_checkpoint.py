@@ -9,22 +9,31 @@ from typing import Any
 import pytest
 import torch
 
-from command import TINY, column, succeeded, user_folder
+from command import TINY, checkpoint, column, resolved, succeeded, user_folder, written
 from deqopt.checkpoints import Record, previous, read, write
 from deqopt.command_line.checkpoints import newest_checkpoint
 from deqopt.errors import CheckpointError
 
+CELEBA = "deqopt_tasks.celeba.task.CelebA"
 folder = user_folder(TINY)
+
+
+def in_run(folder: Path, version: int, name: str) -> Path:
+    return folder / f"version_{version}" / "checkpoints" / f"{name}.ckpt"
+
+
+def aged(path: Path, seconds: int) -> Path:
+    os.utime(path, (1e9 - seconds, 1e9 - seconds))
+    return path
 
 
 def kept(root: Path, version: int, name: str, age: int, step: int = 1, score: float | None = None) -> Path:
     """A checkpoint of a run, written so many seconds ago."""
-    path = root / "task" / f"version_{version}" / "checkpoints" / f"{name}.ckpt"
+    path = in_run(root / "task", version, name)
     state: dict[str, Any] = {"monitor": "val/loss", "current_score": score, "best_model_score": score}
     write({"global_step": step, "callbacks": {"RunCheckpoint{}": state}}, path)
     previous(path).unlink(missing_ok=True)
-    os.utime(path, (1e9 - age, 1e9 - age))
-    return path
+    return aged(path, age)
 
 
 def damage(path: Path) -> None:
@@ -106,3 +115,63 @@ def test_the_best_of_a_run_that_went_on_is_the_best_of_both(folder: Path) -> Non
     answer = succeeded("test", "--config=small.yaml", root, "--ckpt_path=best")
     assert f"--ckpt_path best is {best}, step {3 * (1 + scores.index(min(scores)))}, val/loss" in answer.output
     assert torch.load(best, weights_only=True)["epoch"] == scores.index(min(scores))
+
+
+# -- on the command line ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_checkpoint_brings_its_settings(command: str, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "a.ckpt", CELEBA, size=12)
+    config = resolved(command, "--ckpt_path", path, "--task.latent=5")
+    assert config["task"]["class_path"] == CELEBA and config["ckpt_path"] == str(path)
+    assert (config["task"]["init_args"]["size"], config["task"]["init_args"]["latent"]) == (12, 5)
+    assert config["model"]["optimization"]["lr"] == 0.25
+
+
+def runs(root: Path) -> dict[str, Path]:
+    """Runs of two tasks: the newest is not the one of the highest number, and not all have both checkpoints."""
+    places = {"old": (0, "last", 30), "new": (1, "last", 10), "middle": (2, "last", 20), "best": (0, "best", 30)}
+    found = {}
+    for name, (version, kind, age) in places.items():
+        found[name] = aged(checkpoint(in_run(root / "celeba", version, kind), CELEBA), age)
+    other = checkpoint(in_run(root / "tiny", 0, "last"), "tiny_task.Tiny")
+    return {**found, "other": aged(other, 0)}
+
+
+FINDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "last of the task": (("--task", "celeba", "--ckpt_path", "last"), "new"),
+    "best of the task": (("--task", "celeba", "--ckpt_path=best"), "best"),
+    "last of all": (("--ckpt_path", "last"), "other"),
+    "best of all": (("--ckpt_path", "best"), "best"),
+    "last of another": (("--task=tiny_task.Tiny", "--ckpt_path=last"), "other"),
+}
+
+
+@pytest.mark.parametrize("case", FINDS)
+@pytest.mark.parametrize("place", ["the default", "an option", "a configuration", "the environment", "absolute"])
+def test_last_and_best_are_those_of_the_newest_run_that_has_one(
+    case: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, expected = FINDS[case]
+    root = tmp_path / ("runs" if place == "the default" else "[kept] elsewhere")
+    there = runs(root)
+    name = str(root if place == "absolute" else root.relative_to(tmp_path))
+    more: tuple[object, ...] = ()
+    if place in ("an option", "absolute"):
+        more = ("--trainer.default_root_dir", name)
+    elif place == "a configuration":
+        more = ("--config", written(tmp_path / "a.yaml", {"trainer": {"default_root_dir": name}}))
+    elif place == "the environment":
+        monkeypatch.setenv("DEQOPT_TRAINER__DEFAULT_ROOT_DIR", f"'{name}'")
+    config = resolved("test", *words, *more)
+    assert (tmp_path / config["ckpt_path"]).samefile(there[expected])
+
+
+def test_the_checkpoint_may_stand_in_a_configuration(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "a.ckpt", CELEBA, size=12)
+    config = written(tmp_path / "a.yaml", {"ckpt_path": str(path)})
+    assert resolved("predict", "--config", config)["task"]["init_args"]["size"] == 12
+    other = checkpoint(tmp_path / "b.ckpt", CELEBA, size=14)
+    assert resolved("predict", "--config", config, "--ckpt_path", other)["task"]["init_args"]["size"] == 14

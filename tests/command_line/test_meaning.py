@@ -1,24 +1,21 @@
-"""What a command line means: names, configurations, the environment, checkpoints, precedence, help."""
+"""What a command line means: names, configurations, the environment, precedence, help."""
 
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from deqopt_tasks.celeba.task import CelebA
 
 import deqopt as package
-from command import SMALL, Answer, complaint, deqopt, resolved, succeeded, variables, written
+from command import SMALL, Answer, checkpoint, complaint, deqopt, empty_folder, resolved, succeeded, variables, written
 from deqopt.registry import Group, plugins
 from paths import CONFIGS
+from processes import python
 
 CELEBA = "deqopt_tasks.celeba.task.CelebA"
 TRACKING = "deqopt.solvers.tracking.Tracking"
@@ -26,29 +23,17 @@ ANDERSON = "deqopt.solvers.joint_anderson.JointAnderson"
 RUNS = ("fit", "validate", "test", "predict")
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run in an empty folder and without settings of this machine."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
-        monkeypatch.delenv(name)
+elsewhere = empty_folder()
 
 
 # -- what it says of itself -------------------------------------------------------------------------------------------
 
 
 def test_help_listings_and_version_answer_without_torch() -> None:
-    code = "; ".join(
-        [
-            "import sys",
-            "from deqopt.cli import main",
-            *(f"main([{word!r}])" for word in ("tasks", "solvers", "--help", "--version")),
-            "assert 'torch' not in sys.modules",
-        ]
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert any(line.split()[0] == "celeba" for line in lines if line)
+    commands = "; ".join(f"main([{word!r}])" for word in ("tasks", "solvers", "--help", "--version"))
+    code = f"import sys; from deqopt.cli import main; {commands}; sys.exit('torch' in sys.modules)"
+    lines = python("-c", code).stdout.splitlines()
+    assert any(line.startswith("celeba, latents ") for line in lines)
     assert {"Tracking", "JointAnderson"} <= {line.split()[0] for line in lines if line}
     assert f"deqopt {package.__version__}" in lines
 
@@ -119,10 +104,7 @@ SPELLINGS: dict[str, tuple[object, tuple[str, ...]]] = {
     "in YAML by path": ({"task": {"class_path": CELEBA, "init_args": {"size": 8}}}, ()),
     "in YAML below fit": ({"fit": {"task": {"class_path": "celeba", "init_args": {"size": 8}}}}, ()),
     "arguments only": ({"task": {"init_args": {"size": 8}}}, ("--task", "celeba")),
-    "not for this command": (
-        {"test": {"task": {"class_path": "celeba", "init_args": {"size": 9}}}},
-        ("--task", "celeba", "--task.size=8"),
-    ),
+    "not for this command": ({"test": {"task": {"init_args": {"size": 9}}}}, ("--task", "celeba", "--task.size=8")),
 }
 
 
@@ -182,14 +164,6 @@ SOURCES = ("environment", "checkpoint", "first file", "second file", "command li
 SUBSETS = [chosen for count in range(len(SOURCES) + 1) for chosen in combinations(SOURCES, count)]
 
 
-def checkpoint(path: Path, task: str = CELEBA, **arguments: Any) -> Path:
-    """A file like those that runs leave; weights are not looked at before the run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"task": {"class_path": task, "init_args": arguments}, "optimization": {"lr": 0.25}, "compile": False}
-    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.5.0", "hyper_parameters": settings}, path)
-    return path
-
-
 @pytest.mark.parametrize("chosen", SUBSETS, ids=lambda chosen: ", ".join(chosen) or "defaults")
 def test_the_later_source_wins(chosen: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words: list[object] = ["test", "--task", "celeba"]
@@ -200,7 +174,7 @@ def test_the_later_source_wins(chosen: tuple[str, ...], tmp_path: Path, monkeypa
             for name, value in {"TASK__SIZE": size, "TRAINER__MAX_EPOCHS": size}.items():
                 monkeypatch.setenv(f"DEQOPT_{name}", str(value))
         elif source == "checkpoint":
-            words += ["--ckpt_path", checkpoint(tmp_path / "a.ckpt", size=size)]
+            words += ["--ckpt_path", checkpoint(tmp_path / "a.ckpt", CELEBA, size=size)]
         elif source == "command line":
             words[1:1] = ["--task.size", size, "--trainer.max_epochs", size]
         else:
@@ -286,72 +260,6 @@ def holds(config: Any, expected: Any) -> bool:
 
 
 CLASS = "class_path"
-
-
-# -- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", RUNS)
-def test_a_checkpoint_brings_its_settings(command: str, tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "a.ckpt", size=12)
-    config = resolved(command, "--ckpt_path", path, "--task.latent=5")
-    assert config["task"]["class_path"] == CELEBA and config["ckpt_path"] == str(path)
-    assert (config["task"]["init_args"]["size"], config["task"]["init_args"]["latent"]) == (12, 5)
-    assert config["model"]["optimization"]["lr"] == 0.25
-
-
-def in_run(root: Path, folder: str, version: int, name: str, age: int, **settings: Any) -> Path:
-    path = checkpoint(root / folder / f"version_{version}" / "checkpoints" / f"{name}.ckpt", **settings)
-    os.utime(path, (1e9 - age, 1e9 - age))
-    return path
-
-
-def runs(root: Path) -> dict[str, Path]:
-    """Runs of two tasks: the newest is not the one of the highest number, and not all have both checkpoints."""
-    return {
-        "old": in_run(root, "celeba", 0, "last", 30),
-        "new": in_run(root, "celeba", 1, "last", 10),
-        "middle": in_run(root, "celeba", 2, "last", 20),
-        "best": in_run(root, "celeba", 0, "best", 30),
-        "other": in_run(root, "tiny", 0, "last", 0, task="tiny_task.Tiny"),
-    }
-
-
-FINDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "last of the task": (("--task", "celeba", "--ckpt_path", "last"), "new"),
-    "best of the task": (("--task", "celeba", "--ckpt_path=best"), "best"),
-    "last of all": (("--ckpt_path", "last"), "other"),
-    "best of all": (("--ckpt_path", "best"), "best"),
-    "last of another": (("--task=tiny_task.Tiny", "--ckpt_path=last"), "other"),
-}
-
-
-@pytest.mark.parametrize("case", FINDS)
-@pytest.mark.parametrize("place", ["the default", "an option", "a configuration", "the environment", "absolute"])
-def test_last_and_best_are_those_of_the_newest_run_that_has_one(
-    case: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words, expected = FINDS[case]
-    root = tmp_path / ("runs" if place == "the default" else "[kept] elsewhere")
-    there = runs(root)
-    name = str(root if place == "absolute" else root.relative_to(tmp_path))
-    more: tuple[object, ...] = ()
-    if place in ("an option", "absolute"):
-        more = ("--trainer.default_root_dir", name)
-    elif place == "a configuration":
-        more = ("--config", written(tmp_path / "a.yaml", {"trainer": {"default_root_dir": name}}))
-    elif place == "the environment":
-        monkeypatch.setenv("DEQOPT_TRAINER__DEFAULT_ROOT_DIR", f"'{name}'")
-    config = resolved("test", *words, *more)
-    assert (tmp_path / config["ckpt_path"]).samefile(there[expected])
-
-
-def test_the_checkpoint_may_stand_in_a_configuration(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "a.ckpt", size=12)
-    config = written(tmp_path / "a.yaml", {"ckpt_path": str(path)})
-    assert resolved("predict", "--config", config)["task"]["init_args"]["size"] == 12
-    other = checkpoint(tmp_path / "b.ckpt", size=14)
-    assert resolved("predict", "--config", config, "--ckpt_path", other)["task"]["init_args"]["size"] == 14
 
 
 # -- commands that are none -------------------------------------------------------------------------------------------

@@ -35,7 +35,6 @@ def test_threads_that_claim_together_get_folders_of_their_own(tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "runs" / "task").iterdir()} == {f"version_{n}" for n in numbers}
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_processes_that_claim_together_get_folders_of_their_own(tmp_path: Path) -> None:
     waiting, start = os.pipe()
     children = []

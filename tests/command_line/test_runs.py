@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from command import SMALL, SMALL_TRAINER, column, complaint, resolved, succeeded, user_folder
 from deqopt import JointModule
 from deqopt.solvers import solve_exactly
-from paths import SUPPORT
+from processes import environment
 
 TIMEOUT = 120
 
@@ -109,9 +108,8 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss(folder: Path) -> None:
 
 def test_fit_goes_on_from_the_last_checkpoint(trained: Path) -> None:
     steps = 2 * SMALL_TRAINER["limit_train_batches"]
-    run = succeeded(
-        "fit", "--ckpt_path", trained / "checkpoints/last.ckpt", "--config=small.yaml", "--trainer.max_epochs=3"
-    ).run
+    last = trained / "checkpoints" / "last.ckpt"
+    run = succeeded("fit", "--ckpt_path", last, "--config=small.yaml", "--trainer.max_epochs=3").run
     assert run != trained
     assert column(run, "step") and min(column(run, "step")) == steps
     assert set(column(run, "epoch")) == {2}
@@ -196,11 +194,8 @@ def test_an_interrupted_run_goes_on(number: signal.Signals, folder: Path) -> Non
     words = ["fit", "--config=tiny.yaml", f"--trainer.default_root_dir={root}", "--trainer.max_epochs=100000"]
     words += ["--trainer.check_val_every_n_epoch=100000"]
     code = "import tiny_task; from deqopt.cli import main; main()"
-    path = os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *words], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ) as process:
+    command, streams = [sys.executable, "-c", code, *words], {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment(), **streams) as process:
         try:
             metrics = root / "tiny" / "version_0" / "metrics.csv"
             deadline = time.monotonic() + TIMEOUT

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from processes import python
 
 SCRIPT = """
 import os, signal, sys
@@ -55,7 +54,6 @@ for FIRST in (signal.SIGINT, signal.SIGTERM):
 
 
 def test_the_second_signal_finds_no_handler_of_python_itself() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    ended = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    ended = [tuple(map(int, line.split())) for line in python("-c", SCRIPT).stdout.splitlines()]
     assert not [one for one in ended if one[2] not in (130, 143)]
     assert (15, 1, 130) in ended and ended[-1][2] == 143, "the second signal came both before and after the end"

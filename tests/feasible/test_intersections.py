@@ -30,14 +30,6 @@ def test_a_corner_where_the_point_rests_while_the_corrections_change(order: int,
     assert (found - nearest).abs().max() < (1e-6 if dtype == torch.float32 else 1e-9)
 
 
-def test_intersection_of_two_known_sets() -> None:
-    """The unit disc and the half plane x >= 0.6: the corner is (0.6, 0.8)."""
-    both = Intersection((L2Ball(1.0), Box(torch.tensor([0.6, -9.0], dtype=torch.float64), 9.0)))
-    x = torch.tensor([[0.0, 5.0], [0.0, 0.0], [9.0, 0.0], [0.7, 0.1], [-50.0, 40.0]], dtype=torch.float64)
-    nearest = torch.tensor([[0.6, 0.8], [0.6, 0.0], [1.0, 0.0], [0.7, 0.1], [0.6, 0.8]], dtype=torch.float64)
-    assert torch.allclose(both.project(x), nearest, rtol=0, atol=1e-14)
-
-
 def outward(one: FeasibleSet, u: Tensor, near: float) -> list[Tensor]:
     """The outward normals of a known set at u, (n,), of the constraints that are active to within ``near``."""
     if isinstance(one, L2Ball):

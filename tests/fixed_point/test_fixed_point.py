@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from catalogue import picked, same_bits
 from deqopt.errors import ProblemError
 from deqopt.fixed_point import Anderson, Broyden, Damped, FixedPointSolver, MixingType
 from deqopt.iteration import Status
 from deqopt.loop_settings import Norm
 from deqopt.state import State
+from deqopt.testing.trial import same_bits
 
 SOLVERS: dict[str, FixedPointSolver] = {
     "damped": Damped(max_nfe=300, tol=1e-10),
@@ -195,24 +195,18 @@ def test_residuals_are_measured_in_the_chosen_norm() -> None:
     assert spent[0] != spent[1]
 
 
-def counting(radii: Tensor) -> tuple[Callable[..., Any], list[int]]:
-    """``f(z, data)`` of a contraction a sample, and the rows of every call."""
-    rows: list[int] = []
-
-    def f(z: Tensor, data: Any) -> Tensor:
-        rows.append(len(z))
-        assert len(data["radius"]) == len(z)
-        return torch.tanh(data["radius"] * z.roll(1, 1) + data["offset"][0])
-
-    return f, rows
-
-
 @pytest.mark.parametrize("name", SOLVERS)
 def test_samples_that_have_converged_leave_the_batch_where_data_is_given(name: str) -> None:
     radii = torch.tensor([0.0, 0.9, 0.0, 0.5, 0.0, 0.95, 0.0, 0.0], dtype=torch.float64)[:, None]
     offsets = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None].expand(8, 5)
     data = {"radius": radii, "offset": (offsets,)}
-    f, rows = counting(radii)
+    rows: list[int] = []
+
+    def f(z: Any, data: Any) -> Any:
+        rows.append(len(z))
+        assert len(data["radius"]) == len(z)
+        return torch.tanh(data["radius"] * z.roll(1, 1) + data["offset"][0])
+
     z0 = torch.randn(8, 5, dtype=torch.float64)
     got = SOLVERS[name].solve(f, z0, data)
     calls = list(rows)
@@ -318,11 +312,7 @@ def test_gradients_do_not_flow() -> None:
     ("f", "z0", "message"),
     [
         (lambda z: z[:, :2], torch.zeros(2, 3), r"f must keep the shape of z: .*\(2, 3\).*\(2, 2\)"),
-        (
-            lambda z: (z, z),
-            torch.zeros(2, 3),
-            r"f returned a tuple of \(2, 3\), \(2, 3\) for a state that is a tensor",
-        ),
+        (lambda z: (z, z), torch.zeros(2, 3), r"f returned a tuple of \(2, 3\), \(2, 3\) for a state that is a tensor"),
         (lambda z: None, torch.zeros(2, 3), "f returned a NoneType for a state that is a tensor"),
         (lambda z: z[0], (torch.zeros(2, 3),), "f returned a tensor .* for a state that is a tuple"),
         (lambda z: None, (torch.zeros(2, 3),), "f returned a NoneType for a state that is a tuple"),
@@ -332,8 +322,3 @@ def test_gradients_do_not_flow() -> None:
 def test_maps_that_do_not_keep_the_state(f: Map, z0: State, message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         solve(Damped(), f, z0)
-
-
-def test_picked_takes_samples_of_every_part() -> None:
-    state = (torch.arange(3.0)[:, None], torch.arange(6.0).reshape(3, 2))
-    assert same_bits(picked(state, [1]), (torch.tensor([[1.0]]), torch.tensor([[2.0, 3.0]])))

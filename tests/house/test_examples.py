@@ -19,19 +19,8 @@ MODULES = [
     for file in sorted((ROOT / "deqopt").rglob("*.py"))
     if ">>> " in file.read_text()
 ]
-LIBRARY = (
-    "deqopt",
-    "deqopt.adjoints",
-    "deqopt.callbacks",
-    "deqopt.compare",
-    "deqopt.data",
-    "deqopt.feasible",
-    "deqopt.fixed_point",
-    "deqopt.nn",
-    "deqopt.regularizers",
-    "deqopt.solvers",
-    "deqopt.testing",
-)
+FOLDERS = "adjoints callbacks compare data feasible fixed_point nn regularizers solvers testing"
+LIBRARY = "deqopt", *(f"deqopt.{name}" for name in FOLDERS.split())
 
 
 def public_classes() -> dict[str, type]:

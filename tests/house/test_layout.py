@@ -1,32 +1,19 @@
-"""The house rules: who may import whom, and that the package holds what the repository holds."""
+"""The house rules: who may import whom, what the package holds, and what ``import deqopt`` gives."""
 
 from __future__ import annotations
 
 import ast
 import configparser
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 
+import deqopt
 from paths import ROOT
+from processes import python
 
-CORE = (
-    "state",
-    "problem",
-    "feasible",
-    "iteration",
-    "memory",
-    "equilibrium",
-    "batch",
-    "solvers",
-    "fixed_point",
-    "adjoints",
-    "regularizers",
-    "nn",
-    "compare",
-)
+CORE = "state problem feasible iteration memory equilibrium batch solvers fixed_point adjoints regularizers nn compare"
 OUTSIDE = ("lightning", "jsonargparse", "matplotlib", "deqopt.task", "deqopt.module", "deqopt_tasks")
 
 
@@ -45,10 +32,9 @@ def sources(*folders: str) -> list[Path]:
 
 
 def test_core_imports_neither_lightning_nor_a_task() -> None:
-    imports = "\n".join(f"import deqopt.{name}" for name in CORE)
+    imports = "\n".join(f"import deqopt.{name}" for name in CORE.split())
     program = f"import sys\n{imports}\nprint([m for m in {OUTSIDE} if m in sys.modules])"
-    outcome = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert outcome.stdout.strip() == "[]"
+    assert python("-c", program).stdout.strip() == "[]"
 
 
 def test_the_framework_does_not_know_its_tasks() -> None:
@@ -88,9 +74,7 @@ def test_setup_lists_every_package() -> None:
     setup.read(ROOT / "setup.cfg")
     listed = set(setup["options"]["packages"].split())
     on_disk = {
-        ".".join(file.parent.relative_to(ROOT).parts).replace("tasks", "deqopt_tasks", 1)
-        if file.is_relative_to(ROOT / "tasks")
-        else ".".join(file.parent.relative_to(ROOT).parts)
+        re.sub(r"^tasks\b", "deqopt_tasks", ".".join(file.parent.relative_to(ROOT).parts))
         for file in sources("deqopt", "tasks")
         if file.name == "__init__.py"
     }
@@ -100,3 +84,38 @@ def test_setup_lists_every_package() -> None:
 @pytest.mark.parametrize("file", sources("deqopt", "tasks", "tests"), ids=lambda file: str(file.relative_to(ROOT)))
 def test_files_fit_in_the_head(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 480
+
+
+# -- what ``import deqopt`` gives, and when ----------------------------------------------------------------------------
+
+
+def test_modules_are_there_on_first_use_and_not_before() -> None:
+    program = """
+import sys, deqopt
+names = dir(deqopt)
+assert not {'torch', 'lightning', 'numpy', 'yaml'} & set(sys.modules)
+print(deqopt.solvers.Tracking, deqopt.feasible.Box, deqopt.JointProblem, deqopt.nn.__name__)
+assert set(names) == set(dir(deqopt)), set(names) ^ set(dir(deqopt))
+"""
+    said = python("-W", "error", "-c", program).stdout
+    assert "Tracking" in said and "deqopt.nn" in said
+
+
+def test_dir_names_what_there_is() -> None:
+    assert {*deqopt.__all__, "solvers", "adjoints", "feasible", "testing", "nn"} <= set(dir(deqopt))
+    for name in dir(deqopt):
+        assert getattr(deqopt, name) is not None or name.startswith("__")
+
+
+@pytest.mark.parametrize("name", ["nothing", "Tracking", "__wrapped__", "solvers2"])
+def test_what_is_not_there_is_an_attribute_error(name: str) -> None:
+    assert not hasattr(deqopt, name)
+
+
+def test_the_package_is_the_command() -> None:
+    outcome = python("-W", "error", "-X", "importtime", "-m", "deqopt", "tasks")
+    assert "celeba" in outcome.stdout
+    imported = {line.rpartition("|")[2].strip() for line in outcome.stderr.splitlines()}
+    assert not {"torch", "numpy", "yaml", "lightning"} & imported
+    refused = python("-W", "error", "-m", "deqopt", "taks", status=2)
+    assert refused.stderr.startswith("deqopt: error: unknown command 'taks': did you mean")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from configparser import ConfigParser
 from importlib import import_module
@@ -14,13 +12,20 @@ from typing import Any
 import pytest
 import torch
 
+from command import column, succeeded
 from deqopt import JointProblem
-from deqopt.cli import main
 from deqopt.testing import check_task
 from paths import ROOT
+from processes import python
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def blocks_of(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+BLOCKS = blocks_of(ROOT / "README.md")
 
 
 def test_the_library_example_finds_feasible_optima(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,9 +37,7 @@ def test_the_library_example_finds_feasible_optima(capsys: pytest.CaptureFixture
     assert float(W.grad.norm()) > 0
 
 
-def test_the_task_of_your_own_is_short_and_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_task_of_your_own_is_short_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = BLOCKS[1]
     assert len(source.splitlines()) <= 50
     (tmp_path / "sensors.py").write_text(source)
@@ -42,19 +45,10 @@ def test_the_task_of_your_own_is_short_and_trains(
     monkeypatch.syspath_prepend(tmp_path)
     command = re.search(r"PYTHONPATH=\. deqopt (fit --task sensors\.Sensors (?:.*\\\n)*.*)", README)
     assert command is not None
-    main(
-        [
-            *command[1].replace("\\\n", " ").split(),
-            "--trainer.accelerator",
-            "cpu",
-            "--trainer.enable_progress_bar",
-            "false",
-        ]
-    )
-    rows = (tmp_path / "runs/sensors/version_0/metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("val/mse")
-    errors = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
-    assert errors[-1] < 0.5 * errors[0]
+    quiet = "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"
+    run = succeeded(*command[1].replace("\\\n", " ").split(), *quiet).run
+    errors = column(run, "val/mse")
+    assert run == Path("runs/sensors/version_0") and errors[-1] < 0.5 * errors[0]
     sys.modules.pop("sensors", None)
 
 
@@ -82,8 +76,7 @@ def test_the_page_of_a_task_is_called_as_the_second_name_of_the_task() -> None:
 
 
 def test_the_page_on_extending_runs_from_top_to_bottom() -> None:
-    page = (ROOT / "docs" / "extending.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    blocks = blocks_of(ROOT / "docs" / "extending.md")
     assert "class ArrowHurwicz(JointSolver)" in blocks[0] and len(blocks[0].splitlines()) <= 15
     assert "check_solver(ArrowHurwicz(" in "".join(blocks), "which raises where a clause is broken"
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -108,15 +101,11 @@ def test_the_page_on_extending_runs_from_top_to_bottom() -> None:
 
 @pytest.mark.slow
 def test_the_page_on_extending_has_strict_types(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "extending.md").read_text()
-    (tmp_path / "page.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)))
+    (tmp_path / "page.py").write_text("\n".join(blocks_of(ROOT / "docs" / "extending.md")))
     flags = ["--strict", "--config-file=", "--follow-imports=silent", "--ignore-missing-imports"]
     cache = f"--cache-dir={ROOT / '.mypy_cache' / 'pages'}"
     (tmp_path / "deqopt_tasks").symlink_to(ROOT / "tasks")  # mypy does not follow an editable installation
-    command = [sys.executable, "-m", "mypy", *flags, cache, str(tmp_path / "page.py")]
-    environment = {**os.environ, "MYPYPATH": f"{ROOT}:{tmp_path}"}
-    outcome = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert outcome.returncode == 0, outcome.stdout
+    python("-m", "mypy", *flags, cache, tmp_path / "page.py", cwd=ROOT, MYPYPATH=f"{ROOT}:{tmp_path}")
 
 
 def test_the_task_of_your_own_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,15 +119,9 @@ def test_groups_divide_the_channels(channels: int, groups: int, chosen: int) -> 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda: branch_shapes([], 8),
-            r"channels must be a list of positive numbers, one a branch, got \[\]",
-        ),
+        (lambda: branch_shapes([], 8), r"channels must be a list of positive numbers, one a branch, got \[\]"),
         (lambda: branch_shapes([4, 0], 8), r"positive numbers.*got \[4, 0\]"),
-        (
-            lambda: branch_shapes([4, 8, 16], 6),
-            "3 branches halves its resolution 2 times.*multiple of 4; got 6",
-        ),
+        (lambda: branch_shapes([4, 8, 16], 6), "3 branches halves its resolution 2 times.*multiple of 4; got 6"),
         (lambda: branch_shapes([4, 8], 1), "multiple of 2; got 1"),
         (lambda: ImageHead([4], 8, 1, 20), "size must be a multiple of the resolution 8, got 20"),
         (lambda: ImageHead([4], 8, 1, 4), "size must be a multiple of the resolution 8, got 4"),

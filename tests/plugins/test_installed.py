@@ -1,7 +1,6 @@
 """Malformed metadata of any installed distribution harms nobody else."""
 
 import importlib
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, DistributionFinder
@@ -14,6 +13,7 @@ from deqopt.errors import PluginError
 from deqopt.installed import registrations
 from deqopt.registry import Group, find, listing, plugins
 from paths import ROOT
+from processes import python
 
 GOOD = {"METADATA": "Metadata-Version: 2.1\nName: good\nVersion: 1.0\n", "entry_points.txt": "[deqopt.tasks]\ng = m:T"}
 HEADER = "Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n"
@@ -107,15 +107,6 @@ def test_a_hostile_finder_harms_no_other(
     assert "(a distribution: its entry points cannot be read: RuntimeError: no text)" in table.splitlines()
 
 
-def test_of_a_distribution_that_is_found_twice_the_first_counts_though_it_registers_less(
-    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(tmp_path / "stale" / "good-0.9.dist-info", {**GOOD, "entry_points.txt": "[deqopt.tasks]\ngone = m:T"})
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "stale")])
-    importlib.invalidate_caches()
-    assert "gone" not in plugins(Group.TASKS) and "g" in plugins(Group.TASKS)
-
-
 def test_the_modules_of_a_distribution_come_from_its_metadata(site: Path) -> None:
     for number, files in enumerate(
         ({"top_level.txt": "one\n_two\n"}, {"RECORD": "one/a.py,,\n_two.py,,\nx/y.txt,,\n"})
@@ -130,6 +121,5 @@ def test_the_modules_of_a_distribution_come_from_its_metadata(site: Path) -> Non
 def test_the_listing_of_a_site_with_a_malformed_distribution_needs_no_torch(site: Path) -> None:
     put(site / "bad-1.0.dist-info", MALFORMED["line without ="][0])
     code = "import sys; from deqopt.cli import main; main(['tasks']); sys.exit('torch' in sys.modules)"
-    environment = {"PYTHONPATH": f"{site}:{ROOT}", "PATH": ""}
-    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0 and "celeba" in answer.stdout and not answer.stderr, answer
+    answer = python("-c", code, PYTHONPATH=f"{site}:{ROOT}")
+    assert "celeba" in answer.stdout and not answer.stderr, answer

@@ -153,6 +153,7 @@ def test_a_lost_sample_leaves_too() -> None:
     found = JointAnderson(max_nfe=60, tol=1e-9, restarts=1).solve(spoiled, zeros(ALL, STATE), x0)
     assert found.status.tolist() == [0, Status.DIVERGED, Status.NON_FINITE, 0, 0]
     assert found.x[1].isfinite().all() and found.nfe[2] == 1
+    assert "1 of 5 non_finite: the start itself is NaN or infinite" in found.report()
     assert watched.rows[0] == 5 and watched.rows[-1] <= 4
     plain = JointAnderson(max_nfe=60, tol=1e-9).solve(watched.problem(True), zeros(ALL, STATE), zeros(ALL, INPUT))
     assert torch.allclose(found.x[[0, 3, 4]], plain.x[[0, 3, 4]], atol=1e-8)

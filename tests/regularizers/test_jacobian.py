@@ -8,13 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from catalogue import ALL, STATE, linear, linear_tuple, tanh, theta_of, zeros
+from catalogue import ALL, STATE, linear, linear_tuple, tanh, zeros
 from deqopt import JointProblem, Status
-from deqopt.errors import ProblemError
-from deqopt.fixed_point import Damped, FixedPoint
 from deqopt.regularizers import JacobianPenalty
 from deqopt.solvers import JointAnderson
-from deqopt.state import detach
 from penalty_points import quadratic_cell, solved
 
 
@@ -51,25 +48,6 @@ def test_gradient_shrinks_the_jacobian() -> None:
     assert gradient.norm() == pytest.approx(wanted.norm().item(), rel=0.1)
 
 
-def test_training_on_the_penalty_makes_a_cell_contract() -> None:
-    theta = theta_of(seed=4, gain=3.0)
-    case = tanh(theta=theta)
-    optimizer = torch.optim.Adam(theta[:1], lr=0.05)
-
-    def evaluations() -> FixedPoint:
-        return Damped(max_nfe=200, tol=1e-8).solve(lambda z: case.problem.f(z, case.x0), case.z0)
-
-    before = evaluations()
-    for _ in range(60):
-        optimizer.zero_grad()
-        at = solved(case.problem, detach(evaluations().z), case.x0)
-        JacobianPenalty(probes=2).penalty(case.problem, at).backward()
-        optimizer.step()
-    after = evaluations()
-    assert (after.status == Status.CONVERGED).all()
-    assert (after.nfe < before.nfe).all()
-
-
 def test_visits_are_used() -> None:
     gain = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     problem, x = quadratic_cell(gain), zeros(ALL, 1)
@@ -91,25 +69,6 @@ def test_solver_and_penalty_work_together() -> None:
     assert value > 0 and all(g.isfinite().all() for g in torch.autograd.grad(value, case.theta))
 
 
-def test_unusable_samples_are_left_out() -> None:
-    """Their share is not counted, and what they hold is not seen."""
-    gain = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    problem = quadratic_cell(gain)
-    z = torch.stack([torch.full((50,), value, dtype=torch.float64) for value in (1.0, torch.nan, 2.0)])
-    status = torch.tensor([int(Status.CONVERGED), int(Status.NON_FINITE), int(Status.DIVERGED)])
-    at = replace(solved(problem, z, zeros(range(3), 1)), status=status)
-    value = JacobianPenalty(probes=100).penalty(problem, at)
-    assert value.item() == pytest.approx((1 + 4) / 2, rel=0.05)
-    (gradient,) = torch.autograd.grad(value, gain)
-    assert gradient.item() == pytest.approx(5, rel=0.05)
-
-
-def test_a_batch_without_usable_samples_costs_nothing() -> None:
-    problem = quadratic_cell(torch.tensor(1.0, dtype=torch.float64, requires_grad=True))
-    at = solved(problem, zeros(ALL, 3) + torch.nan, zeros(ALL, 1), Status.NON_FINITE)
-    assert JacobianPenalty().penalty(problem, at).item() == 0
-
-
 def test_a_sample_that_diverged_does_not_poison_the_penalty() -> None:
     case = tanh()
     a, u, b = case.theta
@@ -123,16 +82,3 @@ def test_a_sample_that_diverged_does_not_poison_the_penalty() -> None:
     assert found.status[1] == Status.DIVERGED
     value = JacobianPenalty(visits=40).penalty(problem, found)
     assert value.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(value, case.theta))
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"weight": -1.0}, "weight must be 0 or larger.*got -1.0"),
-        ({"probes": 0}, "probes at least 1.*got 1.0, 0, 0"),
-        ({"visits": -1}, "visits at least 0.*-1"),
-    ],
-)
-def test_settings_that_cannot_be_meant(setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(ProblemError, match=message):
-        JacobianPenalty(**setting)

@@ -18,7 +18,7 @@ from deqopt.errors import ProblemError
 from deqopt.feasible import Everywhere, FeasibleSet, L2Ball
 from deqopt.fixed_point import Anderson, Broyden, Damped, FixedPointSolver
 from deqopt.loop_settings import Norm
-from deqopt.solvers import LBFGS, PGD, Adam, Bilevel, Descent, JointEvaluation, JointSystem, solve_exactly
+from deqopt.solvers import LBFGS, PGD, Adam, Bilevel, Descent, JointSystem, solve_exactly
 from deqopt.spec import spec
 
 EXACT = Anderson(max_nfe=40, tol=1e-13)
@@ -72,11 +72,7 @@ def by_hand(step: Callable[[Tensor, Tensor], Tensor], count: int, feasible: Feas
 @pytest.mark.parametrize("feasible", [Everywhere(), L2Ball(0.6)])
 @pytest.mark.parametrize(
     ("norm", "direction"),
-    [
-        (None, lambda g: g),
-        (Norm.L2, lambda g: g / g.norm(dim=1, keepdim=True)),
-        (Norm.LINF, lambda g: g.sign()),
-    ],
+    [(None, lambda g: g), (Norm.L2, lambda g: g / g.norm(dim=1, keepdim=True)), (Norm.LINF, lambda g: g.sign())],
 )
 def test_pgd_takes_the_steps_of_pgd(
     norm: Norm | None, direction: Callable[[Tensor], Tensor], feasible: FeasibleSet
@@ -319,16 +315,3 @@ def test_a_budget_for_forty_moves_by_default_and_a_description_for_checkpoints()
     described = spec(Bilevel(descent=PGD(norm=Norm.L2), inner=Broyden(max_nfe=5)))["init_args"]
     assert described["descent"]["class_path"].endswith("PGD") and described["descent"]["init_args"]["norm"] == "L2"
     assert described["inner"]["class_path"].endswith("Broyden") and described["inner"]["init_args"]["max_nfe"] == 5
-
-
-def test_evaluations_are_typed_for_those_who_write_descents() -> None:
-    """A descent of one's own is a step."""
-
-    class Halving(Descent):
-        def step(self, system: JointSystem, at: JointEvaluation, memory: Any) -> Tensor:
-            return system.project(at.x / 2)
-
-    case = linear()
-    solver = Bilevel(max_nfe=100, tol=0, descent=Halving(), inner=EXACT)
-    path = [x for _, x in solver.solve(case.problem, case.z0, case.x0 + 1, visits=100).visited]
-    assert torch.allclose(path[2], torch.full_like(path[2], 0.25))

@@ -6,11 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from catalogue import (
-    CASES,
-    CLOSED_FORMS,
-    Case,
-)
+from catalogue import CASES, CLOSED_FORMS, Case
 from deqopt import JointProblem
 from deqopt.errors import ProblemError
 from deqopt.solvers import JointAnderson
@@ -57,46 +53,26 @@ def test_starts_that_do_not_fit(z0: Any, x0: Any, message: str) -> None:
             lambda z, x: (z, z), good_objective, Z, "cell returned a tuple .* a tensor", id="tuple for tensor"
         ),
         pytest.param(
-            lambda z, x: z[0],
-            good_objective,
-            (Z, Z),
-            "cell returned a tensor .* a tuple",
-            id="tensor for tuple",
+            lambda z, x: z[0], good_objective, (Z, Z), "cell returned a tensor .* a tuple", id="tensor for tuple"
         ),
         pytest.param(lambda z, x: z[:1], lambda z, x: x.sum(1), (Z, Z), "cell must keep the shape", id="a part less"),
         pytest.param(lambda z, x: None, good_objective, Z, "cell returned a NoneType", id="nothing"),
         pytest.param(
-            lambda z, x: None,
-            lambda z, x: x.sum(1),
-            (Z, Z),
-            "cell returned a NoneType",
-            id="nothing for tuple",
+            lambda z, x: None, lambda z, x: x.sum(1), (Z, Z), "cell returned a NoneType", id="nothing for tuple"
         ),
         pytest.param(
             lambda z, x: (2 * z).long(), good_objective, Z, "cell must return floating-point .* int64", id="type"
         ),
         pytest.param(
-            good_cell,
-            lambda z, x: z.sum(),
-            Z,
-            r"one value a sample, shape \(2,\).*tensor \(\)",
-            id="scalar J",
+            good_cell, lambda z, x: z.sum(), Z, r"one value a sample, shape \(2,\).*tensor \(\)", id="scalar J"
         ),
         pytest.param(good_cell, lambda z, x: z, Z, r"one value a sample, .*\(2, 3\)", id="J not summed"),
         pytest.param(
-            good_cell,
-            lambda z, x: z.sum(1, keepdim=True),
-            Z,
-            r"one value.*\(2, 1\)",
-            id="J keeps a dimension",
+            good_cell, lambda z, x: z.sum(1, keepdim=True), Z, r"one value.*\(2, 1\)", id="J keeps a dimension"
         ),
         pytest.param(good_cell, lambda z, x: 1.0, Z, "one value a sample, .* float", id="J is a number"),
         pytest.param(
-            lambda z, x: z.detach(),
-            lambda z, x: z.detach().sum(1),
-            Z,
-            "depends on z or x",
-            id="cut off from z and x",
+            lambda z, x: z.detach(), lambda z, x: z.detach().sum(1), Z, "depends on z or x", id="cut off from z and x"
         ),
     ],
 )

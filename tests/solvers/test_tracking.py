@@ -1,6 +1,8 @@
 """Tracking and its secants: when x moves and how far, and states that know where the equilibrium goes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +38,19 @@ def test_the_steps_decay_as_told(decay: float) -> None:
     steps = path(solver, slope(), zeros([0], 3), zeros([0], 2)).diff(dim=0).norm(dim=2).flatten()
     spent = torch.arange(1, 20, dtype=torch.float64) / 20
     assert torch.allclose(steps, 0.3 * (1 - spent) ** decay)
+
+
+@pytest.mark.parametrize(("inner", "settle"), [(2, 0), (2, 3), (5, 4)])
+def test_x_moves_now_and_then_by_shrinking_steps(inner: int, settle: int) -> None:
+    case = linear()
+    solver = Tracking(max_nfe=30, tol=0, step_size=0.3, inner=inner, settle=settle)
+    lengths = path(solver, case.problem, case.z0, case.x0).diff(dim=0).norm(dim=2)  # type: ignore[arg-type]
+    moves = [k + 1 for k in range(29) if lengths[k].max() > 0]
+    assert moves == [k for k in range(1, 30 - settle) if k % inner == 0], "x is at rest in between and at the end"
+    steps = lengths[[k - 1 for k in moves]]
+    assert (steps[1:] < steps[:-1]).all() and (steps <= 0.3).all()
+    assert torch.allclose(steps[0], torch.full((5,), 0.3 * (1 - inner / (30 - settle)), dtype=torch.float64))
+    assert torch.allclose(steps, steps[:, :1].expand_as(steps)), "the length does not depend on the gradient's"
 
 
 @pytest.mark.parametrize("kind", [Tracking, SecantTracking])
@@ -93,12 +108,12 @@ def test_secants_of_a_linear_cell_predict_its_equilibrium(states: int) -> None:
     def image(s: Tensor, x: Tensor) -> Tensor:
         return s @ a.T + x @ u.T + 1
 
-    widths = [states - 1, 1, inputs]
-    memory = CoupledMixing(torch.zeros(batch, states + inputs, dtype=torch.float64), states + inputs + 1, 10.0, widths)
     s, x = torch.zeros(batch, states, dtype=torch.float64), torch.zeros(batch, inputs, dtype=torch.float64)
+    memory = CoupledMixing(s, x, states + inputs + 1, 10.0, widths=[states - 1, 1])
     for _ in range(states + inputs + 1):
         before, plain, move = s, image(s, x), torch.randn_like(x)
-        s, x = memory.follow(before, plain, x, move), x + move
+        at: Any = SimpleNamespace(states=before, image=plain, x=x)
+        s, x = memory.follow(at, move), x + move
     exact = torch.linalg.solve(torch.eye(states, dtype=a.dtype) - a, (x @ u.T + 1).T).T
     assert ((s - exact).norm(dim=1) < 0.3 * (plain - exact).norm(dim=1)).all()
 

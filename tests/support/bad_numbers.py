@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -14,17 +13,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from command import column
 from deqopt import Equilibrium, JointModule
 from deqopt.optimization import Optimization
 from deqopt.solvers import JointAnderson, Tracking
+from hooks import gradients_of
 from tiny_task import Batch, Tiny, quiet_trainer
 
-TRAINING = [
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-]
-"""Marks of tests that train."""
+TRAINING = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+"""Mark of tests that train without validation."""
 quiet = pytest.mark.filterwarnings("ignore:.*(left out|is skipped|give no gradient|it says nothing)")
 
 SOLVER = Tracking(max_nfe=16, step_size=0.5)
@@ -83,7 +80,7 @@ class Watch(Callback):
         for one in pl_module.parameters():
             if self.change is not None and one.grad is not None:
                 self.change(trainer.fit_loop.total_batch_idx, one.grad)
-        self.gradients.append({name: one.grad.clone() for name, one in pl_module.named_parameters()})
+        self.gradients.append(gradients_of(pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.states.append(deepcopy(trainer.optimizers[0].state_dict()["state"]))
@@ -117,5 +114,4 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def rows_of(logger: CSVLogger, name: str) -> list[float]:
-    rows = csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines())
-    return [float(row[name]) for row in rows if row[name]]
+    return column(Path(logger.log_dir), name)

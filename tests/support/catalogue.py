@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -273,17 +272,6 @@ SOLVERS: dict[str, JointSolver] = {
     "bilevel_pgd_cold": Bilevel(max_nfe=2000, tol=1e-4, descent=PGD(lr=0.2), inner=ROUGH, warm=False),
     "bilevel_adam": Bilevel(max_nfe=2000, tol=1e-3, descent=Adam(lr=0.2), inner=ROUGH),
 }
-
-
-def same_bits(first: Any, second: Any) -> bool:
-    """Whether two states have the same values, NaN included."""
-    if isinstance(first, Tensor):
-        return torch.equal(first.nan_to_num(nan=1e30), second.nan_to_num(nan=1e30))
-    return len(first) == len(second) and all(same_bits(a, b) for a, b in zip(first, second, strict=True))
-
-
-def picked(state: State, rows: Any) -> State:
-    return state[rows] if isinstance(state, Tensor) else tuple(part[rows] for part in state)
 
 
 def flat(state: State) -> Tensor:

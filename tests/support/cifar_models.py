@@ -11,10 +11,12 @@ from deqopt_tasks.cifar.threat import Threat
 from torch import Tensor, nn
 
 from deqopt import JointProblem
+from deqopt.fixed_point import Anderson
 from deqopt.loop_settings import Norm
 from deqopt.state import State
 
 SIDE = 6
+PRECISE = Anderson(max_nfe=300, tol=1e-13)
 State2 = tuple[Tensor, ...]
 
 
@@ -93,6 +95,11 @@ class Contractive(Toy):
 
     def start(self, image: Tensor) -> State2:
         return image.new_zeros(len(image), 5), image.new_zeros(len(image), 5)
+
+
+def multiscale(unroll: int | None = None) -> Classifier:
+    """A classifier of the task, with weight normalisation, as it is initialised."""
+    return Classifier(classes=3, image_channels=1, size=8, widths=[4, 4], resolution=8, unroll=unroll)
 
 
 def images_for(count: int, side: int = SIDE, spread: float = 0.3) -> Tensor:

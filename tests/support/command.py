@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import tiny_task  # noqa: F401  (so that configurations may name its class)
@@ -101,6 +102,33 @@ def written(path: Path, settings: Any) -> Path:
     return path
 
 
+def checkpoint(path: Path, task: str, **arguments: Any) -> Path:
+    """A file like those that runs leave; weights are not looked at before the run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"task": {"class_path": task, "init_args": arguments}, "optimization": {"lr": 0.25}, "compile": False}
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.5.0", "hyper_parameters": settings}, path)
+    return path
+
+
+def without_variables(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Commands run in this folder and without settings of this machine."""
+    patch.chdir(folder)
+    for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
+        patch.delenv(name)
+
+
+def empty_folder(**files: Any) -> Any:
+    """The fixture of a file whose tests each have a folder for themselves, with these configurations in it."""
+
+    @pytest.fixture(autouse=True)
+    def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        without_variables(monkeypatch, tmp_path)
+        for name, settings in files.items():
+            written(tmp_path / f"{name}.yaml", settings)
+
+    return elsewhere
+
+
 def user_folder(settings: dict[str, Any]) -> Any:
     """The fixture of a file whose commands share a folder, as those of a user would; ``small.yaml`` has settings,
     and ``tiny.yaml`` has TINY."""
@@ -109,9 +137,7 @@ def user_folder(settings: dict[str, Any]) -> Any:
     def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         with pytest.MonkeyPatch.context() as patch:
             folder = tmp_path_factory.mktemp("user")
-            patch.chdir(folder)
-            for name in [name for name in os.environ if name.startswith("DEQOPT_")]:
-                patch.delenv(name)
+            without_variables(patch, folder)
             written(folder / "small.yaml", settings)
             written(folder / "tiny.yaml", TINY)
             yield folder

@@ -15,9 +15,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import count, product
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
@@ -42,7 +44,7 @@ def given(words: Sequence[str]) -> list[Path]:
     return [Path(name) for name in named if Path(name).is_file()] or (checkpoints() if named else [])
 
 
-def after_a_failure(harm: Callable[[], None]) -> Main:
+def after_a_failure(harm: Callable[[], object]) -> Main:
     def main(words: Sequence[str]) -> None:
         try:
             sound(words)
@@ -54,38 +56,29 @@ def after_a_failure(harm: Callable[[], None]) -> Main:
     return main
 
 
-def loses() -> None:
-    for path in checkpoints():
-        path.unlink()
+def harms(harm: Callable[[Path], object]) -> Main:
+    """Every checkpoint."""
+    return after_a_failure(lambda: [harm(path) for path in checkpoints()])
 
 
-def tears() -> None:
-    for path in checkpoints():
-        path.write_bytes(path.read_bytes()[:1000])
+def rewrites(change: Callable[[dict[str, Any]], object]) -> Main:
+    """Every checkpoint, with something else in it."""
 
-
-def rewinds() -> None:
-    for path in checkpoints():
+    def harm(path: Path) -> None:
         with changed(path) as content:
-            content["global_step"] = 0
+            change(content)
+
+    return harms(harm)
 
 
-def spoils() -> None:
-    for path in checkpoints():
-        with changed(path) as content:
-            next(iter(content["state_dict"].values()))[:] = torch.nan
+def spoils(content: dict[str, Any]) -> None:
+    next(iter(content["state_dict"].values()))[:] = torch.nan
 
 
-def hangs() -> None:
-    time.sleep(10 * LIMIT)
-
-
-def forgets() -> None:
+def forgets(content: dict[str, Any]) -> None:
     """The moments of the optimiser, so that the run goes on as another."""
-    for path in checkpoints():
-        with changed(path) as content:
-            for state in content["optimizer_states"][0]["state"].values():
-                state["exp_avg"].zero_()
+    for state in content["optimizer_states"][0]["state"].values():
+        state["exp_avg"].zero_()
 
 
 def swallows(words: Sequence[str]) -> None:
@@ -103,41 +96,45 @@ def shows_tracebacks(words: Sequence[str]) -> None:
             raise RuntimeError("a mistake") from end
 
 
+def folders(words: Sequence[str]) -> list[Path]:
+    """Those of images that a command names."""
+    return [Path(word.partition("=")[2]) for word in words if word.startswith("--task.root=")]
+
+
 def shows_raw_names(words: Sequence[str]) -> None:
-    for word in words:
-        if word.startswith("--task.root="):
-            print(*map(str, Path(word.partition("=")[2]).glob("*")))
+    for folder in folders(words):
+        print(*map(str, folder.glob("*")))
     sound(words)
 
 
 def unpickles(words: Sequence[str]) -> None:
-    for path in given(words):
+    readers = partial(torch.load, weights_only=False), lambda path: pickle.loads(path.read_bytes())
+    for path, reader in product(given(words), readers):
         try:
-            torch.load(path, weights_only=False)
-        except Exception as error:
-            print(error)
-        try:
-            pickle.loads(path.read_bytes())
+            reader(path)
         except Exception as error:
             print(error)
     sound(words)
 
 
+def foreign(words: Sequence[str]) -> list[Path]:
+    """Files in these folders that are no images."""
+    return [path for folder in folders(words) for path in folder.glob("zz_foreign*")]
+
+
 def runs_postscript(words: Sequence[str]) -> None:
     """As Ghostscript does, which Pillow starts."""
-    for word in words:
-        for path in Path(word.partition("=")[2]).glob("zz_foreign*") if word.startswith("--task.root=") else ():
-            if path.is_file() and path.stat().st_size and path.read_bytes()[:4] == b"%!PS":
-                Path(path.read_text().partition("\n(")[2].partition(")")[0]).touch()
+    for path in foreign(words):
+        if path.is_file() and path.stat().st_size and path.read_bytes()[:4] == b"%!PS":
+            Path(path.read_text().partition("\n(")[2].partition(")")[0]).touch()
     sound(words)
 
 
 def reads_all(words: Sequence[str]) -> None:
     """Opens whatever has the name of an image."""
-    for word in words:
-        for path in Path(word.partition("=")[2]).glob("zz_foreign*") if word.startswith("--task.root=") else ():
-            if path.is_fifo():
-                path.read_bytes()
+    for path in foreign(words):
+        if path.is_fifo():
+            path.read_bytes()
     sound(words)
 
 
@@ -171,12 +168,12 @@ def foreign_file(name: str, number: int) -> str:
 
 
 MUTANTS = {
-    "loses": Mutant(after_a_failure(loses), "signal", Outcome.LOST),
-    "tears": Mutant(after_a_failure(tears), "signal", Outcome.LOST),
-    "rewinds": Mutant(after_a_failure(rewinds), "signal", Outcome.LOST),
-    "spoils": Mutant(after_a_failure(spoils), "bad-weights", Outcome.LOST),
-    "forgets": Mutant(after_a_failure(forgets), "signal", Outcome.SILENT),
-    "hangs": Mutant(after_a_failure(hangs), "exception", Outcome.HUNG),
+    "loses": Mutant(harms(Path.unlink), "signal", Outcome.LOST),
+    "tears": Mutant(harms(lambda path: path.write_bytes(path.read_bytes()[:1000])), "signal", Outcome.LOST),
+    "rewinds": Mutant(rewrites(lambda content: content.update(global_step=0)), "signal", Outcome.LOST),
+    "spoils": Mutant(rewrites(spoils), "bad-weights", Outcome.LOST),
+    "forgets": Mutant(rewrites(forgets), "signal", Outcome.SILENT),
+    "hangs": Mutant(after_a_failure(lambda: time.sleep(10 * LIMIT)), "exception", Outcome.HUNG),
     "swallows": Mutant(swallows, "bad-weights", Outcome.SILENT),
     "swallows signals": Mutant(swallows, "evaluation-signal", Outcome.OTHER),
     "shows tracebacks": Mutant(shows_tracebacks, "no-folder", Outcome.OTHER),

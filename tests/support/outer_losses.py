@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,31 @@ def outer_loss(z: Tensor, x: Tensor, mu: Tensor, rows: Any = slice(None)) -> Ten
 
 def loss_of(found: Equilibrium, rows: Any = slice(None)) -> Tensor:
     return outer_loss(flat(found.z), flat(found.x), flat(found.mu), rows)
+
+
+def slopes(value: Callable[..., Tensor], at: Sequence[Tensor], eps: float) -> list[tuple[Tensor, Tensor]]:
+    """A random direction of every part, and the derivative of ``value(*at)`` along it by central differences."""
+    found = []
+    for i, along in enumerate(map(torch.randn_like, at)):
+        above, below = (
+            value(*((part + step * along if j == i else part).detach().requires_grad_() for j, part in enumerate(at)))
+            for step in (eps, -eps)
+        )
+        found.append((along.detach(), (above - below).detach() / (2 * eps)))
+    return found
+
+
+def check_slopes(
+    value: Callable[..., Tensor],
+    at: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    eps: float = 1e-6,
+    rtol: float = 1e-5,
+    atol: float = 1e-6,
+) -> None:
+    """Gradients of ``value(*at)`` against :func:`slopes`."""
+    for gradient, (direction, want) in zip(gradients, slopes(value, at, eps), strict=True):
+        torch.testing.assert_close((gradient * direction).sum(), want, rtol=rtol, atol=atol)
 
 
 def solved(case: Case, adjoint: Adjoint | None = None, start: Equilibrium | None = None) -> Equilibrium:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deqopt import Equilibrium, JointProblem, Status
-from deqopt.state import State
+from deqopt.state import State, state_of, tensors_of
 
 
 def solved(problem: JointProblem, z: State, x: Tensor, status: Status = Status.CONVERGED) -> Equilibrium:
@@ -19,6 +19,11 @@ def solved(problem: JointProblem, z: State, x: Tensor, status: Status = Status.C
         status=torch.full((count,), int(status)),
         nfe=torch.ones(count, dtype=torch.long),
     )
+
+
+def random_like(z: State) -> State:
+    """A multiplier with nothing to do with the problem."""
+    return state_of((torch.randn_like(part) for part in tensors_of(z)), z)
 
 
 def quadratic_cell(gain: Tensor) -> JointProblem:

@@ -24,7 +24,12 @@ def lines_said(monkeypatch: pytest.MonkeyPatch, *modules: str) -> list[str]:
 def rows_of(directory: Path, name: str) -> list[dict[str, str]]:
     """The rows of ``figures/<name>.csv`` of the one run in a directory."""
     (path,) = directory.rglob(f"figures/{name}.csv")
-    with path.open() as file:
+    return table(path)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

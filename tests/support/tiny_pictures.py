@@ -13,6 +13,7 @@ from torch import Tensor
 from deqopt import JointModule
 from deqopt.data import ImageDataModule, ImageSample, ImageSource, open_images
 from deqopt.data.module import Collate
+from deqopt.optimization import Optimization
 from deqopt.step_guard import zero_loss
 from tiny_task import STATE, Batch, Tiny
 
@@ -68,3 +69,16 @@ class Quick(JointModule):
     def _loss(self, batch: Batch) -> Tensor:
         noise = torch.randn(len(batch["y"]), STATE) + random.random() + np.random.rand()
         return (self.task.head(noise) - batch["y"]).square().mean()  # type: ignore[operator]
+
+
+def quick(optimization: Optimization | None = None, **settings: Any) -> Quick:
+    return Quick(TinyPictures(**settings), optimization=optimization)
+
+
+EPOCH = {"limit_train_batches": 3, "limit_val_batches": 2}
+SIX = {"max_epochs": 2, **EPOCH}
+"""Settings of a trainer for an epoch of three steps, and for two of them."""
+
+DECAYING = Optimization(
+    "torch.optim.RMSprop", 0.1, 0.01, "torch.optim.lr_scheduler.ExponentialLR", schedule_args={"gamma": 0.5}
+)

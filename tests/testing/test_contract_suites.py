@@ -19,7 +19,7 @@ from deqopt.adjoints import Unrolled
 from deqopt.errors import ProblemError
 from deqopt.registry import Group, Plugin, plugins
 from deqopt.solvers import JointAnderson, JointSolver, JointSystem, Tracking
-from deqopt.testing import ContractError, check_solver, check_task
+from deqopt.testing import ContractError, check_solver, check_task, solver_effects, solver_samples
 from deqopt.testing.problems import BALL, BOX, DATA, FAMILIES, Case, rows_of
 from deqopt.testing.report import Inapplicable, examine
 from deqopt.testing.solver import CLAUSES
@@ -75,13 +75,14 @@ def test_registered_solvers_keep_the_contract(plugin: Plugin) -> None:
     assert report.skipped.keys() <= {"it_can_be_differentiated_through", "single_precision_has_gradients"}
 
 
-@pytest.mark.parametrize(
-    "solver",
-    [Tracking(max_nfe=200, inner=4), solver_mutants.Descent()],
-    ids=lambda solver: type(solver).__name__,
-)
-def test_other_solvers_keep_the_contract(solver: JointSolver) -> None:
-    assert len(check_solver(solver).kept) == len(OF_SOLVERS)
+def test_the_solver_of_the_mutants_keeps_the_contract() -> None:
+    assert len(check_solver(solver_mutants.Descent()).kept) == len(OF_SOLVERS)
+
+
+def test_several_evaluations_a_step_keep_what_is_promised_of_samples_and_effects() -> None:
+    trial = Trial(Tracking(max_nfe=200, inner=4), 0.9, torch.device("cpu"))
+    clauses = [*solver_samples.CLAUSES, *solver_effects.CLAUSES]
+    assert len(examine("Tracking", trial, clauses).kept) == len(clauses)
 
 
 def test_every_clause_has_a_mutant() -> None:
@@ -89,14 +90,13 @@ def test_every_clause_has_a_mutant() -> None:
     assert task_mutants.MUTANTS.keys() == OF_TASKS.keys()
 
 
-@pytest.mark.parametrize(
-    ("clause", "mutant"),
-    [
-        pytest.param(clause, mutant, id=f"{clause}-{type(mutant).__name__}")
-        for clause, mutants in solver_mutants.MUTANTS.items()
-        for mutant in mutants
-    ],
-)
+def every(mutants: dict[str, list[Any]]) -> Any:
+    pairs = [(clause, mutant) for clause, several in mutants.items() for mutant in several]
+    names = [f"{clause}-{getattr(mutant, '__name__', type(mutant).__name__)}" for clause, mutant in pairs]
+    return pytest.mark.parametrize(("clause", "mutant"), pairs, ids=names)
+
+
+@every(solver_mutants.MUTANTS)
 def test_a_mutant_solver_is_caught(clause: str, mutant: JointSolver) -> None:
     with pytest.raises(ContractError) as caught:
         examine(type(mutant).__name__, Trial(mutant, 0.9, torch.device("cpu")), [OF_SOLVERS[clause]])
@@ -122,10 +122,7 @@ def test_the_share_that_is_asked_for_is_a_matter_of_the_budget() -> None:
 
     examined(150, 0.9)
     examined(12, 0.05)
-    with pytest.raises(
-        ContractError,
-        match=r"tanh, float64: [\d.]+% of the possible gain, expected at least 90%",
-    ):
+    with pytest.raises(ContractError, match=r"tanh, float64: [\d.]+% of the possible gain, expected at least 90%"):
         examined(12, 0.9)
 
 
@@ -146,14 +143,7 @@ def test_what_a_task_does_not_have_is_skipped_with_a_reason() -> None:
     assert "skipped predictions_are_written: the task does not define write_predictions()" in str(report)
 
 
-@pytest.mark.parametrize(
-    ("clause", "mutant"),
-    [
-        pytest.param(clause, mutant, id=f"{clause}-{getattr(mutant, '__name__', mutant)}")
-        for clause, mutants in task_mutants.MUTANTS.items()
-        for mutant in mutants
-    ],
-)
+@every(task_mutants.MUTANTS)
 def test_a_mutant_task_is_caught(clause: str, mutant: Any) -> None:
     with pytest.raises(ContractError) as caught:
         check_task(mutant())
@@ -161,9 +151,7 @@ def test_a_mutant_task_is_caught(clause: str, mutant: Any) -> None:
 
 
 def test_a_loader_that_is_missing_is_named_with_what_needs_it() -> None:
-    message = (
-        "the data module has no predict_dataloader, which deqopt predict needs: the task defines write_predictions"
-    )
+    message = "has no predict_dataloader, which deqopt predict needs: the task defines write_predictions"
     with pytest.raises(ContractError, match=message):
         check_task(task_mutants.NothingToPredict())
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,16 +14,10 @@ from deqopt.testing.faults.outcome import Outcome, Verdict
 from deqopt.testing.faults.program import Summary, words_to_repeat
 from fault_mutants import MUTANTS
 from paths import SUPPORT
+from processes import python
 
-TIMEOUT = 600
 NEW_PROCESSES = {"start-signal", "launched-ranks"}
 """Classes whose cases import everything anew."""
-
-
-def run(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=environment, timeout=TIMEOUT, capture_output=True, text=True)
 
 
 # -- the harness ------------------------------------------------------------------------------------------------------
@@ -92,8 +83,7 @@ def test_a_summary_counts_and_tells_how_to_repeat() -> None:
 
 @pytest.fixture(scope="module")
 def fates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    done = run(SUPPORT / "fault_mutants.py", cwd=tmp_path_factory.mktemp("mutants"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = python(SUPPORT / "fault_mutants.py", cwd=tmp_path_factory.mktemp("mutants"))
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -107,8 +97,6 @@ def test_a_broken_implementation_is_found(name: str, fates: dict[str, str]) -> N
 @pytest.mark.slow
 def test_faults_leave_what_is_promised(tmp_path: Path) -> None:
     classes = [word for one in CLASSES if one.name not in NEW_PROCESSES for word in ("--only", one.name)]
-    done = run(
-        "-m", "deqopt.testing.faults", "--seed=15", f"--count={len(CLASSES)}", "--jobs=2", *classes, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    harness = "-m", "deqopt.testing.faults", "--seed=15", f"--count={len(CLASSES)}", "--jobs=2"
+    done = python(*harness, *classes, cwd=tmp_path)
     assert f"all  {len(CLASSES)}  {len(CLASSES)}" in " ".join(done.stdout.split()).replace(" ", "  ")

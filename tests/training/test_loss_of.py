@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
@@ -16,11 +15,12 @@ from deqopt.errors import ProblemError
 from deqopt.optimization import Algorithm, Optimization, Schedule
 from deqopt.regularizers import JacobianPenalty, SpectralPenalty
 from deqopt.solvers import Tracking
-from tiny_task import Batch, Tiny, quiet_trainer
+from hooks import On, ran
+from tiny_task import Batch, Tiny
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:.*{message}")
-    for message in ("does not have many workers", "of 4 samples of a batch", "is skipped", "the backward solve")
+    for message in ("of 4 samples of a batch", "is skipped", "the backward solve")
 ]
 SGD = Optimization(algorithm=Algorithm.SGD, lr=0.05, schedule=Schedule.CONSTANT)
 PENALTIES = (JacobianPenalty(weight=0.5, visits=2), SpectralPenalty(weight=0.25))
@@ -32,13 +32,6 @@ class Outer(Tiny):
     def loss(self, equilibrium: Equilibrium, batch: Batch) -> Tensor:
         assert isinstance(equilibrium.z, Tensor)
         return (equilibrium.z.sum(1) - 1).square() + equilibrium.x.sum(1) + equilibrium.objective
-
-
-class Seeded(Callback):
-    """The loader has drawn random numbers by now."""
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(batch_idx)
 
 
 def made(adjoint: Adjoint, spoiled: tuple[int, ...] = ()) -> JointModule:
@@ -58,8 +51,9 @@ def test_a_loop_of_ones_own_learns_what_a_trainer_learns(
     adjoint: Adjoint, spoiled: tuple[int, ...], tmp_path: Path
 ) -> None:
     module, trained = made(adjoint, spoiled), made(adjoint, spoiled)
-    trainer = quiet_trainer(tmp_path, max_epochs=1, limit_val_batches=0, callbacks=[Seeded()])
-    trainer.fit(trained, datamodule=trained.task.datamodule())
+    # The loader has drawn random numbers by then.
+    seeded = On(on_train_batch_start=lambda trainer, module, batch, number: torch.manual_seed(number))
+    ran(trained, tmp_path, seeded, max_epochs=1, limit_val_batches=0)
     optimizer = SGD.optimizer(module.task.parameters())
     for number, rows in enumerate(((0, 1, 2, 3), (4, 5, 6, 7))):
         torch.manual_seed(number)

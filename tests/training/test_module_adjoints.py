@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from dataclasses import replace
@@ -11,20 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from command import column
 from deqopt import Equilibrium, JointModule
 from deqopt.adjoints import Adjoint, Envelope, Implicit, JacobianFree, OnFailure, Phantom, Unrolled
 from deqopt.errors import BackwardError, ProblemError
 from deqopt.solvers import JointAnderson, JointSolver, SecantTracking, Tracking
-from tiny_task import Batch, Tiny, quiet_trainer
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-]
+from hooks import On, gradients_of, ran
+from tiny_task import Batch, Tiny
 
 EXACT = JointAnderson(max_nfe=500, tol=1e-10, step_size=0.2)
 ADJOINTS: list[Adjoint] = [Implicit(tol=1e-9), JacobianFree(), Phantom(steps=8), Unrolled(), Unrolled(checkpoint=True)]
@@ -38,21 +34,18 @@ class Sparse(Tiny):
         return equilibrium.x.square().sum(1) + equilibrium.z.pow(4).sum(1)
 
 
-class Gradients(Callback):
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seen.append(torch.cat([p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]))
-
-
-def step(directory: Path, module: JointModule, **settings: Any) -> Tensor:
+def step(directory: Path, module: JointModule) -> Tensor:
     """The gradient of the first training step."""
-    watch = Gradients()
-    quiet_trainer(directory, max_steps=1, callbacks=[watch], **settings).fit(
-        module, datamodule=module.task.datamodule()
-    )
-    return watch.seen[0]
+    seen: dict[str, Tensor] = {}
+    ran(module, directory, On(on_after_backward=lambda *_: seen.update(gradients_of(module))), max_steps=1)
+    return torch.cat([one.flatten() for one in seen.values()])
+
+
+def logged(directory: Path, module: JointModule, name: str, steps: int = 3) -> list[float]:
+    """A figure of so many steps."""
+    logger = CSVLogger(directory)
+    ran(module, directory, max_steps=steps, logger=logger)
+    return column(Path(logger.log_dir), name)
 
 
 def made(adjoint: Adjoint, **settings: Any) -> JointModule:
@@ -79,19 +72,12 @@ def test_the_training_gradient_is_that_of_the_outer_loss(tmp_path: Path, adjoint
     task = made(adjoint).task
     assert isinstance(task, Sparse)
     batch = next(iter(task.datamodule().batches()))
-    parameters = list(task.parameters())
-    directions = [torch.randn_like(one) for one in parameters]
-    values = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            for one, direction in zip(parameters, directions, strict=True):
-                one.add_(direction, alpha=sign * 1e-5)
+    here = parameters_to_vector(task.parameters()).detach()
+    direction, values = torch.randn_like(here), []
+    for length in (1e-5, -1e-5):
+        vector_to_parameters(here + length * direction, task.parameters())
         values.append(loss_at(task, batch))
-        with torch.no_grad():
-            for one, direction in zip(parameters, directions, strict=True):
-                one.sub_(direction, alpha=sign * 1e-5)
-    slope = (values[0] - values[1]) / 2e-5
-    assert float(gradient @ torch.cat([one.flatten() for one in directions])) == pytest.approx(slope, rel=1e-4)
+    assert float(gradient @ direction) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Unrolled. the backward solve")
@@ -101,7 +87,7 @@ def test_training_with_it_lowers_a_loss_that_the_inner_problem_does_not_know(tmp
     if isinstance(adjoint, Implicit):
         module = made(replace(adjoint, tol=1e-4), solver=EXACT)
     before = loss_at(module.task, module.task.batch())  # type: ignore[arg-type, operator]
-    quiet_trainer(tmp_path, max_epochs=10).fit(module, datamodule=module.task.datamodule())
+    ran(module, tmp_path, max_epochs=10, limit_val_batches=0)
     assert loss_at(module.task, module.task.batch()) < 0.97 * before  # type: ignore[arg-type, operator]
 
 
@@ -112,8 +98,7 @@ def test_the_envelope_has_no_gradient_for_such_a_loss(tmp_path: Path) -> None:
             ProblemError, match=r"the loss of Sparse reaches no parameter: with Envelope .*--adjoint Implicit"
         ),
     ):
-        module = made(Envelope())
-        quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=module.task.datamodule())
+        ran(made(Envelope()), tmp_path, max_steps=1)
 
 
 class Mixed(Sparse):
@@ -131,12 +116,8 @@ def test_the_envelope_warns_of_the_part_of_a_loss_that_it_does_not_carry(tmp_pat
 
 
 def test_how_much_an_unrolled_gradient_grows_is_logged(tmp_path: Path) -> None:
-    logger = CSVLogger(tmp_path)
-    module = made(Unrolled(), solver=Tracking(max_nfe=12, step_size=0.3))
-    quiet_trainer(tmp_path, max_steps=3, logger=logger).fit(module, datamodule=module.task.datamodule())
-    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines()))
-    logged = [float(row["train/backward_growth"]) for row in rows if row["train/backward_growth"]]
-    assert len(logged) == 3 and all(1 <= growth < 10 for growth in logged)
+    found = logged(tmp_path, made(Unrolled(), solver=Tracking(max_nfe=12, step_size=0.3)), "train/backward_growth")
+    assert len(found) == 3 and all(1 <= growth < 10 for growth in found)
 
 
 class Knowing(Sparse):
@@ -160,23 +141,17 @@ def test_a_task_says_how_it_is_solved_where_nobody_else_does() -> None:
 
 @pytest.mark.parametrize("adjoint", [Implicit(tol=1e-6), Phantom(steps=4)], ids=repr)
 def test_how_the_backward_system_was_solved_is_logged(tmp_path: Path, adjoint: Adjoint) -> None:
-    logger = CSVLogger(tmp_path)
-    module = made(adjoint)
-    quiet_trainer(tmp_path, max_steps=3, logger=logger).fit(module, datamodule=module.task.datamodule())
-    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines()))
-    logged = [row for row in rows if row["train/backward_residual"]]
-    assert len(logged) == 3
-    for row in logged:
-        assert math.isfinite(float(row["train/backward_residual"])) and float(row["train/backward_nfe"]) >= 3
-        if isinstance(adjoint, Implicit):
-            assert float(row["train/backward_residual"]) <= 1e-6 and float(row["train/backward_converged"]) == 1
+    residuals = logged(tmp_path, made(adjoint), "train/backward_residual")
+    (run,) = tmp_path.rglob("version_0")
+    assert len(residuals) == 3 and all(map(math.isfinite, residuals))
+    assert all(nfe >= 3 for nfe in column(run, "train/backward_nfe"))
+    if isinstance(adjoint, Implicit):
+        assert max(residuals) <= 1e-6 and column(run, "train/backward_converged") == [1, 1, 1]
 
 
 def test_the_envelope_logs_no_backward_system(tmp_path: Path) -> None:
-    logger = CSVLogger(tmp_path)
-    module = JointModule(Tiny().double(), solver=EXACT)
-    quiet_trainer(tmp_path, max_steps=1, logger=logger).fit(module, datamodule=module.task.datamodule())
-    assert "backward" not in (Path(logger.log_dir) / "metrics.csv").read_text()
+    assert len(logged(tmp_path, JointModule(Tiny().double(), solver=EXACT), "train/loss", steps=1)) == 1
+    assert "backward" not in next(tmp_path.rglob("metrics.csv")).read_text()
 
 
 def test_a_backward_solve_that_fails_warns_or_raises(tmp_path: Path) -> None:

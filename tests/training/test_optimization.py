@@ -9,27 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from deqopt import JointModule
 from deqopt.errors import ProblemError
 from deqopt.optimization import Algorithm, Optimization, Schedule
 from deqopt.solvers import Tracking
-from tiny_task import Tiny, quiet_trainer
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+from hooks import On, ran
+from tiny_task import Tiny
 
 ROUGH = Tracking(max_nfe=4, step_size=0.5, settle=1)
 
 
-class Rates(Callback):
-    """The learning rate of every training step."""
-
-    def __init__(self) -> None:
-        self.rates: list[float] = []
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+def trained(task: Tiny, directory: Path, optimization: Optimization, epochs: int) -> tuple[Trainer, list[float]]:
+    """With the learning rate of every training step."""
+    rates: list[float] = []
+    note = On(on_after_backward=lambda trainer, _: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    return ran(JointModule(task, ROUGH, optimization=optimization), directory, note, max_epochs=epochs), rates
 
 
 def rate_at(schedule: Schedule, step: int, steps: int, lr: float) -> float:
@@ -45,11 +41,8 @@ def rate_at(schedule: Schedule, step: int, steps: int, lr: float) -> float:
 
 @pytest.mark.parametrize("schedule", Schedule)
 def test_the_learning_rate_follows_the_schedule(tmp_path: Path, schedule: Schedule) -> None:
-    task, watch, lr = Tiny(samples=8, batch_size=2), Rates(), 0.02
-    module = JointModule(task, solver=ROUGH, optimization=Optimization(lr=lr, schedule=schedule))
-    quiet_trainer(tmp_path, max_epochs=5, callbacks=[watch]).fit(module, datamodule=task.datamodule())
-    want = [rate_at(schedule, step, 20, lr) for step in range(20)]
-    assert watch.rates == pytest.approx(want, rel=1e-3, abs=1e-6)
+    _, rates = trained(Tiny(samples=8, batch_size=2), tmp_path, Optimization(lr=0.02, schedule=schedule), epochs=5)
+    assert rates == pytest.approx([rate_at(schedule, step, 20, 0.02) for step in range(20)], rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +52,7 @@ def test_the_learning_rate_follows_the_schedule(tmp_path: Path, schedule: Schedu
 def test_the_chosen_algorithm_trains_the_task(tmp_path: Path, algorithm: Algorithm, kind: type) -> None:
     task = Tiny(samples=8, batch_size=4)
     before = deepcopy(task.state_dict())
-    optimization = Optimization(algorithm, lr=0.01, weight_decay=0.5)
-    trainer = quiet_trainer(tmp_path, max_epochs=3)
-    trainer.fit(JointModule(task, solver=ROUGH, optimization=optimization), datamodule=task.datamodule())
+    trainer, _ = trained(task, tmp_path, Optimization(algorithm, lr=0.01, weight_decay=0.5), epochs=3)
     (optimizer,) = trainer.optimizers
     (group,) = optimizer.param_groups
     assert type(optimizer) is kind and group["weight_decay"] == 0.5 and group.get("momentum", 0.9) == 0.9
@@ -72,28 +63,36 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     task = Tiny(samples=12, batch_size=6)
     module = JointModule(task, solver=Tracking(max_nfe=16, step_size=0.5), optimization=Optimization(lr=0.02))
     before = validation_loss(module, tmp_path)
-    quiet_trainer(tmp_path, max_epochs=20).fit(module, datamodule=task.datamodule())
+    ran(module, tmp_path, max_epochs=20, limit_val_batches=0)
     assert validation_loss(module, tmp_path) < 0.7 * before
 
 
 def validation_loss(module: JointModule, directory: Path) -> float:
-    data = module.task.datamodule()
-    (figures,) = quiet_trainer(directory).validate(module, datamodule=data, verbose=False)
-    return figures["val/loss"]
+    return float(ran(module, directory, stage="validate").callback_metrics["val/loss"])
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+@pytest.mark.parametrize("steps", [math.inf, -1])
+def test_a_schedule_that_ends_with_the_run_needs_a_run_that_ends(schedule: Schedule, steps: float) -> None:
+    optimization = Optimization(schedule=schedule)
+    if schedule is Schedule.CONSTANT:
+        assert optimization.length(steps) == 0
+        return
+    with pytest.raises(ProblemError, match=rf"the schedule {schedule.name} ends with the run"):
+        optimization.length(steps)
+    assert optimization.length(7.0) == 7
 
 
 RMSPROP, STEPS = "torch.optim.RMSprop", "torch.optim.lr_scheduler.StepLR"
 
 
 def test_an_optimiser_and_a_schedule_can_be_any_class(tmp_path: Path) -> None:
-    task, watch = Tiny(samples=8, batch_size=2), Rates()
     optimization = Optimization(RMSPROP, 0.02, 0.5, STEPS, 10, {"momentum": 0.5}, {"step_size": 3, "gamma": 0.1})
-    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[watch])
-    trainer.fit(JointModule(task, solver=ROUGH, optimization=optimization), datamodule=task.datamodule())
+    trainer, rates = trained(Tiny(samples=8, batch_size=2), tmp_path, optimization, epochs=2)
     (optimizer,) = trainer.optimizers
     assert type(optimizer) is torch.optim.RMSprop
     assert (optimizer.param_groups[0]["momentum"], optimizer.param_groups[0]["weight_decay"]) == (0.5, 0.5)
-    assert watch.rates == pytest.approx([0.02 * 0.1 ** (step // 3) for step in range(8)])
+    assert rates == pytest.approx([0.02 * 0.1 ** (step // 3) for step in range(8)])
 
 
 def test_an_optimiser_without_weight_decay_is_given_none() -> None:

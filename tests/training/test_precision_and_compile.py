@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from deqopt_tasks.celeba.task import CelebA
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -24,13 +25,11 @@ from deqopt.optimization import Optimization
 from deqopt.regularizers import JacobianPenalty
 from deqopt.solvers import Tracking
 from deqopt.state import tensors_of
+from hooks import On, ran
 from tiny_task import Tiny, quiet_trainer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    # Dynamo looks at .grad of what it is called with, and hides this warning unless warnings are errors.
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-]
+# Dynamo looks at .grad of what it is called with, and hides this warning unless warnings are errors.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
 @pytest.fixture
@@ -48,16 +47,6 @@ def tiny(tmp_path: Path) -> Tiny:
     return Tiny(samples=8, batch_size=4)
 
 
-class Solutions(Callback):
-    """What validation returned."""
-
-    def __init__(self) -> None:
-        self.solved: list[Equilibrium] = []
-
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self.solved += [outputs["equilibrium"], outputs["solved"]]
-
-
 def floats(equilibrium: Equilibrium) -> list[Tensor]:
     parts = (*tensors_of(equilibrium.z), *tensors_of(equilibrium.mu))
     return [*parts, equilibrium.x, equilibrium.objective, equilibrium.residual]
@@ -72,7 +61,11 @@ def test_training_works_and_the_solver_state_stays_precise(
 ) -> None:
     """With figures and predictions, which decode outside of the steps too."""
     task: Task = request.getfixturevalue(name)
-    watch = Solutions()
+    solved: list[Equilibrium] = []
+
+    def note(trainer: Trainer, module: LightningModule, outputs: Any, *_: Any) -> None:
+        solved.extend((outputs["equilibrium"], outputs["solved"]))
+
     module = JointModule(
         task,
         solver=Tracking(max_nfe=12, step_size=0.5),
@@ -81,13 +74,13 @@ def test_training_works_and_the_solver_state_stays_precise(
     )
     losses = []
     for stage in ("fit", "predict"):
-        callbacks = [watch, FigureWriter(), PredictionWriter()]
+        callbacks = [On(on_validation_batch_end=note), FigureWriter(), PredictionWriter()]
         settings: dict[str, Any] = {"max_epochs": 12, "check_val_every_n_epoch": 12, "callbacks": callbacks}
         trainer = quiet_trainer(tmp_path, precision=precision, logger=CSVLogger(tmp_path), **settings)
         losses.append(trainer.validate(module, datamodule=task.datamodule(), verbose=False)[0]["val/loss"])
         getattr(trainer, stage)(module, datamodule=task.datamodule())
-    assert watch.solved
-    for equilibrium in watch.solved:
+    assert solved
+    for equilibrium in solved:
         assert {part.dtype for part in floats(equilibrium)} == {state}
         assert all(part.isfinite().all() for part in floats(equilibrium))
     assert losses[1] < 0.95 * losses[0]
@@ -134,7 +127,7 @@ def light_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(directory: Path, task: Task, compile: bool) -> tuple[JointModule, dict[str, float]]:
-    """After three epochs, with everything that calls the cell; the same random numbers at every call."""
+    """After two epochs, with everything that calls the cell; the same random numbers at every call."""
     torch.manual_seed(3)
     module = JointModule(
         task,
@@ -143,8 +136,7 @@ def trained(directory: Path, task: Task, compile: bool) -> tuple[JointModule, di
         optimization=Optimization(lr=0.01),
         compile=compile,
     )
-    trainer = quiet_trainer(directory, max_epochs=3)
-    trainer.fit(module, datamodule=task.datamodule())
+    trainer = ran(module, directory, max_epochs=2)
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
     trainer.predict(module, datamodule=task.datamodule())
     return module, figures
@@ -197,21 +189,6 @@ def test_compiled_cell_is_compiled_inside_its_block_only(normed: Normed) -> None
     assert normed.cell(z, x=x).requires_grad and counters["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.usefixtures("light_compiler")
-def test_compiled_cell_follows_its_weights(normed: Normed) -> None:
-    compiled = CompiledCell(normed.cell)
-    z, x = torch.randn(4, 5), torch.randn(4, 3)
-    for _ in range(2):
-        with torch.no_grad():
-            for tensor in normed.cell.state_dict().values():
-                tensor.add_(torch.rand_like(tensor))
-        with parametrize.cached():
-            expected = normed.cell(z, x=x)
-            with compiled.active():
-                assert torch.allclose(normed.cell(z, x=x), expected)
-    assert counters["stats"]["unique_graphs"] == 1
-
-
 class Tied(nn.Module):
     """A weight of two layers, a layer of two names, a buffer of two modules."""
 
@@ -232,18 +209,21 @@ class Tied(nn.Module):
 
 
 @pytest.mark.usefixtures("light_compiler")
-def test_tied_weights_are_compiled() -> None:
-    cell = Tied()
+@pytest.mark.parametrize("kind", [lambda: Normed().cell, Tied], ids=["normed", "tied"])
+def test_a_compiled_cell_follows_its_weights(kind: Callable[[], nn.Module]) -> None:
+    cell = kind()
     compiled = CompiledCell(cell)
-    z, x = torch.randn(3, 4), torch.randn(3, 4)
+    z, x = torch.randn(4, 5 if kind is not Tied else 4), torch.randn(4, 3 if kind is not Tied else 4)
     for _ in range(2):
-        expected = cell(z, x)
-        with compiled.active():
-            assert torch.allclose(cell(z, x), expected)
         with torch.no_grad():
-            cell.first.weight.mul_(1.5)
-            cell.shift.add_(0.2)
-    assert cell.second.weight is cell.first.weight
+            for tensor in {*cell.parameters(), *cell.buffers()}:
+                tensor.add_(torch.rand_like(tensor))
+        with parametrize.cached():
+            expected = cell(z, x=x)
+            with compiled.active():
+                assert torch.allclose(cell(z, x=x), expected)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert kind is not Tied or cell.second.weight is cell.first.weight  # type: ignore[union-attr]
 
 
 def test_compiling_adds_nothing_to_checkpoints(normed: Normed) -> None:

@@ -7,6 +7,7 @@ import resource
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from deqopt.testing.faults.exceptions import at_most
 from deqopt.testing.faults.forked import Shared
 from deqopt.testing.faults.judgement import (
     LARGEST_STATUS,
@@ -31,14 +32,8 @@ def a_full_disk(case: Case) -> None:
     moment = Moment("on_train_batch_start", case.random.randint(1, STEPS), False)
     case.fault = f"files cannot grow beyond {room} bytes from {moment}"
 
-    def install(shared: Shared, rank: int) -> None:
-        def limit(_: object) -> None:
-            shared.fire()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-        moment.install(limit)
-
-    checkpoint_before_goes_on(case, case.command("fit", prepare=[install]))
+    limit = moment.fault(lambda _: at_most(resource.RLIMIT_FSIZE, room))
+    checkpoint_before_goes_on(case, case.command("fit", prepare=[limit]))
 
 
 def a_small_disk(case: Case) -> None:
@@ -50,15 +45,7 @@ def a_small_disk(case: Case) -> None:
     case.root.mkdir()
     filler = case.root / "filler"
 
-    def install(shared: Shared, rank: int) -> None:
-        def spoil(_: object) -> None:
-            shared.fire()
-            if fills:
-                fill(filler, room)
-            else:
-                _close(case.root)
-
-        moment.install(spoil)
+    spoil = moment.fault(lambda _: fill(filler, room) if fills else _close(case.root))
 
     with ExitStack() as stack:
         try:
@@ -68,7 +55,7 @@ def a_small_disk(case: Case) -> None:
             return
         case.fault = f"the disk has {room} bytes left" if fills else "the disk becomes read-only"
         case.fault += f" {moment}"
-        ended = case.command("fit", prepare=[install])
+        ended = case.command("fit", prepare=[spoil])
         filler.unlink(missing_ok=True) if fills else set_read_only(case.root, False)
         checkpoint_before_goes_on(case, ended)
 
@@ -126,15 +113,11 @@ def a_folder_that_closes(case: Case) -> None:
     moment = Moment("on_train_batch_end", case.random.randint(1, STEPS), True)
     case.fault = f"the folder of the run is replaced by a file {moment}"
 
-    def install(shared: Shared, rank: int) -> None:
-        def close(trainer: object) -> None:
-            shared.fire()
-            os.rename(case.root, case.folder / "moved")
-            case.root.write_text("")
+    def close(_: object) -> None:
+        os.rename(case.root, case.folder / "moved")
+        case.root.write_text("")
 
-        moment.install(close)
-
-    ended = case.command("fit", prepare=[install])
+    ended = case.command("fit", prepare=[moment.fault(close)])
     no_traceback(ended)
     expect(0 < ended.status <= LARGEST_STATUS, Outcome.SILENT, f"nothing could be saved, and nothing said: {ended}")
     case.root.unlink()

@@ -48,21 +48,11 @@ def an_exception_in_the_data(case: Case) -> None:
     nth = case.random.randint(1, IMAGES)
     case.fault = f"{kind} raised by image {nth} that {'a worker' if workers else 'the process'} loads"
 
-    def install(shared: Shared, rank: int) -> None:
-        loads, inner = 0, ImageSource.__getitem__
-
-        def load(source: ImageSource, index: int) -> Any:
-            nonlocal loads
-            loads += 1
-            if loads == nth:
-                shared.fire()
-                raise RAISED[kind]()
-            return inner(source, index)
-
-        ImageSource.__getitem__ = load  # type: ignore[method-assign]
+    def fail() -> None:
+        raise RAISED[kind]()
 
     case.more = (f"--task.workers={workers}",)
-    _judge(case, kind, case.command("fit", prepare=[install]))
+    _judge(case, kind, case.command("fit", prepare=[_at_load(nth, fail)]))
 
 
 def a_dead_worker(case: Case) -> None:
@@ -71,22 +61,12 @@ def a_dead_worker(case: Case) -> None:
     nth = case.random.randint(1, IMAGES)
     case.fault = f"a data worker ends by {number.name} at image {nth}"
 
-    def install(shared: Shared, rank: int) -> None:
-        loads, main, inner = 0, os.getpid(), ImageSource.__getitem__
-
-        def load(source: ImageSource, index: int) -> Any:
-            nonlocal loads
-            loads += 1
-            if loads == nth and os.getpid() != main:
-                shared.fire()
-                signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
-                os.kill(os.getpid(), number)
-            return inner(source, index)
-
-        ImageSource.__getitem__ = load  # type: ignore[method-assign]
+    def die() -> None:
+        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+        os.kill(os.getpid(), number)
 
     case.more = ("--task.workers=1",)
-    _judge(case, "a dead worker", case.command("fit", prepare=[install]))
+    _judge(case, "a dead worker", case.command("fit", prepare=[_at_load(nth, die, in_workers=True)]))
 
 
 def no_descriptors(case: Case) -> None:
@@ -95,16 +75,12 @@ def no_descriptors(case: Case) -> None:
     spare = case.random.randint(0, SPARE_DESCRIPTORS)
     case.fault = f"only {spare} more files can be opened {moment}"
 
-    def install(shared: Shared, rank: int) -> None:
-        def limit(_: object) -> None:
-            shared.fire()
-            lowest = os.dup(0)
-            os.close(lowest)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    def limit(_: object) -> None:
+        lowest = os.dup(0)
+        os.close(lowest)
+        at_most(resource.RLIMIT_NOFILE, lowest + spare)
 
-        moment.install(limit)
-
-    checkpoint_before_goes_on(case, case.command("fit", prepare=[install]))
+    checkpoint_before_goes_on(case, case.command("fit", prepare=[moment.fault(limit)]))
 
 
 def no_memory(case: Case) -> None:
@@ -113,29 +89,44 @@ def no_memory(case: Case) -> None:
     spare = case.random.choice((0, 1 << 20, 8 << 20, 64 << 20))
     case.fault = f"only {spare >> 20} MiB more can be allocated {moment}"
 
-    def install(shared: Shared, rank: int) -> None:
-        def limit(_: object) -> None:
-            shared.fire()
-            with open("/proc/self/statm") as file:
-                pages = int(file.read().split()[0])
-            most = pages * resource.getpagesize() + spare
-            resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-        moment.install(limit)
+    def limit(_: object) -> None:
+        with open("/proc/self/statm") as file:
+            pages = int(file.read().split()[0])
+        at_most(resource.RLIMIT_AS, pages * resource.getpagesize() + spare)
 
     expect(sys.platform == "linux", Outcome.OTHER, "limits of memory are tried on Linux only")
-    checkpoint_before_goes_on(case, case.command("fit", prepare=[install]))
+    checkpoint_before_goes_on(case, case.command("fit", prepare=[moment.fault(limit)]))
+
+
+def at_most(what: int, most: int) -> None:
+    """Limit what the process may use of a resource."""
+    resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
 
 
 def raising(moment: Moment, kind: str) -> Prepare:
     """Raises what :data:`RAISED` has under that name when the moment comes."""
 
-    def install(shared: Shared, rank: int) -> None:
-        def fail(_: object) -> None:
-            shared.fire()
-            raise RAISED[kind]()
+    def fail(_: object) -> None:
+        raise RAISED[kind]()
 
-        moment.install(fail)
+    return moment.fault(fail)
+
+
+def _at_load(nth: int, action: Callable[[], None], in_workers: bool = False) -> Prepare:
+    """Acts when a process, or a worker, loads its nth image."""
+
+    def install(shared: Shared, rank: int) -> None:
+        loads, main, inner = 0, os.getpid(), ImageSource.__getitem__
+
+        def load(source: ImageSource, index: int) -> Any:
+            nonlocal loads
+            loads += 1
+            if loads == nth and (not in_workers or os.getpid() != main):
+                shared.fire()
+                action()
+            return inner(source, index)
+
+        ImageSource.__getitem__ = load  # type: ignore[method-assign]
 
     return install
 

@@ -51,7 +51,7 @@ def whole(case: Case, expected: Path | None = None) -> None:
     found = case.checkpoints()
     expect(bool(found), Outcome.LOST, "the run ended well and left no last.ckpt")
     content, reference = loaded(found[0]), loaded(expected or case.bench.reference / "checkpoints" / "last.ckpt")
-    different = list(differences(content, reference))
+    different = differences(content, reference)
     if "global_step" in different:
         why = f"last.ckpt is of step {content['global_step']} in place of {reference['global_step']}"
         raise Broken(Outcome.LOST, why)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch.trainer import call
 
-from deqopt.testing.faults.forked import Shared, Slot
+from deqopt.testing.faults.forked import Prepare, Shared, Slot
 
 Action = Callable[[Any], None]
 """What happens at a moment; it is given the trainer, or None where a file is written."""
@@ -51,8 +51,19 @@ class Moment:
     def __str__(self) -> str:
         return f"{'after' if self.after else 'before'} {self.hook} number {self.count}"
 
-    def install(self, action: Action) -> None:
-        """Let the action happen at this moment of this process."""
+    def fault(self, action: Action) -> Prepare:
+        """What lets the action happen at this moment of a child, and notes that it did."""
+
+        def install(shared: Shared, rank: int) -> None:
+            def act(trainer: Any) -> None:
+                shared.fire()
+                action(trainer)
+
+            self._install(act)
+
+        return install
+
+    def _install(self, action: Action) -> None:
         if self.hook in WRITES:
             setattr(os, self.hook, self._wrapped(getattr(os, self.hook), lambda *_: True, action))
         else:

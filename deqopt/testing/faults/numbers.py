@@ -21,7 +21,7 @@ VALUES = {"NaN": math.nan, "infinity": math.inf, "-infinity": -math.inf, "1e30":
 WORDS = re.compile(r"\b(nan|inf|infinite|not finite|skipped|left out|diverged)\b", re.IGNORECASE)
 LARGEST_MOMENT = 1e20
 WORSE = 10.0
-PREDICTION = "a prediction in validation"
+PREDICTION, LOSS = "a prediction in validation", "the loss of a sample of validation"
 Spoil = Callable[[float, int], Prepare]
 """Installs a value at a step."""
 
@@ -70,29 +70,21 @@ def _prediction(found: tuple[Tensor, Tensor], value: float) -> tuple[Tensor, Ten
 def _gradient(value: float, step: int) -> Prepare:
     """The gradient of one parameter in one step."""
 
-    def install(shared: Shared, rank: int) -> None:
-        def spoil(trainer: Any) -> None:
-            shared.fire()
-            parameter = next(trainer.lightning_module.task.parameters())
-            parameter.grad = torch.full_like(parameter, value)
+    def spoil(trainer: Any) -> None:
+        parameter = next(trainer.lightning_module.task.parameters())
+        parameter.grad = torch.full_like(parameter, value)
 
-        Moment("on_after_backward", step, False).install(spoil)
-
-    return install
+    return Moment("on_after_backward", step, False).fault(spoil)
 
 
 def _weights(value: float, step: int) -> Prepare:
     """One weight, between two steps."""
 
-    def install(shared: Shared, rank: int) -> None:
-        def spoil(trainer: Any) -> None:
-            shared.fire()
-            with torch.no_grad():
-                next(trainer.lightning_module.task.parameters()).view(-1)[0] = value
+    def spoil(trainer: Any) -> None:
+        with torch.no_grad():
+            next(trainer.lightning_module.task.parameters()).view(-1)[0] = value
 
-        Moment("on_train_batch_start", step, False).install(spoil)
-
-    return install
+    return Moment("on_train_batch_start", step, False).fault(spoil)
 
 
 PASSING: dict[str, Spoil] = {
@@ -102,7 +94,7 @@ PASSING: dict[str, Spoil] = {
     "a gradient": _gradient,
 }
 MEASURED: dict[str, Spoil] = {
-    "the loss of a sample of validation": lambda value, step: _tasks("loss", value, step, False, _one),
+    LOSS: lambda value, step: _tasks("loss", value, step, False, _one),
     PREDICTION: lambda value, step: _tasks("outcome", value, step, False, _prediction),
 }
 
@@ -138,25 +130,15 @@ def in_the_weights(case: Case) -> None:
 
 def in_a_measurement(case: Case) -> None:
     """A figure of validation that is NaN, and a loss that is not finite, is said, and does not end the run."""
-    place, name = case.random.choice(
-        [
-            (place, name)
-            for place in sorted(MEASURED)
-            for name in ("-infinity", "NaN", "infinity")
-            if _is_wrong(place, name)
-        ]
-    )
+    # a prediction may be infinite, such as the PSNR of a perfect image: its figure must be said where it is NaN
+    wrong = [(PREDICTION, "NaN"), *((LOSS, name) for name in ("-infinity", "NaN", "infinity"))]
+    place, name = case.random.choice(wrong)
     case.fault = f"{name} for {place}"
     ended = case.command("fit", prepare=[MEASURED[place](VALUES[name], 0)])
     no_traceback(ended)
     _said(ended)
     expect(bool(case.checkpoints()), Outcome.LOST, f"no last.ckpt: {ended}")
     loaded(case.checkpoints()[0])
-
-
-def _is_wrong(place: str, name: str) -> bool:
-    """Whether the figure must be said: some may be infinite, such as the PSNR of a perfect image."""
-    return name == "NaN" or place != PREDICTION
 
 
 def _sound(case: Case, name: str, ended: Ended) -> None:

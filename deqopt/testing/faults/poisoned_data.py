@@ -150,15 +150,12 @@ def a_folder(case: Case) -> None:
     if ended.status:
         refused(ended)
     elif command == "fit" and not FILES[kind].is_image:
-        whole(case, case.bench.undisturbed("folder", _folder_words(case)))
+        words = ("--config", str(case.bench.config), f"--task.root={case.bench.images}")
+        whole(case, case.bench.undisturbed("folder", words))
     elif command == "predict":
         written = len(list(case.root.rglob("predictions/*.png")))
         expected = IMAGES + FILES[kind].is_image
         expect(written == expected, Outcome.SILENT, f"{written} predictions of {expected} images")
-
-
-def _folder_words(case: Case) -> tuple[str, ...]:
-    return ("--config", str(case.bench.config), f"--task.root={case.bench.images}")
 
 
 # -- archives ---------------------------------------------------------------------------------------------------------

@@ -36,38 +36,36 @@ def hostile(case: Case) -> dict[str, Spec]:
     }
 
 
-def _argument(case: Case, hyper: Loaded, spec: Spec, name: str, kind: str) -> None:
-    hyper["task"] = {"class_path": kind, "init_args": {name: spec}}
+Placed = Callable[[Loaded, Spec], Loaded]
+"""The parts of hyper-parameters that a hostile description replaces."""
 
 
-def _in_choice(name: str) -> Callable[[Case, Loaded, Spec], None]:
-    return lambda case, hyper, spec: hyper.__setitem__(name, spec)
+def _as_part(name: str) -> Placed:
+    return lambda hyper, spec: {name: spec}
 
 
-PLACES: dict[str, Callable[[Case, Loaded, Spec], None]] = {
-    "task": _in_choice("task"),
-    "solver": _in_choice("solver"),
-    "adjoint": _in_choice("adjoint"),
-    "optimization": _in_choice("optimization"),
-    "compile": _in_choice("compile"),
-    "regularizers": lambda case, hyper, spec: hyper.__setitem__("regularizers", [spec]),
-    "an argument of the task": lambda case, hyper, spec: hyper["task"]["init_args"].__setitem__("root", spec),
-    "an argument of the solver": lambda case, hyper, spec: hyper["solver"]["init_args"].__setitem__("max_nfe", spec),
-    "dict_kwargs of the task": lambda case, hyper, spec: hyper["task"].__setitem__("dict_kwargs", {"root": spec}),
-    "_instantiator": lambda case, hyper, spec: hyper.__setitem__("_instantiator", spec["class_path"]),
-    "_class_path": lambda case, hyper, spec: hyper.__setitem__("_class_path", spec["class_path"]),
-    "fid_features": lambda case, hyper, spec: hyper.__setitem__(
-        "task", {"class_path": "deqopt_tasks.celeba.task.CelebA", "init_args": {"fid_features": spec["class_path"]}}
-    ),
-    "operator": lambda case, hyper, spec: _argument(
-        case, hyper, spec, "operator", "deqopt_tasks.denoising.task.Denoising"
-    ),
-    "physics": lambda case, hyper, spec: _argument(
-        case,
-        hyper,
-        {"class_path": "deqopt_tasks.denoising.operator.External", "init_args": {"physics": spec}},
-        "operator",
-        "deqopt_tasks.denoising.task.Denoising",
+def _as_argument(part: str, name: str) -> Placed:
+    return lambda hyper, spec: {part: {**hyper[part], "init_args": {**hyper[part]["init_args"], name: spec}}}
+
+
+def _of_task(path: str, **arguments: Any) -> Loaded:
+    return {"task": {"class_path": path, "init_args": arguments}}
+
+
+CELEBA, DENOISING = "deqopt_tasks.celeba.task.CelebA", "deqopt_tasks.denoising.task.Denoising"
+EXTERNAL = "deqopt_tasks.denoising.operator.External"
+PLACES: dict[str, Placed] = {
+    **{name: _as_part(name) for name in ("task", "solver", "adjoint", "optimization", "compile")},
+    "regularizers": lambda hyper, spec: {"regularizers": [spec]},
+    "an argument of the task": _as_argument("task", "root"),
+    "an argument of the solver": _as_argument("solver", "max_nfe"),
+    "dict_kwargs of the task": lambda hyper, spec: {"task": {**hyper["task"], "dict_kwargs": {"root": spec}}},
+    "_instantiator": lambda hyper, spec: {"_instantiator": spec["class_path"]},
+    "_class_path": lambda hyper, spec: {"_class_path": spec["class_path"]},
+    "fid_features": lambda hyper, spec: _of_task(CELEBA, fid_features=spec["class_path"]),
+    "operator": lambda hyper, spec: _of_task(DENOISING, operator=spec),
+    "physics": lambda hyper, spec: _of_task(
+        DENOISING, operator={"class_path": EXTERNAL, "init_args": {"physics": spec}}
     ),
 }
 
@@ -80,7 +78,8 @@ def a_checkpoint(case: Case) -> None:
     case.fault = f"a checkpoint with {what} for {place}, then {command}"
     path = case.copied() / "checkpoints" / "last.ckpt"
     with changed(path, signed=case.random.random() < 0.5) as content:
-        PLACES[place](case, content["hyper_parameters"], specs[what])
+        hyper = content["hyper_parameters"]
+        hyper.update(PLACES[place](hyper, specs[what]))
     _use(case, command, path)
 
 

@@ -18,6 +18,7 @@ from random import Random
 import torch
 
 from deqopt.registry import Group, find, plugins
+from deqopt.tables import aligned
 from deqopt.testing.faults.catalogue import CLASSES, FaultClass
 from deqopt.testing.faults.outcome import MEANING, Broken, Outcome, Verdict
 from deqopt.testing.faults.workbench import Case, Workbench
@@ -49,9 +50,7 @@ class Summary:
         heads = ("class", "faults", *(one.value for one in COLUMNS), "slowest")
         rows = [self._row(name, [one for one in self.verdicts if one.name == name]) for name in self._names]
         rows.append(self._row("all", list(self.verdicts)))
-        widths = [max(len(row[k]) for row in (heads, *rows)) for k in range(len(heads))]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in (heads, *rows)]
-        return "\n".join(lines)
+        return aligned([heads, *rows])
 
     @property
     def _names(self) -> list[str]:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deqopt.testing.faults.exceptions import RAISED, raising
-from deqopt.testing.faults.forked import LIMIT, Ended, Prepare, Running, Slot, heed_signals
+from deqopt.testing.faults.forked import LIMIT, Ended, Prepare, Running, Slot
 from deqopt.testing.faults.judgement import no_traceback, saved, status_of
 from deqopt.testing.faults.moments import IN_A_STEP, Moment
 from deqopt.testing.faults.numbers import PASSING, VALUES
 from deqopt.testing.faults.outcome import Outcome, expect
-from deqopt.testing.faults.signals import ended_within
+from deqopt.testing.faults.signals import ended_within, new_process
 from deqopt.testing.faults.workbench import EPOCHS, STEPS, Case, loaded
 
 RANKS = 2
@@ -98,18 +96,9 @@ def launched(case: Case) -> None:
     number = case.random.choice((signal.SIGTERM, signal.SIGINT))
     whole_group = case.random.random() < 0.5
     case.fault = f"{number.name} to {'the group' if whole_group else 'the first'} of two launched ranks"
-    words = ["fit", "--config", str(case.bench.config), f"--trainer.default_root_dir={case.root}", *TWO]
-    words += ["--trainer.max_epochs=100000", "--trainer.check_val_every_n_epoch=100000"]
     began = time.monotonic()
-    with (case.folder / "said").open("w") as said, subprocess.Popen(
-        [sys.executable, "-m", "deqopt", *words],
-        cwd=case.folder,
-        stdout=said,
-        stderr=said,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=heed_signals,
-    ) as process:  # fmt: skip
+    endless = ("--trainer.max_epochs=100000", "--trainer.check_val_every_n_epoch=100000")
+    with new_process(case, *TWO, *endless) as process:
         try:
             _wait_for(lambda: _logged(case.root) > 3 or process.poll() is not None)
             begun = _logged(case.root) - 1

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from typing import Any
 
-from deqopt.testing.faults.forked import Shared
 from deqopt.testing.faults.judgement import no_traceback, saved, status_of, whole
 from deqopt.testing.faults.moments import IN_A_STEP, Moment
 from deqopt.testing.faults.outcome import Outcome, expect
+from deqopt.testing.faults.signals import sent_at
 from deqopt.testing.faults.workbench import QUIET, Case
 
 JACOBIAN = {"class_path": "deqopt.regularizers.JacobianPenalty", "init_args": {"visits": 1}}
@@ -73,32 +72,18 @@ def a_task(case: Case) -> None:
     case.fault = f"{task}, interrupted in steps {' and '.join(map(str, steps))}"
     config = case.folder / "run.yaml"
     config.write_text(json.dumps(RUNS[task]))
-    reference = case.bench.undisturbed(task, _words(config))
-    words = (*_words(config), f"--trainer.default_root_dir={case.root}")
+    words: tuple[str, ...] = ("--config", str(config))
+    reference = case.bench.undisturbed(task, words)
+    words = (*words, f"--trainer.default_root_dir={case.root}")
     done: int = 0
     for step, hook in zip(steps, hooks, strict=True):
         more = ("--ckpt_path=last",) if done else ()
         if step <= done:
             continue
-        ended = case.plain("fit", *words, *more, prepare=[_terminated(Moment(hook, step - done, False))])
+        ended = case.plain("fit", *words, *more, prepare=[sent_at(Moment(hook, step - done, False), signal.SIGTERM)])
         no_traceback(ended)
         expect(ended.status == status_of(signal.SIGTERM), Outcome.OTHER, f"expected 143: {ended}")
         done = saved(case, step - 1)
     ended = case.plain("fit", *words, "--ckpt_path=last")
     expect(ended.status == 0, Outcome.LOST, f"the run cannot be resumed: {ended}")
     whole(case, reference)
-
-
-def _words(config: object) -> tuple[str, ...]:
-    return ("--config", str(config))
-
-
-def _terminated(moment: Moment) -> Any:
-    def install(shared: Shared, rank: int) -> None:
-        def send(_: Any) -> None:
-            shared.fire()
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        moment.install(send)
-
-    return install

@@ -9,7 +9,7 @@ import sys
 import time
 from random import Random
 
-from deqopt.testing.faults.forked import LIMIT, Prepare, Running, Shared, Slot, heed_signals, ready_seconds
+from deqopt.testing.faults.forked import LIMIT, Prepare, Running, Slot, heed_signals, ready_seconds
 from deqopt.testing.faults.judgement import goes_on, no_traceback, saved, saved_and_goes_on, status_of, whole
 from deqopt.testing.faults.moments import Moment, drawn
 from deqopt.testing.faults.outcome import Broken, Outcome, expect
@@ -65,7 +65,7 @@ def a_signal_to_an_evaluation(case: Case) -> None:
     moment = Moment(f"on_{EVALUATION[name]}_{hook}", 1, case.random.random() < 0.5)
     case.fault = f"{number.name} to {name}, {moment}"
     case.copied()
-    ended = case.command(name, "--ckpt_path=last", prepare=[_at(moment, number)])
+    ended = case.command(name, "--ckpt_path=last", prepare=[sent_at(moment, number)])
     no_traceback(ended)
     expect(ended.fired, Outcome.OTHER, f"{moment} never came: {ended}")
     late = hook.endswith("end") and ended.status == 0
@@ -78,16 +78,8 @@ def a_signal_while_it_starts(case: Case) -> None:
     number = case.random.choice(NUMBERS)
     delay = case.random.uniform(0.05, IMPORT_SECONDS / 2)
     case.fault = f"{number.name} to a new process after {delay:.2f} s"
-    words = ["fit", "--config", str(case.bench.config), f"--trainer.default_root_dir={case.root}"]
     began = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, "-m", "deqopt", *words],
-        cwd=case.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=heed_signals,
-    ) as process:
+    with new_process(case) as process:
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:
@@ -98,6 +90,21 @@ def a_signal_while_it_starts(case: Case) -> None:
     expect(status in (0, status_of(number)), Outcome.OTHER, f"exit {status}, expected {status_of(number)}")
     if case.checkpoints():
         goes_on(case)
+
+
+def new_process(case: Case, *words: str) -> subprocess.Popen:
+    """``deqopt fit`` on the tiny task, as a process that leads a group; what it says goes to the file ``said``."""
+    settings = ("--config", str(case.bench.config), f"--trainer.default_root_dir={case.root}")
+    with (case.folder / "said").open("w") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "deqopt", "fit", *settings, *words],
+            cwd=case.folder,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            preexec_fn=heed_signals,
+        )
 
 
 def ended_within(process: subprocess.Popen, limit: float) -> int:
@@ -118,7 +125,7 @@ def _sent(random: Random, number: signal.Signals) -> tuple[list[Prepare], Act | 
         delay = random.uniform(0.0, USUAL_SECONDS)
         return [], lambda running: _later(running, delay, number), f"{delay:.3f} s after its start"
     moment = drawn(random, STEPS)
-    return [_at(moment, number)], None, str(moment)
+    return [sent_at(moment, number)], None, str(moment)
 
 
 def _later(running: Running, delay: float, number: signal.Signals) -> None:
@@ -128,12 +135,6 @@ def _later(running: Running, delay: float, number: signal.Signals) -> None:
         running.send(number, [0])
 
 
-def _at(moment: Moment, number: signal.Signals) -> Prepare:
-    def install(shared: Shared, rank: int) -> None:
-        def send(_: object) -> None:
-            shared.fire()
-            os.kill(os.getpid(), number)
-
-        moment.install(send)
-
-    return install
+def sent_at(moment: Moment, number: signal.Signals) -> Prepare:
+    """The process sends itself a signal."""
+    return moment.fault(lambda _: os.kill(os.getpid(), number))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from deqopt.checkpoints import write
 from deqopt.testing.faults.forked import LIMIT, Ended, Prepare, Running, start
 from deqopt.testing.faults.moments import count_steps
 from deqopt.testing.faults.outcome import Outcome, expect
+from deqopt.testing.resuming import unequal
 
 IMAGES, SIZE = 60, 8
 EPOCHS, BATCHES = 2, 6
@@ -190,11 +190,9 @@ def loaded(path: Path) -> Loaded:
 PARTS = ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers")
 
 
-def differences(first: Loaded, second: Loaded) -> Iterator[str]:
+def differences(first: Loaded, second: Loaded) -> list[str]:
     """The parts in which two checkpoints of a run differ, bit for bit."""
-    for part in PARTS:
-        if not _same(first.get(part), second.get(part)):
-            yield part
+    return [part for part in PARTS if unequal(first.get(part), second.get(part), part)]
 
 
 def figures(run: Path) -> dict[str, float]:
@@ -221,18 +219,6 @@ def changed(path: Path, signed: bool = True) -> Iterator[Loaded]:
 def _is_finite(value: Any) -> bool:
     """Modules may keep more than tensors in their state."""
     return not isinstance(value, torch.Tensor) or bool(value.isfinite().all())
-
-
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        return first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return first.keys() == second.keys() and all(_same(value, second[key]) for key, value in first.items())
-    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        return len(first) == len(second) and all(map(_same, first, second))
-    if isinstance(first, float) and isinstance(second, float):
-        return first == second or (math.isnan(first) and math.isnan(second))
-    return type(first) is type(second) and bool(first == second)
 
 
 def _free_port() -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 import torch
 from deqopt_tasks.cifar.catalogue import AttackName
 from deqopt_tasks.cifar.gradients import ExactClassifier
+from deqopt_tasks.cifar.losses import Adversarial, Clean, Trades
 from deqopt_tasks.cifar.task import Cifar
 from PIL import Image
 from torch import Tensor
@@ -24,22 +23,20 @@ from torch import Tensor
 from command import SMALL_TRAINER, column, complaint, succeeded, user_folder
 from deqopt import JointModule
 from deqopt.callbacks import PredictionWriter
-from deqopt.solvers import SecantTracking
+from deqopt.loop_settings import Norm
+from deqopt.regularizers import SpectralPenalty
+from deqopt.solvers import PGD, Bilevel, JointSolver, SecantTracking
 from labelled_sources import NAMES, pixels, write_classes
-from paths import REAL_DATA, SUPPORT
+from paths import REAL_DATA
+from processes import python
 from tiny_task import quiet_trainer
 
 MNIST, CIFAR = REAL_DATA / "MNIST", REAL_DATA / "cifar10-subset"
 RADIUS = 1.2
+SOLVER = SecantTracking(max_nfe=8)
 SETTINGS: dict[str, Any] = {
-    "size": 8,
-    "image_channels": 1,
-    "batch_size": 32,
-    "widths": [8],
-    "resolution": 4,
-    "radius": RADIUS,
-    "attack_images": 6,
-    "radii": [],
+    **{"size": 8, "image_channels": 1, "batch_size": 32, "widths": [8], "resolution": 4},
+    **{"radius": RADIUS, "attack_images": 6, "radii": []},
 }
 SMALL: dict[str, Any] = {
     "task": {"class_path": "cifar", "init_args": SETTINGS},
@@ -70,10 +67,11 @@ def trained(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def animals(folder: Path) -> Path:
-    """On three classes with names."""
+    """On three classes with names, by a loss with a setting."""
     root = class_folder(folder / "animals")
     words = ("--task.classes=3", "--task.image_channels=3", "--task.batch_size=8", "--model.optimization.lr=0.01")
-    return folder / succeeded(*FIT, "--task.root", root, *words).run
+    loss = ("--task.loss=Trades", "--task.loss.beta=3", "--task.norm=L2")
+    return folder / succeeded(*FIT, "--task.root", root, *words, *loss).run
 
 
 def checkpoint(run: Path) -> Path:
@@ -84,9 +82,6 @@ def task_of(run: Path) -> Any:
     return JointModule.load_from_checkpoint(checkpoint(run)).eval().task
 
 
-# -- training and testing ---------------------------------------------------------------------------------------------
-
-
 def test_fit_measures_clean_and_attacked_images(trained: Path) -> None:
     found = {name: column(trained, f"val/{name}") for name in METRICS}
     assert all(len(values) == 1 for values in found.values()), found
@@ -94,13 +89,6 @@ def test_fit_measures_clean_and_attacked_images(trained: Path) -> None:
     losses = column(trained, "train/loss")
     assert len(losses) == 10 and sum(losses[-3:]) < 0.9 * sum(losses[:3])
     assert {path.name for path in (trained / "figures").iterdir()} == {"val_attacks.png", "val_convergence.png"}
-
-
-def test_fit_goes_on(trained: Path) -> None:
-    more = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=10")
-    run = succeeded(*FIT, "--ckpt_path", checkpoint(trained), *more).run
-    assert set(column(run, "epoch")) == {1} and min(column(run, "step")) == 10
-    assert column(run, "val/loss") < column(trained, "val/loss")
 
 
 def test_the_best_may_be_chosen_by_clean_images() -> None:
@@ -138,69 +126,60 @@ def test_without_attacks_test_measures_by_the_solver_of_the_training_alone(train
     assert not list(run.rglob("robustness.*"))
 
 
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "as it is": (),
-    "mixed": ("--task.loss=Adversarial", "--task.loss.clean_weight=0.5"),
-    "clean": ("--task.loss=Clean",),
-    "Trades": ("--task.loss", "Trades", "--task.loss.beta", "3"),
-    "Trades with more weight": ("--task.loss=Trades", "--task.loss.beta=30"),
-    "PGD": ("--solver=Bilevel", "--solver.descent=PGD", "--solver.descent.lr=0.5", "--solver.max_nfe=50"),
-    "unrolled": ("--task.unroll=3",),
-    "L-infinity": ("--task.norm=LINF", "--task.radius=0.1"),
-    "radius": ("--task.radius=0.2",),
-    "widths": ("--task.widths=[8, 4]",),
-    "resolution": ("--task.resolution=8",),
-    "shift": ("--task.shift=2",),
-    "flip": ("--task.flip=true",),
-    "split": ("--task.split_seed=1",),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "mixed": {"loss": Adversarial(clean_weight=0.5)},
+    "clean": {"loss": Clean()},
+    "Trades": {"loss": Trades(beta=3.0)},
+    "Trades with more weight": {"loss": Trades(beta=30.0)},
+    "PGD": {"solver": Bilevel(descent=PGD(lr=0.5), max_nfe=50)},
+    "unrolled": {"unroll": 3},
+    "L-infinity": {"norm": Norm.LINF, "radius": 0.1},
+    "radius": {"radius": 0.2},
+    "widths": {"widths": [8, 4]},
+    "resolution": {"resolution": 8},
+    "shift": {"shift": 2},
+    "flip": {"flip": True},
+    "split": {"split_seed": 1},
 }
 
 
-@pytest.fixture(scope="module")
-def losses() -> dict[str, float]:
-    """The second loss of a run with each of the options, so that what they do to a gradient is in it."""
-    words = (*FIT, "--trainer.limit_train_batches=2", "--task.batch_size=8")
-    words += ("--trainer.limit_val_batches=0", "--trainer.enable_checkpointing=false")
-    return {name: column(succeeded(*words, *more).run, "train/loss")[1] for name, more in OPTIONS.items()}
+def second_loss(root: Path, solver: JointSolver = SOLVER, **settings: Any) -> float:
+    """Of a training, so that what a setting does to a gradient is in it."""
+    torch.manual_seed(0)
+    task = Cifar(**{**SETTINGS, "batch_size": 8, **settings})
+    trainer = quiet_trainer(root, max_steps=2, limit_val_batches=0)
+    trainer.fit(JointModule(task, solver, regularizers=[SpectralPenalty()]), datamodule=task.datamodule())
+    return float(trainer.callback_metrics["train/loss"])
 
 
-def test_every_option_has_an_effect_of_its_own(losses: dict[str, float]) -> None:
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_every_option_has_an_effect_of_its_own_and_a_stronger_attack_a_larger_loss(tmp_path: Path) -> None:
+    losses = {name: second_loss(tmp_path, **settings) for name, settings in OPTIONS.items()}
     assert all(0 < value < 20 for value in losses.values())
     assert len(set(losses.values())) == len(OPTIONS), losses
-
-
-def test_a_stronger_attack_is_a_larger_loss(losses: dict[str, float]) -> None:
     assert losses["clean"] < losses["mixed"] < losses["as it is"] and losses["radius"] < losses["as it is"]
     assert losses["clean"] < losses["Trades"] < losses["Trades with more weight"]
 
 
-# -- predictions ------------------------------------------------------------------------------------------------------
-
-
 def assert_described(run: Path, predictions: Path, originals: dict[str, Tensor], names: list[str]) -> None:
     """``NAME.png`` and ``NAME.json`` tell what the network of a run makes of these images."""
-    assert {path.name for path in predictions.iterdir()} == {
-        f"{n}.{kind}" for n in originals for kind in ("png", "json")
-    }
-    task = task_of(run)
+    written = {f"{name}.{kind}" for name in originals for kind in ("png", "json")}
+    assert {path.name for path in predictions.iterdir()} == written
+    exact = ExactClassifier(task_of(run).classifier)
     for name, image in originals.items():
         said = json.loads((predictions / f"{name}.json").read_text())
         with Image.open(predictions / f"{name}.png") as picture:
-            attacked = (
-                torch.from_numpy(np.asarray(picture, np.float32) / 255).reshape(*image.shape[1:], -1).movedim(2, 0)
-            )
+            pixels_seen = torch.from_numpy(np.asarray(picture, np.float32) / 255)
+        attacked = pixels_seen.reshape(*image.shape[1:], -1).movedim(2, 0)
         assert (said["norm"], said["radius"]) == ("L2", RADIUS)
         assert 0.5 * RADIUS < (attacked - image).norm() < RADIUS + image.numel() ** 0.5 / 510 + 1e-6
         for key, seen, tolerance in (("class", image, 1e-3), ("attacked", attacked, 0.05)):
-            probabilities = ExactClassifier(task.classifier)(seen[None]).softmax(1)[0]
             assert said[key].keys() == {"name", "probability"}
-            assert probabilities[names.index(said[key]["name"])].item() == pytest.approx(
-                said[key]["probability"], abs=tolerance
-            )
-            assert said[key]["probability"] >= probabilities.max().item() - tolerance
-        before, after = (
-            float(ExactClassifier(task.classifier)(one[None]).log_softmax(1).max()) for one in (image, attacked)
-        )
+            probabilities, stated = exact(seen[None]).softmax(1)[0], said[key]["probability"]
+            assert float(probabilities[names.index(said[key]["name"])]) == pytest.approx(stated, abs=tolerance)
+            assert stated >= float(probabilities.max()) - tolerance
+        before, after = (float(exact(one[None]).log_softmax(1).max()) for one in (image, attacked))
         assert said["class"]["name"] != said["attacked"]["name"] or after < before
 
 
@@ -227,9 +206,6 @@ def test_predict_calls_the_classes_by_the_names_of_the_training_data(animals: Pa
     assert_described(animals, run / "predictions", {"zoo": original}, names)
 
 
-# -- without torchattacks ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchattacks", None)
@@ -253,34 +229,18 @@ def test_without_torchattacks_everything_else_works(trained: Path) -> None:
     assert succeeded("fit", "--task=celeba", *small, "--trainer.fast_dev_run=true", *QUIET[:1]).status == 0
 
 
-# -- what is refused --------------------------------------------------------------------------------------------------
-
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "loss": (("--task.loss=Trads",), r"^--task\.loss: there is no 'Trads' to choose"),
     "setting of a loss": (
         ("--task.loss=Trades", "--task.loss.gamma=3"),
         r"^unknown option --task\.loss\.gamma: .* beta$",
     ),
-    "value of a loss": (("--task.loss=Trades", "--task.loss.beta=-1"), r"^beta must be larger than 0, got -1\.0$"),
-    "mix": (
-        ("--task.loss=Adversarial", "--task.loss.clean_weight=1"),
-        r"in \[0, 1\), got 1\.0; for 1 use the loss Clean",
-    ),
     "norm": (("--task.norm=L1",), r"^--task\.norm: expected L2, LINF, got 'L1'$"),
     "attack": (("--task.attacks=[PDG]",), r"^--task\.attacks: expected SOLVERS, PGD, .*, AUTOATTACK, got 'PDG'$"),
     "one attack": (("--task.attacks=PGD",), r"^--task\.attacks: expected list, got 'PGD'"),
-    "attacked images": (("--task.attack_images=0",), r"at least one test image to attack, got 0$"),
-    "radii": (("--task.radii=[-1]",), r"^radius must be 0 or larger, got -1\.0$"),
     "no radius": (("--task.radius=0",), r"^cifar: radius must be larger than 0 in training, .* choose the loss Clean$"),
-    "unroll": (("--task.unroll=0",), r"^unroll must be at least 1, got 0$"),
-    "resolution": (("--task.resolution=3",), r"size must be a multiple of the resolution 3, got 8$"),
-    "classes": (("--task.classes=3",), r"has 10 classes, from 0 to 9, but classes is 3: set classes to 10$"),
-    "one class": (("--task.classes=1",), r"^classes must be at least 2, got 1$"),
     "download": (("--task.download=IMAGENET",), r"^--task\.download: expected CIFAR10, CIFAR100, MNIST or null"),
-    "nowhere": (
-        ("--task.root=nowhere",),
-        r"^nowhere is missing: root should be a folder with a subfolder for every class",
-    ),
+    "nowhere": (("--task.root=nowhere",), r"^nowhere is missing: root should be a folder with a subfolder for every"),
 }
 
 
@@ -291,11 +251,6 @@ def test_bad_options(case: str, folder: Path) -> None:
     assert re.search(pattern, message), message
 
 
-def test_a_checkpoint_of_other_classes_is_refused_in_one_line(animals: Path) -> None:
-    message = complaint("test", "--ckpt_path", checkpoint(animals), "--task.classes=4")
-    assert message.startswith("the checkpoint does not fit these settings") and "linear.weight" in message
-
-
 def test_data_whose_classes_are_others_is_refused_and_part_of_them_is_not(animals: Path, folder: Path) -> None:
     words = ("test", "--ckpt_path", checkpoint(animals), "--task.attacks=[]", *QUIET, "--task.root")
     for left_out, name in (("cat", "first two"), ("ant", "last two")):
@@ -303,12 +258,8 @@ def test_data_whose_classes_are_others_is_refused_and_part_of_them_is_not(animal
     assert task_of(animals).class_names == ["ant", "bee", "cat"]
     assert column(succeeded(*words, "first two").run, "test/clean_accuracy")
     message = complaint(*words, "last two")
-    assert re.search(
-        r"^cifar: class 0 is 'bee' in the data and 'ant' in the checkpoint: .* in the same order$", message
-    )
+    assert re.search(r"^cifar: class 0 is 'bee' in the data and 'ant' in the checkpoint: .* same order$", message)
 
-
-# -- real data --------------------------------------------------------------------------------------------------------
 
 TINY = ("--task.batch_size=8", "--task.attacks=[]", "--trainer.limit_train_batches=2")
 
@@ -329,14 +280,11 @@ def test_mnist_is_unpacked_and_trains(tmp_path: Path) -> None:
     assert column(run, "val/clean_accuracy") and task_of(run).class_names == [str(digit) for digit in range(10)]
 
 
-# -- several processes ------------------------------------------------------------------------------------------------
-
-
 def found_by(devices: int, root: Path, weights: Path | None = None) -> dict[str, Any]:
     """Trains, unless there are weights, tests and predicts on a folder of three classes; weights and figures."""
     own = {"root": str(root / "animals"), "image_channels": 3, "classes": 3, "batch_size": 8 // devices}
     task = Cifar(**{**SETTINGS, **own, "attacks": [AttackName.SOLVERS], "attack_images": 3})
-    module, data = JointModule(task, solver=SecantTracking(max_nfe=8)), task.datamodule()
+    module, data = JointModule(task, solver=SOLVER), task.datamodule()
     settings: dict[str, Any] = {"strategy": "ddp", "callbacks": [PredictionWriter()]} if devices > 1 else {}
     trainer = quiet_trainer(root, devices=devices, max_epochs=1, **settings)
     if weights is None:
@@ -362,14 +310,10 @@ def worker(root: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_two_processes_train_together_and_measure_what_one_does(tmp_path: Path) -> None:
     class_folder(tmp_path / "animals")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)}
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    python(__file__, tmp_path, cwd=tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert all(
-        torch.equal(value, second["weights"][name]) for name, value in first["weights"].items() if "extra" not in name
-    )
+    weights = {name: value for name, value in first["weights"].items() if "extra" not in name}
+    assert all(torch.equal(value, second["weights"][name]) for name, value in weights.items())
     expected = found_by(1, tmp_path, tmp_path / "0.pt")["figures"]
     assert first["figures"] == second["figures"] == pytest.approx(expected, rel=1e-3, abs=1e-5)
     predicted = [path.stem for path in (tmp_path / "predictions").glob("*.png")]

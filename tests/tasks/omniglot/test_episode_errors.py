@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from deqopt_tasks.omniglot.characters import BACKGROUND, EVALUATION, FOLDER
 from deqopt_tasks.omniglot.data import EpisodeData, Sampler
 from deqopt_tasks.omniglot.glyphs import Glyphs
 from deqopt_tasks.omniglot.opening import open_classes
@@ -46,57 +47,32 @@ def folders(root: Path, **settings: Any) -> EpisodeData:
     return opened(partial(open_classes, root, size=8, channels=1), **settings)
 
 
-# -- settings ---------------------------------------------------------------------------------------------------------
-
-
-SETTINGS = {
-    "one way": ({"ways": 1}, "ways must be at least 2, got 1"),
-    "no shots": ({"shots": 0}, "shots must be at least 1, got 0"),
-    "no queries": ({"queries": 0}, "queries must be at least 1, got 0"),
-    "no episodes to train on": ({"train_episodes": 0}, "train_episodes must be at least 1, got 0"),
-    "no episodes to validate with": ({"val_episodes": -3}, "val_episodes must be at least 1, got -3"),
-    "no episodes to test with": ({"test_episodes": 0}, "test_episodes must be at least 1, got 0"),
-    "one way to train on": ({"train_ways": 1}, "train_ways must be at least 2, got 1"),
-    "no queries to train on": ({"train_queries": 0}, "train_queries must be at least 1, got 0"),
-    "negative seed of episodes": ({"episode_seed": -1}, "episode_seed must be 0 or larger, got -1"),
-    "no batch": ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-    "negative workers": ({"workers": -1}, "workers must be 0 or larger, got -1"),
+LEAST = {
+    **dict.fromkeys(("ways", "train_ways"), 2),
+    **dict.fromkeys(("shots", "queries", "train_queries", "batch_size"), 1),
+    **dict.fromkeys(("train_episodes", "val_episodes", "test_episodes"), 1),
+    **dict.fromkeys(("episode_seed", "workers"), 0),
 }
 
 
-@pytest.mark.parametrize("case", SETTINGS)
-def test_settings_out_of_range_are_refused_before_anything_is_opened(case: str) -> None:
-    settings, message = SETTINGS[case]
-    with one_line_error(message, error=ProblemError):
-        EpisodeData(lambda: pytest.fail("opened"), **{"ways": 5, "shots": 1, "queries": 2, "batch_size": 2, **settings})
+@pytest.mark.parametrize("name", LEAST)
+def test_settings_out_of_range_are_refused_before_anything_is_opened(name: str) -> None:
+    least = LEAST[name]
+    settings = {"ways": 5, "shots": 1, "queries": 2, "batch_size": 2, name: least - 1}
+    right = f"at least {least}" if least else "0 or larger"
+    with one_line_error(f"{name} must be {right}, got {least - 1}", error=ProblemError):
+        EpisodeData(lambda: pytest.fail("opened"), **settings)
 
 
-SOURCES: dict[str, tuple[dict[str, Any], str]] = {
-    "no size": ({"size": 0, "channels": 1}, "cannot resize the images of the set of glyphs to size 0: it should be 1"),
-    "two channels": ({"size": 28, "channels": 2}, "cannot give the images of the set of glyphs 2 channels"),
-    "download to nowhere": ({"size": 28, "channels": 1, "download": True}, "cannot be downloaded to nowhere"),
-}
-
-
-@pytest.mark.parametrize("case", SOURCES)
-def test_settings_of_a_source_out_of_range_are_refused(case: str) -> None:
-    settings, message = SOURCES[case]
-    with one_line_error(message):
-        open_classes(None, **settings)
+def test_glyphs_cannot_be_downloaded() -> None:
+    with one_line_error("cannot be downloaded to nowhere"):
+        open_classes(None, size=28, channels=1, download=True)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_of_glyphs_out_of_range_is_refused(seed: int) -> None:
     with one_line_error(f"the seed of the glyphs is {seed}: it should be 0 to {2**64 - 1}"):
         Glyphs(seed=seed)
-
-
-def test_a_seed_of_splits_out_of_range_is_refused(tmp_path: Path) -> None:
-    with one_line_error("cannot split", "with seed -1"):
-        folders(write_classes(tmp_path, {f"c{i}": 3 for i in range(50)}), split_seed=-1)
-
-
-# -- too few classes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
@@ -144,9 +120,6 @@ def test_classes_that_cannot_be_split_are_refused(count: int, tmp_path: Path) ->
         folders(root)
 
 
-# -- too few images ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("part", Part)
 def test_a_class_with_too_few_images_is_named_in_whatever_split_it_is(part: Part, tmp_path: Path) -> None:
     for each in Part:
@@ -172,79 +145,43 @@ def test_the_number_of_images_that_is_asked_for_is_enough() -> None:
         opened(shots=4, queries=2, train_queries=4)
 
 
-# -- folders ----------------------------------------------------------------------------------------------------------
+def laid_out(root: Path, content: dict[str, int | None]) -> None:
+    """Class folders with as many images, and files where there is None."""
+    for name, count in content.items():
+        if count is not None:
+            write_class(root / name, count)
+        elif name.endswith(".png"):
+            Image.new("L", (8, 8)).save(root / name)
+        else:
+            (root / name).write_text("classes")
 
 
-def missing(root: Path) -> Path:
-    return root / "nothing"
-
-
-def file(root: Path) -> Path:
-    path = root / "notes.txt"
-    path.write_text("classes")
-    return path
-
-
-def empty(root: Path) -> Path:
-    return root
-
-
-def empty_class(root: Path) -> Path:
-    write_classes(root, {"a": 2, "b": 2, "c": 2})
-    (root / "hollow").mkdir()
-    return root
-
-
-def stray_image(root: Path) -> Path:
-    write_classes(root, {"a": 2, "b": 2, "c": 2})
-    Image.new("L", (8, 8)).save(root / "stray.png")
-    return root
-
-
-def no_val(root: Path) -> Path:
-    write_classes(root, {"train/a": 2, "test/b": 2, "extra/c": 2})
-    return root
-
-
-def only_val(root: Path) -> Path:
-    return write_classes(root, {"val/a": 2})
-
-
-def class_in_two_parts(root: Path) -> Path:
-    return write_classes(root, {"train/a": 2, "train/b": 2, "val/c": 2, "test/b": 2, "test/d": 2})
-
-
-def empty_class_in_val(root: Path) -> Path:
-    write_classes(root, {"train/a": 2, "val/b": 2, "test/c": 2})
-    (root / "val" / "hollow").mkdir()
-    return root
-
-
-FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing": (
-        missing,
-        "nothing is missing: root should be a folder that holds omniglot-py/, or one of CLASS/NAME.png",
+NEEDED = "root should be a folder that holds omniglot-py/, or one of CLASS/NAME.png"
+SHORT = "has train/ and test/, but lacks val/: it should be CLASS/NAME.png, or train/CLASS/NAME.png"
+IN_TWO: dict[str, int | None] = {"train/a": 2, "train/b": 2, "val/c": 2, "test/b": 2, "test/d": 2}
+FOLDERS: dict[str, tuple[dict[str, int | None], str, str]] = {
+    "missing": ({}, "nothing", f"nothing is missing: {NEEDED}"),
+    "a file": ({"a.txt": None}, "a.txt", "a.txt is a file: it should be a folder of CLASS/NAME.png"),
+    "empty": ({}, "", "hold no images: their names should end in one of .bmp"),
+    "hollow": ({"a": 2, "b": 2, "hollow": 0}, "", "has class folders without images: hollow; fill or delete them"),
+    "image in no class": ({"a": 2, "b": 2, "stray.png": None}, "", "stray.png is in no class folder"),
+    "no val": ({"train/a": 2, "test/b": 2, "extra/c": 2}, "", SHORT),
+    "only val": ({"val/a": 2}, "", "has val/, but lacks train/ and test/"),
+    "class in two parts": (IN_TWO, "", "has class b in train/ and test/: a class should be in one of them only"),
+    "hollow val": (
+        {"train/a": 2, "val/b": 2, "test/c": 2, "val/hollow": 0},
+        "",
+        "val has class folders without images: hollow",
     ),
-    "a file": (file, "notes.txt is a file: it should be a folder of CLASS/NAME.png"),
-    "empty": (empty, "hold no images: their names should end in one of .bmp"),
-    "class without images": (empty_class, "has class folders without images: hollow; fill or delete them"),
-    "image in no class": (stray_image, "stray.png is in no class folder"),
-    "no val": (no_val, "has train/ and test/, but lacks val/: it should be CLASS/NAME.png, or train/CLASS/NAME.png"),
-    "only val": (only_val, "has val/, but lacks train/ and test/"),
-    "class in two parts": (
-        class_in_two_parts,
-        "has class b in train/ and test/: a class should be in one of them only",
-    ),
-    "class without images in val": (empty_class_in_val, "val has class folders without images: hollow"),
 }
 
 
 @pytest.mark.parametrize("case", FOLDERS)
 def test_folders_that_hold_no_classes_are_refused(case: str, tmp_path: Path) -> None:
-    make, message = FOLDERS[case]
-    root = make(tmp_path)
+    content, below, message = FOLDERS[case]
+    laid_out(tmp_path, content)
     with one_line_error(str(tmp_path), message):
-        folders(root)
+        folders(tmp_path / below)
 
 
 def test_an_image_that_cannot_be_read_is_named_and_its_class_goes_on_without_it(tmp_path: Path) -> None:
@@ -259,81 +196,62 @@ def test_an_image_that_cannot_be_read_is_named_and_its_class_goes_on_without_it(
         folders(root)
 
 
-def test_a_drawing_that_cannot_be_read_is_named_and_its_character_goes_on_without_it(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"0001_20\.png is truncated or not an image"):
-        source = open_classes(damaged(tmp_path), size=8, channels=1)
-    assert [source.count(c) for c in range(3)] == [20, 20, 19] and source[2].shape == (19, 1, 8, 8)
-    assert torch.equal(source[2], source.images(torch.full((19,), 2), torch.arange(19)))
+def whole(root: Path) -> Path:
+    """Omniglot with two alphabets and another one; the folder that holds its parts."""
+    return write_omniglot(root, {"Latin": 1, "Greek": 1}, {"Tengwar": 1}) / FOLDER
 
 
-# -- Omniglot ---------------------------------------------------------------------------------------------------------
+def packed(omniglot: Path) -> None:
+    shutil.rmtree(omniglot / EVALUATION)
+    (omniglot / f"{EVALUATION}.zip").write_bytes(b"PK")
 
 
-def without_evaluation(root: Path) -> Path:
-    write_omniglot(root, {"Latin": 1}, {"Tengwar": 1})
-    shutil.rmtree(root / "omniglot-py" / "images_evaluation")
-    return root
-
-
-def packed(root: Path) -> Path:
-    write_omniglot(root, {"Latin": 1, "Greek": 1}, {})
-    (root / "omniglot-py" / "images_evaluation.zip").write_bytes(b"PK")
-    return root
-
-
-def inside(root: Path) -> Path:
-    return write_omniglot(root, {"Latin": 1}, {"Tengwar": 1}) / "omniglot-py"
-
-
-def drawing_lost(root: Path) -> Path:
-    write_omniglot(root, {"Latin": 1, "Greek": 1}, {"Tengwar": 1})
-    (root / "omniglot-py" / "images_background" / "Latin" / "character01" / "0001_07.png").unlink()
-    return root
-
-
-def characters_lost(root: Path) -> Path:
-    write_omniglot(root, {"Latin": 1, "Greek": 1}, {"Tengwar": 1})
-    shutil.rmtree(root / "omniglot-py" / "images_evaluation" / "Tengwar")
-    return root
-
-
-def one_alphabet(root: Path) -> Path:
-    return write_omniglot(root, {"Latin": 2}, {"Tengwar": 1})
-
-
-def resized(root: Path) -> Path:
-    write_omniglot(root, {"Latin": 1, "Greek": 1}, {"Tengwar": 1})
-    path = root / "omniglot-py" / "images_background" / "Greek" / "character01" / "0001_11.png"
-    Image.new("1", (28, 28)).save(path)
-    return root
-
-
-def damaged(root: Path) -> Path:
-    write_omniglot(root, {"Latin": 1, "Greek": 1}, {"Tengwar": 1})
-    path = root / "omniglot-py" / "images_evaluation" / "Tengwar" / "character01" / "0001_20.png"
-    path.write_bytes(path.read_bytes()[:60])
-    return root
-
-
-OMNIGLOT: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
-    "no evaluation set": (without_evaluation, ["no Omniglot in", "images_evaluation is missing: it should hold"]),
+LATIN, GREEK = (f"{BACKGROUND}/{alphabet}/character01" for alphabet in ("Latin", "Greek"))
+INCOMPLETE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no evaluation set": (
+        lambda omniglot: shutil.rmtree(omniglot / EVALUATION),
+        ["no Omniglot in", "images_evaluation is missing: it should hold"],
+    ),
     "not unpacked": (packed, ["images_evaluation.zip is not unpacked: unpack it there, or set download"]),
-    "the inside": (inside, ["is the inside of Omniglot: root should be the folder that holds it, as omniglot-py"]),
     "a drawing is lost": (
-        drawing_lost,
+        lambda omniglot: (omniglot / LATIN / "0001_07.png").unlink(),
         ["Latin/character01 has 19 images, it should have 20: unpack images_background"],
     ),
-    "all characters are lost": (characters_lost, ["images_evaluation holds no characters: it should hold ALPHABET/"]),
-    "one alphabet": (one_alphabet, ["has one background alphabet, Latin: 2 or more are needed"]),
-    "another size": (resized, ["0001_11.png is 28 x 28", "should be 105 x 105"]),
+    "all characters are lost": (
+        lambda omniglot: shutil.rmtree(omniglot / EVALUATION / "Tengwar"),
+        ["images_evaluation holds no characters: it should hold ALPHABET/"],
+    ),
+    "one alphabet": (
+        lambda omniglot: shutil.rmtree(omniglot / BACKGROUND / "Greek"),
+        ["has one background alphabet, Latin: 2 or more are needed"],
+    ),
+    "another size": (
+        lambda omniglot: Image.new("1", (28, 28)).save(omniglot / GREEK / "0001_11.png"),
+        ["0001_11.png is 28 x 28", "should be 105 x 105"],
+    ),
 }
 
 
-@pytest.mark.parametrize("case", OMNIGLOT)
+@pytest.mark.parametrize("case", INCOMPLETE)
 def test_omniglot_that_is_not_whole_is_refused(case: str, tmp_path: Path) -> None:
-    make, parts = OMNIGLOT[case]
+    damage, parts = INCOMPLETE[case]
+    damage(whole(tmp_path))
     with one_line_error(*parts):
-        folders(make(tmp_path), ways=2)
+        folders(tmp_path, ways=2)
+
+
+def test_the_inside_of_omniglot_is_refused(tmp_path: Path) -> None:
+    with one_line_error("is the inside of Omniglot: root should be the folder that holds it, as omniglot-py"):
+        folders(whole(tmp_path), ways=2)
+
+
+def test_a_drawing_that_cannot_be_read_is_named_and_its_character_goes_on_without_it(tmp_path: Path) -> None:
+    path = whole(tmp_path) / EVALUATION / "Tengwar" / "character01" / "0001_20.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.warns(UserWarning, match=r"0001_20\.png is truncated or not an image"):
+        source = open_classes(tmp_path, size=8, channels=1)
+    assert [source.count(c) for c in range(3)] == [20, 20, 19] and source[2].shape == (19, 1, 8, 8)
+    assert torch.equal(source[2], source.images(torch.full((19,), 2), torch.arange(19)))
 
 
 def test_a_download_that_fails_says_what_to_do(tmp_path: Path) -> None:
@@ -354,9 +272,6 @@ def test_a_download_fetches_what_is_missing_and_nothing_else(tmp_path: Path) -> 
         assert len(open_classes(tmp_path, size=28, channels=1, download=True)) == 3
         assert len(open_classes(tmp_path, size=28, channels=1, download=True)) == 3
     assert fetched.call_count == 1
-
-
-# -- learn2learn ------------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_learn2learn_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

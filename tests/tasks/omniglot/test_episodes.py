@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch.utils.data import Dataset
 
 from class_sources import Numbered, identities
 from deqopt.data.splits import Part
+from processes import python
 from recorder import Recorder
 from tiny_task import quiet_trainer
 
@@ -67,9 +66,6 @@ def alone(data: EpisodeData, part: Part) -> Episodes:
     """The episodes of epoch 0, one by one."""
     episodes = data.episodes[part]
     return {i: episodes[i] for i in range(len(episodes))}
-
-
-# -- what is in an episode --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", Part)
@@ -125,9 +121,6 @@ def assert_uniform(counts: Tensor, share: float, draws: int) -> None:
     assert (counts - mean).abs().max() < 5 * deviation, counts
 
 
-# -- rotations --------------------------------------------------------------------------------------------------------
-
-
 def test_a_turned_class_is_the_class_turned_against_the_clock() -> None:
     source, classes = Glyphs(9, 3), [5, 7, 11]
     pool = ClassPool(source, classes, rotations=True)
@@ -154,9 +147,6 @@ def test_classes_to_train_on_are_turned_equally_often_and_others_never(sampler: 
     assert any(len(drawn[:10, 0].unique()) < 10 for drawn in found), "two turns of one class are two classes"
     for part in (Part.VAL, Part.TEST):
         assert all((identities(e.query)[:, 2] == 0).all() for e in alone(data, part).values())
-
-
-# -- what is random and what is not -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -218,9 +208,6 @@ def test_a_run_that_is_resumed_sees_what_it_would_have_seen(sampler: Sampler, tm
     assert all(same(rest[epoch], whole[epoch]) for epoch in rest)
 
 
-# -- predict ----------------------------------------------------------------------------------------------------------
-
-
 def test_predict_serves_the_batches_of_test_where_nothing_else_is_given() -> None:
     data = data_of()
     data.setup("predict")
@@ -250,20 +237,14 @@ def test_predict_serves_what_it_is_given_one_by_one_and_opens_nothing_else() -> 
     assert all(torch.equal(batch.query[0], Chunks()[i].query) for i, batch in enumerate(batches))
 
 
-# -- learn2learn stays out of sight -----------------------------------------------------------------------------------
-
-
-def python(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-
 def test_nothing_imports_learn2learn_before_it_is_asked_for() -> None:
     outcome = python(
+        "-c",
         "import sys, deqopt, deqopt_tasks.celeba.task, deqopt_tasks.cifar.task, deqopt_tasks.denoising.task\n"
         "import deqopt_tasks.omniglot.data, deqopt_tasks.omniglot.opening\n"
         "from deqopt_tasks.omniglot.glyphs import Glyphs\n"
         "deqopt_tasks.omniglot.data.EpisodeData(Glyphs, ways=5, shots=1, queries=1, batch_size=1).setup('fit')\n"
-        "print([name for name in ('learn2learn', 'gym', 'gym_notices') if name in sys.modules])"
+        "print([name for name in ('learn2learn', 'gym', 'gym_notices') if name in sys.modules])",
     )
     assert outcome.stdout.strip() == "[]" and not outcome.stderr
 
@@ -271,9 +252,10 @@ def test_nothing_imports_learn2learn_before_it_is_asked_for() -> None:
 @pytest.mark.learn2learn
 def test_gym_does_not_print_its_notice_and_keeps_it() -> None:
     outcome = python(
+        "-c",
         "from deqopt_tasks.omniglot.optional import learn2learn\n"
         "package = learn2learn('a test', 'none')\n"
         "import gym, gym_notices.notices\n"
-        "print(package.__name__, gym.__version__ in gym_notices.notices.notices)"
+        "print(package.__name__, gym.__version__ in gym_notices.notices.notices)",
     )
     assert outcome.stdout.split() == ["learn2learn", "True"] and not outcome.stderr

@@ -17,7 +17,8 @@ from deqopt_tasks.omniglot.episodes import EpisodeBatch
 from deqopt_tasks.omniglot.equal_time import EqualTimeBaselines, LearnerTraining
 from deqopt_tasks.omniglot.glyphs import Glyphs
 from deqopt_tasks.omniglot.learners import Baseline, Prototypes, make_learner
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
@@ -31,12 +32,8 @@ from tiny_episodes import Rows, TinyEpisodes
 from tiny_task import quiet_trainer
 
 pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        ".*does not have many workers",
-        ".*callbacks used to create the checkpoint",
-        ".*trainer.fit. and .*",
-    )
+    pytest.mark.filterwarnings(f"ignore:.*{message}")
+    for message in ("does not have many workers", "callbacks used to create the checkpoint", "trainer.fit. and ")
 ]
 STEPS = 3
 """Training steps of the joint method in an epoch."""
@@ -76,16 +73,8 @@ class Joint(TinyEpisodes):
         self.clock, self.baselines = clock, baselines
 
     def datamodule(self) -> EpisodeData:
-        return EpisodeData(
-            partial(Glyphs, SIZE),
-            ways=3,
-            shots=1,
-            queries=2,
-            batch_size=4,
-            train_episodes=4 * STEPS,
-            val_episodes=6,
-            test_episodes=6,
-        )
+        counts = {"train_episodes": 4 * STEPS, "val_episodes": 6, "test_episodes": 6}
+        return EpisodeData(partial(Glyphs, SIZE), ways=3, shots=1, queries=2, batch_size=4, **counts)
 
     def callbacks(self) -> list[Callback]:
         return [] if self.baselines is None else [self.baselines]
@@ -144,28 +133,19 @@ class Run:
         return path
 
 
-class Spy(Callback):
-    """Calls at the end of every validation."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self.call = call
-        self.seen: list[Any] = []
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seen.append(self.call())
-
-
-# -- the same time ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("cost", [0.25, 1.0, 2.5])
 def test_all_have_used_the_same_time_whenever_they_are_measured(cost: float, tmp_path: Path) -> None:
     run = Run(Baseline.PROTOTYPES, cost=cost)
-    spy = Spy(lambda: (run.baselines.seconds, run.training.seconds, run.training.episodes))
+    seen: list[tuple[float, float, int]] = []
+
+    def measured(*_: object) -> None:
+        seen.append((run.baselines.seconds, run.training.seconds, run.training.episodes))
+
+    spy = LambdaCallback(on_validation_epoch_end=measured)
     run("fit", tmp_path, max_epochs=2, callbacks=[spy], val_check_interval=1)
     joint = [float(step) for step in range(1, 2 * STEPS + 1)]
     steps = [math.ceil(seconds / cost) for seconds in joint]
-    assert spy.seen == [(seconds, cost * n, 2 * n) for seconds, n in zip(joint, steps, strict=True)]
+    assert seen == [(seconds, cost * n, 2 * n) for seconds, n in zip(joint, steps, strict=True)]
 
 
 @pytest.mark.parametrize("validated", [True, False])
@@ -213,9 +193,6 @@ def test_a_learner_of_few_classes_gets_the_first_of_each_episode(tmp_path: Path)
             assert batch.query.equal(torch.stack([one.query[: 2 * ways] for one in whole]))
 
 
-# -- the joint method is not touched ----------------------------------------------------------------------------------
-
-
 def figures_of(trainer: Trainer) -> dict[str, float]:
     """What the joint method logs, but for its speed."""
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -257,9 +234,6 @@ def test_initial_weights_come_from_the_global_seed_alone() -> None:
     expected = weights(Baseline.PROTOTYPES)
     assert weights(Baseline.MAML, Baseline.PROTOTYPES, drawn=5).equal(expected)
     assert not weights(Baseline.PROTOTYPES, seed=1).equal(expected)
-
-
-# -- the checkpoint ---------------------------------------------------------------------------------------------------
 
 
 def same(one: Any, other: Any) -> bool:
@@ -324,9 +298,6 @@ def test_predict_needs_none(tmp_path: Path) -> None:
     path, run = Run(Baseline.PROTOTYPES).saved(tmp_path), Run(Baseline.PROTOTYPES)
     run("predict", tmp_path, path)
     assert run.baselines.methods() == {}
-
-
-# -- what is refused --------------------------------------------------------------------------------------------------
 
 
 def test_what_is_not_installed_is_missed_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -86,9 +86,6 @@ def test_it_learns(make: Callable[[], Learner]) -> None:
     assert right.float().mean() > 0.8  # chance is 1/3
 
 
-# -- prototypes -------------------------------------------------------------------------------------------------------
-
-
 def test_prototypes_are_the_means_of_the_classes() -> None:
     learner, batch = Prototypes(PixelFeatures(), 4), drawn_episodes(2, WAYS)
     known, asked = learner.network.embed(batch.support), learner.network.embed(batch.query)  # type: ignore[operator]
@@ -105,9 +102,6 @@ def test_prototypes_permute_with_the_labels_and_know_no_number_of_ways() -> None
         batch, order = drawn_episodes(2, ways), torch.randperm(ways)
         permuted = batch._replace(support_label=order[batch.support_label])
         torch.testing.assert_close(learner.probabilities(permuted)[:, :, order], learner.probabilities(batch))
-
-
-# -- MAML and ANIL ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.learn2learn

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from deqopt_tasks.omniglot import prediction
-from deqopt_tasks.omniglot.drawing import INCH, WRONG, episode_figure
 from deqopt_tasks.omniglot.episodes import EpisodeBatch
 from deqopt_tasks.omniglot.prediction import FolderEpisode, JoinClasses, classified_directory, write_classes
 from lightning.pytorch import Callback
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -30,12 +23,13 @@ from deqopt import Equilibrium, JointModule
 from deqopt.callbacks import PredictionWriter, ReportUnreadable
 from deqopt.errors import DataError
 from deqopt.solvers import JointAnderson, StepRule
-from paths import SUPPORT
+from processes import python
+from reported import table
 from tiny_episodes import TinyEpisodes
 from tiny_task import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
-COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+COLOURS = ["blue", "green", "red"]
 Files = Mapping[str, tuple[int, ...] | bytes]
 
 
@@ -59,14 +53,15 @@ SUPPORT_FILES: Files = {
     "blue/c.png": (0, 0, 180),
     "blue/d.png": (0, 0, 220),
 }
-QUERY: Files = {
-    "z.png": (250, 10, 0),
-    "sub/a.png": (10, 240, 5),
-    "b.png": (0, 30, 230),
-    "c.png": (240, 20, 10),
-    "d.png": (20, 20, 250),
+ASKED = {  # sorted
+    "b.png": ((0, 30, 230), "blue"),
+    "c.png": ((240, 20, 10), "red"),
+    "d.png": ((20, 20, 250), "blue"),
+    "sub/a.png": ((10, 240, 5), "green"),
+    "z.png": ((250, 10, 0), "red"),
 }
-TRUTH = {"b.png": "blue", "c.png": "red", "d.png": "blue", "sub/a.png": "green", "z.png": "red"}
+QUERY: Files = {name: colour for name, (colour, _) in ASKED.items()}
+TRUTH = {name: truth for name, (_, truth) in ASKED.items()}
 
 
 def by_colour(batch: EpisodeBatch) -> Tensor:
@@ -119,11 +114,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rows(directory: Path) -> list[dict[str, str]]:
-    with (directory / "predictions.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-# -- what is written --------------------------------------------------------------------------------------------------
+    return table(directory / "predictions.csv")
 
 
 def test_every_query_has_its_class_and_all_probabilities(folder: Path) -> None:
@@ -169,7 +160,11 @@ def test_a_second_run_replaces_the_first(folder: Path) -> None:
 
 
 def test_a_run_that_fails_leaves_the_old_predictions_and_the_next_one_none_of_it(folder: Path) -> None:
-    path = predict(folder) / "predictions.csv"
+    with pytest.raises(RuntimeError, match="third chunk breaks"):
+        predict(folder, 1, broken=2)
+    path = folder / "query_classified" / "predictions.csv"
+    assert not path.exists()
+    predict(folder)
     before = path.read_bytes()
     write(folder / "query", {"a.png": (0, 255, 0)})
     with pytest.raises(RuntimeError, match="third chunk breaks"):
@@ -178,12 +173,6 @@ def test_a_run_that_fails_leaves_the_old_predictions_and_the_next_one_none_of_it
     (folder / "query" / "a.png").unlink()
     assert (predict(folder, 5) / "predictions.csv").read_bytes() == before
     assert len(list(path.parent.iterdir())) == 2
-
-
-def test_a_run_that_never_finished_leaves_no_predictions(folder: Path) -> None:
-    with pytest.raises(RuntimeError, match="third chunk breaks"):
-        predict(folder, 1, broken=2)
-    assert not (folder / "query_classified" / "predictions.csv").exists()
 
 
 def test_names_of_classes_and_files_are_written_as_they_are(tmp_path: Path) -> None:
@@ -206,9 +195,6 @@ def test_names_of_files_that_are_no_text_are_written_as_they_are(folder: Path) -
 def test_the_folder_for_predictions_is_beside_the_queries(given: str, folder: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(folder / "query" if given == "." else folder)
     assert classified_directory(given) == folder / "query_classified"
-
-
-# -- how folders are read ---------------------------------------------------------------------------------------------
 
 
 def test_chunks_share_the_support_and_cut_the_queries(folder: Path) -> None:
@@ -247,6 +233,7 @@ def test_queries_that_cannot_be_read_are_left_out_and_fail_the_command(folder: P
 
 
 LAYOUT = "the support folder should have a folder of images for every class"
+BROKEN = r"\S+/a\.png is truncated or not an image: delete or replace it"
 REFUSED: dict[str, tuple[Files, Files, str]] = {
     "no support": ({}, QUERY, rf"\S+/support is missing: {LAYOUT}"),
     "no query": (SUPPORT_FILES, {}, r"\S+/query is missing: it should be a folder of images"),
@@ -265,8 +252,6 @@ REFUSED: dict[str, tuple[Files, Files, str]] = {
         QUERY,
         rf"\S+/support has a single class folder, red: {LAYOUT}, and two classes or more",
     ),
-    "no support images": ({"red/readme.txt": b""}, QUERY, r"\S+/support and its subfolders hold no images: .*"),
-    "no query images": (SUPPORT_FILES, {"readme.txt": b""}, r"\S+/query and its subfolders hold no images: .*"),
     "a class whose only image is broken": (
         {**SUPPORT_FILES, "green/a.png": b"nothing"},
         QUERY,
@@ -275,7 +260,7 @@ REFUSED: dict[str, tuple[Files, Files, str]] = {
     "no readable query": (
         SUPPORT_FILES,
         {"a.png": b"", "b.png": b""},
-        r"none of the 2 images of \S+/query can be read: \S+/a\.png is truncated or not an image: delete or replace it",
+        rf"none of the 2 images of \S+/query can be read: {BROKEN}",
     ),
 }
 
@@ -313,102 +298,6 @@ def test_support_and_query_must_be_apart(folder: Path) -> None:
             FolderEpisode(folder / support, folder / query, 4, 1)
 
 
-# -- the figure -------------------------------------------------------------------------------------------------------
-
-
-def drawn(ways: int, shots: int, queries: int, known: bool = True, wrong: tuple[int, ...] = ()) -> Figure:
-    """An episode whose images have the level of their class; the queries of ``wrong`` are taken for the next class."""
-    level = torch.arange(ways) / ways
-    label, asked = torch.arange(ways).repeat(shots), torch.arange(ways).repeat(queries)
-    taken = asked.clone()
-    taken[list(wrong)] = (taken[list(wrong)] + 1) % ways
-    shares = torch.full((len(asked), ways), 0.2 / (ways - 1))
-    shares[torch.arange(len(asked)), taken] = 0.8
-    support, query = (level[one][None, :, None, None, None].expand(1, -1, 1, 2, 2) for one in (label, asked))
-    batch = EpisodeBatch(
-        support, label[None], query, (asked if known else -torch.ones_like(asked))[None], torch.tensor([0])
-    )
-    return episode_figure(batch, shares[None], [f"class {k}" for k in range(ways)])
-
-
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.axes[0].texts]
-
-
-def places(figure: Figure) -> list[tuple[float, float, float]]:
-    """Left, top and level of every image."""
-    found = []
-    for image in figure.axes[0].get_images():
-        left, _, _, top = image.get_extent()
-        found.append((left, top, float(np.asarray(image.get_array())[0, 0])))
-    return found
-
-
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize(("ways", "shots", "queries"), [(5, 1, 5), (20, 1, 5), (2, 8, 12), (25, 1, 1)])
-def test_a_line_holds_the_images_of_its_class(ways: int, shots: int, queries: int, known: bool) -> None:
-    figure = drawn(ways, shots, queries, known)
-    shown, columns = min(ways, 20), 10 if ways <= 10 else 5
-    lines: dict[tuple[bool, float], set[float]] = {}
-    half = figure.get_size_inches()[0] / INCH / 2
-    for left, top, level in places(figure):
-        lines.setdefault((ways > 10 and left > half, top), set()).add(level)
-    assert len(lines) == shown and all(len(levels) == 1 for levels in lines.values())
-    assert len(places(figure)) == shown * (min(shots, 5) + min(queries, columns))
-    said = texts(figure)
-    assert sum(text.endswith("\n80%") for text in said) == shown * min(queries, columns)
-    assert said.count(f"+{shots - 5}") == (shown if shots > 5 else 0)
-    assert said.count(f"+{queries - columns}") == (shown if queries > columns else 0)
-    total = ways * queries
-    counted = f"{total} of {total} queries right" if known else f"{total} queries classified"
-    assert said[0] == f"{ways} classes, {counted}" + ("; the first 20 classes" if ways > 20 else "")
-
-
-def test_wrong_queries_are_framed_in_red_and_say_what_they_are_taken_for() -> None:
-    figure = drawn(3, 1, 4, wrong=(1, 5))
-    red = [patch for patch in figure.axes[0].patches if patch.get_edgecolor()[:3] == to_rgb(WRONG)]
-    labels = [text for text in figure.axes[0].texts if text.get_color() == WRONG]
-    assert [text.get_text() for text in labels] == ["class 2\n80%", "class 0\n80%"]
-    assert len(red) == 2 and texts(figure)[0] == "3 classes, 10 of 12 queries right"
-    for text, frame in zip(labels, red, strict=True):
-        assert text.get_position()[0] == pytest.approx(frame.get_x() + 0.5)  # type: ignore[attr-defined]
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
-    assert (np.abs(pixels - to_rgb(WRONG)).max(2) < 0.02).sum() > 100
-    assert not any(text.get_color() == WRONG for text in drawn(3, 1, 4, known=False, wrong=(1, 5)).axes[0].texts)
-
-
-def test_nothing_is_drawn_over_another_thing_or_beyond_the_border() -> None:
-    """Texts and images, with names that are as long as names are written."""
-    ways = 12
-    count = 3 * ways
-    batch = EpisodeBatch(
-        torch.zeros(1, ways, 1, 2, 2),
-        torch.arange(ways)[None],
-        torch.zeros(1, count, 1, 2, 2),
-        torch.full((1, count), -1),
-        torch.zeros(1),
-    )
-    for names in (
-        [f"a_very_wide_alphabet/CHARACTER{k}" for k in range(ways)],
-        [f"CHARACTER {k:02d}" for k in range(ways)],
-    ):
-        figure = episode_figure(batch, torch.eye(ways).repeat(3, 1)[None], names)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        renderer = canvas.get_renderer()
-        boxes = [one.get_window_extent(renderer) for one in (*figure.axes[0].texts, *figure.axes[0].get_images())]
-        width, height = canvas.get_width_height()
-        assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
-        apart = [box.padded(-0.5) for box in boxes]
-        assert not any(a.overlaps(b) for i, a in enumerate(apart) for b in apart[:i])
-        assert len(set(texts(figure))) >= 2 * ways
-
-
-# -- several processes ------------------------------------------------------------------------------------------------
-
-
 def worker(directory: Path) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -419,10 +308,7 @@ def worker(directory: Path) -> None:
 def test_two_processes_write_what_one_does(folder: Path) -> None:
     alone = (predict(folder) / "predictions.csv").read_bytes()
     (folder / "query_classified" / "predictions.csv").unlink()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT)}
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, cwd=folder, env=environment, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = python(__file__, folder, cwd=folder)
     assert (folder / "query_classified" / "predictions.csv").read_bytes() == alone
     assert len(list((folder / "query_classified").iterdir())) == 2
     assert done.stderr.count("The classes of 5 images are in") == 1

@@ -30,9 +30,6 @@ def everything(splits: Splits) -> list[int]:
     return sorted([*splits.train, *splits.val, *splits.test])
 
 
-# -- all sources ------------------------------------------------------------------------------------------------------
-
-
 def sources(tmp_path: Path) -> list[ClassSource]:
     folders = write_classes(tmp_path / "folders", {f"c{i}": 3 + i % 2 for i in range(12)})
     omniglot = write_omniglot(tmp_path / "omni", {"Latin": 2, "Greek": 1, "Sanskrit": 2}, {"Tengwar": 2})
@@ -67,9 +64,6 @@ def test_splits_share_no_class_and_leave_none_out(seed: int, tmp_path: Path) -> 
         assert everything(splits) == list(range(len(source))) and splits == source.splits(seed)
         assert all((splits.train, splits.val, splits.test))
         assert len({source.name(c) for c in range(len(source))}) == len(source)
-
-
-# -- glyphs -----------------------------------------------------------------------------------------------------------
 
 
 def test_glyphs_draw_from_the_published_generator() -> None:
@@ -120,9 +114,6 @@ def test_pixels_alone_tell_some_glyphs_apart_but_not_all() -> None:
     assert 0.4 < torch.stack(right).mean() < 0.7
 
 
-# -- class folders ----------------------------------------------------------------------------------------------------
-
-
 def test_a_class_holds_the_images_of_its_folder(tmp_path: Path) -> None:
     write_classes(tmp_path, {"b": 3, "a/deep": 2, "c": 4})
     Image.fromarray(np.zeros((9, 12, 3), np.uint8)).save(tmp_path / "a" / "colour.png")
@@ -132,13 +123,6 @@ def test_a_class_holds_the_images_of_its_folder(tmp_path: Path) -> None:
     for c, name in enumerate("abc"):
         want = ImageFolder(tmp_path / name, 6, 3)
         assert all(torch.equal(source.image(c, i), want.tensor(i)) for i in range(len(want)))
-
-
-def test_classes_without_parts_are_split_by_the_seed(tmp_path: Path) -> None:
-    write_classes(tmp_path, {f"c{i:02d}": 1 for i in range(40)})
-    splits = [ClassFolders(tmp_path, 8, 1).splits(seed) for seed in (0, 1)]
-    assert [len(part) for part in (splits[0].train, splits[0].val, splits[0].test)] == [32, 4, 4]
-    assert splits[0] != splits[1]
 
 
 def test_parts_of_a_folder_are_the_splits(tmp_path: Path) -> None:
@@ -151,14 +135,6 @@ def test_parts_of_a_folder_are_the_splits(tmp_path: Path) -> None:
         assert named == [["a", "b", "d"], ["c", "f"], ["e"]]
     want = ImageFolder(tmp_path / "val" / "f", 8, 1)
     assert torch.equal(source.image(4, 1), want.tensor(1))
-
-
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    source = ClassFolders(write_classes(tmp_path, {"train": 1, "bus": 1, "car": 1}), 8, 1)
-    assert [source.name(c) for c in range(3)] == ["bus", "car", "train"]
-
-
-# -- Omniglot ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_layout_of_omniglot_is_read_without_its_zip_files(tmp_path: Path) -> None:
