@@ -49,7 +49,8 @@ class EpisodeData(SplitDataModule[ClassSource]):
         train_episodes: episodes in an epoch of training, 800 by default.
         val_episodes: episodes to validate with, 200 by default.
         test_episodes: episodes to test with, 600 by default.
-        rotations: whether classes to train on, turned by quarters, are classes of their own; the others never are.
+        rotations: whether training classes rotated by 90, 180 and 270 degrees count as additional classes; classes of
+            validation and test are never rotated.
         distortion: of the classes and images to train on; by default none.
         split_seed: fixes which classes are in which split, and nothing else.
         episode_seed: 0 (default) or larger.

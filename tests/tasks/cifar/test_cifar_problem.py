@@ -424,7 +424,7 @@ BAD: dict[str, tuple[type[Exception], Callable[[], object], str]] = {
     "label": (
         DataError,
         changed(label=torch.full((6,), 10)),
-        r"^cifar: labels must be 0 to 9 \(or -1 where unknown\), the batch has 10 to 10: set classes to",
+        r"^cifar: labels must be 0 to 9 \(or -1 where unknown\), but the batch has 10 to 10: set classes to",
     ),
     "negative label": (DataError, changed(label=torch.arange(6) - 2), r"the batch has -2 to 3: set classes to"),
     "image of bytes": (DataError, changed(image=255 * IMAGE), r"^cifar: images must be in \[0, 1\], .* from 0 to 255$"),

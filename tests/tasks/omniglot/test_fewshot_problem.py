@@ -321,7 +321,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no weight": (
         lambda: small(weight=0.0),
         ProblemError,
-        "weight must be larger than 0, so that the context has one optimum; got 0.0",
+        "weight must be larger than 0, so that the context has a unique optimum; got 0.0",
     ),
     "one way": (lambda: small(ways=1), ProblemError, "ways must be at least 2, got 1"),
     "one way in training": (lambda: small(train_ways=1), ProblemError, "train_ways must be at least 2, got 1"),
@@ -349,17 +349,17 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "values": (
         lambda: small().problem(episodes()._replace(query=2 * episodes().query)),
         DataError,
-        r"query images must be in [0, 1], those of the batch go from",
+        r"query images must be in [0, 1], but the batch has values from",
     ),
     "a class without support": (
         lambda: small().problem(relabelled(episodes(), torch.tensor([0, 1, 3]))),
         DataError,
-        "the support labels of every episode must be 0 to ways - 1, here 3, each at least once",
+        "every episode must have support images of all classes, with labels 0 to 3 (ways - 1)",
     ),
     "an unknown support label": (
         lambda: small().problem(relabelled(episodes(), torch.tensor([-1, 1, 0]))),
         DataError,
-        "the support labels of every episode must be 0 to ways - 1, here 1, each at least once",
+        "every episode must have support images of all classes, with labels 0 to 1 (ways - 1)",
     ),
     "a query of no class": (
         lambda: small().problem(episodes()._replace(query_label=episodes().query_label + 1)),
