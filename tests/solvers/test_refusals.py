@@ -79,7 +79,7 @@ def test_starts_that_do_not_fit(z0: Any, x0: Any, message: str) -> None:
             good_cell,
             lambda z, x: z.sum(),
             Z,
-            r"one value a sample, shape \(2,\).*tensor \(\)",
+            r"one value per sample, shape \(2,\).*tensor \(\)",
             id="scalar J",
         ),
         pytest.param(good_cell, lambda z, x: z, Z, r"one value a sample, .*\(2, 3\)", id="J not summed"),
