@@ -82,7 +82,7 @@ def test_starts_that_do_not_fit(z0: Any, x0: Any, message: str) -> None:
             r"one value per sample, shape \(2,\).*tensor \(\)",
             id="scalar J",
         ),
-        pytest.param(good_cell, lambda z, x: z, Z, r"one value a sample, .*\(2, 3\)", id="J not summed"),
+        pytest.param(good_cell, lambda z, x: z, Z, r"one value per sample, .*\(2, 3\)", id="J not summed"),
         pytest.param(
             good_cell,
             lambda z, x: z.sum(1, keepdim=True),
@@ -90,7 +90,7 @@ def test_starts_that_do_not_fit(z0: Any, x0: Any, message: str) -> None:
             r"one value.*\(2, 1\)",
             id="J keeps a dimension",
         ),
-        pytest.param(good_cell, lambda z, x: 1.0, Z, "one value a sample, .* float", id="J is a number"),
+        pytest.param(good_cell, lambda z, x: 1.0, Z, "one value per sample, .* float", id="J is a number"),
         pytest.param(
             lambda z, x: z.detach(),
             lambda z, x: z.detach().sum(1),
