@@ -125,7 +125,7 @@ class Curvature(Memory):
         self._point, self._gradient = torch.zeros_like(x), torch.zeros_like(x)
 
     def see(self, x: Tensor, g: Tensor) -> None:
-        """Store the differences of ``(x, g)`` and the last point if ``s^T y`` is positive enough, else an empty pair."""
+        """Store the differences of ``(x, g)`` and the last point if ``s^T y`` is large enough, else an empty pair."""
         s, y = (x - self._point) * self._seen, (g - self._gradient) * self._seen
         product, ss, yy = ((a * b).sum(1, keepdim=True) for a, b in ((s, y), (s, s), (y, y)))
         curved = product > LEAST_CURVATURE * (ss * yy).sqrt()

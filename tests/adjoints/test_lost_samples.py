@@ -175,7 +175,7 @@ def test_a_fixed_point_names_the_samples_that_spoil_it() -> None:
 
     found = Anderson(max_nfe=50, tol=1e-8).solve(f, zeros(ALL, STATE))
     lost = torch.arange(5) == 3
-    with pytest.raises(NonFiniteError, match="what f closes over is NaN or infinite for the samples 3, and"):
+    with pytest.raises(NonFiniteError, match="f closes over values that are NaN or infinite for the samples 3; they"):
         implicit_fixed_point(f, found.z, lost=lost)
 
 
