@@ -1,4 +1,4 @@
-"""Images that are in memory."""
+"""Images in memory."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ class ImageArray(ImageSource):
     """The images of an array; cut to the central square and resized on access.
 
     Args:
-        where: what the images were read from, for messages.
-        images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or floats in [0, 1]; `checked_images` makes sure.
-        prefix: what stands before the four digits of an image's name.
+        where: source of the images, for messages.
+        images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or floats in [0, 1], checked by `checked_images`.
+        prefix: text before the four digits of the name of an image.
         size: height and width of the images.
         channels: 1 or 3.
     """

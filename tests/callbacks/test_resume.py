@@ -380,7 +380,7 @@ def test_the_seed_of_the_order_is_that_of_the_beginning(
     interrupted: dict[int, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trained(quick, tmp_path, seed=6, checkpoint=interrupted[2], **SIX)
-    assert "goes on with the seed that it began with, 0, and not with 7" in caplog.text
+    assert "goes on with the seed that it began with, 0, not with 7" in caplog.text
 
 
 def test_a_checkpoint_without_a_position_is_said_to_begin_another_run(
