@@ -389,7 +389,7 @@ def test_a_checkpoint_without_a_position_is_said_to_begin_another_run(
     content = torch.load(interrupted[3], weights_only=True)
     del content["resume"]
     torch.save(content, tmp_path / "old.ckpt")
-    with pytest.warns(UserWarning, match="does not say where in its epoch the run was"):
+    with pytest.warns(UserWarning, match="contains neither the position of the run in its epoch"):
         trained(quick, tmp_path, checkpoint=tmp_path / "old.ckpt", **SIX)
 
 
