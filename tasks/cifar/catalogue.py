@@ -1,4 +1,4 @@
-"""The attacks that can be asked for by name, with settings in units of the radius."""
+"""The attacks by name, with settings in units of the radius."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ INNER = Anderson(max_nfe=12)
 
 
 class AttackName(Enum):
-    """What can be asked for."""
+    """The names of the attacks."""
 
     SOLVERS = "solvers"
-    """Those of deqopt, on the joint problem: secant tracking, joint Anderson, joint Broyden, bilevel PGD."""
+    """The solvers of deqopt on the joint problem: secant tracking, joint Anderson, joint Broyden, bilevel PGD."""
     PGD = "pgd"
-    """Projected gradients, by the implicit gradient."""
+    """Projected gradient ascent with the implicit gradient."""
     PGD_UNROLLED = "pgd_unrolled"
-    """The same by the gradient of plain updates, which does not need that the multiplier can be solved for."""
+    """Projected gradient ascent with the gradient of plain updates, which needs no solve for the multiplier."""
     APGD = "apgd"
-    """Auto-PGD, by the implicit gradient."""
+    """Auto-PGD with the implicit gradient."""
     SQUARE = "square"
-    """Random search by logits alone: finds what masked gradients hide."""
+    """Random search that uses only logits: finds attacks that masked gradients hide."""
     AUTOATTACK = "autoattack"
-    """The standard ensemble; takes as long as dozens of the others."""
+    """The standard ensemble; takes as long as dozens of the other attacks."""
 
 
 def attacks_named(
@@ -48,15 +48,15 @@ def attacks_named(
 ) -> list[Attack]:
     """The attacks, in the order of their names; a name that is given twice counts once.
 
-    All but SOLVERS need the extra ``adversarial``, which :meth:`Attack.require` asks for.
+    All except SOLVERS need the extra ``adversarial``; :meth:`Attack.require` checks it.
 
     Args:
-        problem: images, labels and a radius to the joint problem, whose x is added to the images.
-        start: images to ``(z0, x0)``.
-        classes: of the classifier.
-        steps: of PGD and APGD; AutoAttack keeps its published 100.
-        evaluations: of the joint solvers; bilevel PGD has three times as many.
-        queries: of Square; AutoAttack keeps its published 5000.
+        problem: function from images, labels and a radius to the joint problem, whose x is added to the images.
+        start: function from images to ``(z0, x0)``.
+        classes: number of classes of the classifier.
+        steps: steps of PGD and APGD; AutoAttack keeps its published 100.
+        evaluations: evaluations of the joint solvers; bilevel PGD gets three times as many.
+        queries: queries of Square; AutoAttack keeps its published 5000.
     """
     made: dict[AttackName, Callable[[], list[Attack]]] = {
         AttackName.SOLVERS: partial(joint_attacks, problem, start, evaluations),
@@ -70,7 +70,7 @@ def attacks_named(
 
 
 def joint_attacks(problem: MakeProblem, start: MakeStart, evaluations: int = 100) -> list[Attack]:
-    """The solvers of deqopt, with steps that were chosen among 1/4 to 2 of the longest perturbation, on digits."""
+    """The solvers of deqopt. Their steps were chosen on digits, among 1/4 to 2 times the longest perturbation."""
     solvers: dict[str, Callable[[int, Threat, Tensor], JointSolver]] = {
         "secant tracking": secant_tracking,
         "joint Anderson": joint_anderson,
@@ -84,24 +84,24 @@ def joint_attacks(problem: MakeProblem, start: MakeStart, evaluations: int = 100
 
 
 def secant_tracking(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:
-    """Steps that begin twice as long as the longest perturbation."""
+    """Secant tracking whose first steps are twice as long as the longest perturbation."""
     step = 2 * threat.reach(images)
     return SecantTracking(max_nfe=evaluations, tol=0.0, step_size=step, decay=0.5, settle=0)
 
 
 def joint_anderson(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:
-    """Normalised, so that the step does not depend on how confident the classifier is."""
+    """Joint Anderson with normalised steps, which do not depend on the confidence of the classifier."""
     step, rule = threat.reach(images), StepRule.NORMALISED
     return JointAnderson(max_nfe=evaluations, tol=0.0, step_size=step, step_rule=rule, history_size=6, ridge=1e-2)
 
 
 def joint_broyden(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:
-    """The same, with a step twice as long."""
+    """Joint Broyden with normalised steps, twice as long as those of joint Anderson."""
     step, rule = 2 * threat.reach(images), StepRule.NORMALISED
     return JointBroyden(max_nfe=evaluations, tol=0.0, step_size=step, step_rule=rule, history_size=6)
 
 
 def bilevel_pgd(evaluations: int, threat: Threat, images: Tensor) -> JointSolver:
-    """Steepest ascent in the threat's norm at warm-started solves, by steps of 2/5 of the radius that do not shrink."""
+    """Steepest ascent in the norm of the threat with warm-started solves, and constant steps of 2/5 of the radius."""
     descent = SteepestDescent(lr=2 * threat.radius / 5, norm=threat.norm)
     return Bilevel(max_nfe=3 * evaluations, tol=0.0, descent=descent, inner=INNER, warm=True)

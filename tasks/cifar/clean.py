@@ -1,4 +1,4 @@
-"""The accuracy on images as they are, beside the one under attack."""
+"""The accuracy on clean images, in addition to the accuracy under attack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CleanAccuracy(Callback):
     """Logs ``val/clean_accuracy`` and ``test/clean_accuracy``, at the exact equilibria of all images.
 
     Args:
-        classifier: whose accuracy it is.
+        classifier: classifier to evaluate.
     """
 
     def __init__(self, classifier: Classifier) -> None:

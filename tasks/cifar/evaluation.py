@@ -1,4 +1,4 @@
-"""Which attacks with which radii are asked of every image, and what speaks against what they find."""
+"""The attacks and radii that are applied to every image, and warnings about unreliable results."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .gradients import ExactClassifier, Prediction
 from .threat import Threat
 
 NONE, WORST = "none", "worst"
-"""The names of no attack at all, and of the one that an image withstands least."""
+"""The names for no attack, and for the worst attack on each image."""
 Samples = Callable[[Any], tuple[Tensor, Tensor]]
-"""A batch to its images (B, channels, H, W) in [0, 1] and labels (B,)."""
+"""A function from a batch to its images (B, channels, H, W) in [0, 1] and labels (B,)."""
 
 
 @dataclass(frozen=True)
 class AttackPlan:
-    """What is asked of every image: all attacks at the threat's radius, and some of them at other radii.
+    """The attacks that are applied to every image: all at the radius of the threat, and some also at other radii.
 
     Args:
-        threat: norm, and the radius that was trained for.
-        attacks: at that radius.
-        swept: at all ``radii``.
-        radii: not negative.
+        threat: norm and radius that were used in training.
+        attacks: attacks at that radius.
+        swept: attacks at all ``radii``.
+        radii: radii of the swept attacks, not negative.
 
     Raises:
-        ProblemError: no attack, or two of one name.
+        ProblemError: there is no attack, or two attacks have the same name.
     """
 
     threat: Threat
@@ -50,18 +50,18 @@ class AttackPlan:
             self.threat.at(radius)
 
     def name(self, attack: Attack, radius: float) -> str:
-        """Of an attack in `Scores`: its own at the threat's radius."""
+        """The name of an attack in `Scores`; at the radius of the threat, its plain name."""
         return attack.name if radius == self.threat.radius else f"{attack.name} at {radius!r}"
 
     @cached_property
     def asked(self) -> dict[str, tuple[Attack, float]]:
-        """Attack and radius by name, each combination once."""
+        """All combinations of attack and radius by name, each once."""
         pairs = [(attack, self.threat.radius) for attack in self.attacks]
         pairs += [(attack, radius) for attack in self.swept for radius in self.radii]
         return {self.name(*pair): pair for pair in pairs}
 
     def methods(self, model: ExactClassifier, samples: Samples) -> dict[str, Callable[[Any], Prediction]]:
-        """What is seen in the images of a batch as they are, and after every attack, by name."""
+        """The predictions for the images of a batch without an attack and after every attack, by name."""
 
         def seen(batch: Any) -> Prediction:
             return model.predict(samples(batch)[0])
@@ -72,7 +72,7 @@ class AttackPlan:
         return {NONE: seen, **{name: partial(seen_after, *pair) for name, pair in self.asked.items()}}
 
     def masked(self, model: ExactClassifier, images: Tensor, labels: Tensor, correct: Tensor) -> dict[str, Tensor]:
-        """(B,) whether a correctly classified image gives an attack no gradient at all, as facts of `Scores`."""
+        """(B,) whether the gradient of a correctly classified image is exactly zero, as facts of `Scores`."""
         ways = {way for attack in self.attacks if (way := attack.differentiates)}
         without = {way: model.by(way).has_no_gradient(images, labels).cpu() & correct.bool() for way in ways}
         return {
@@ -82,13 +82,13 @@ class AttackPlan:
 
 @dataclass(frozen=True)
 class Robustness:
-    """What was found on all attacked images.
+    """The results for all attacked images.
 
     Args:
-        plan: that was carried out.
-        scores: of every image: ``robust_accuracy`` and ``reached`` (whether the equilibrium was, from which a class was
-            read), by method; as facts those of :meth:`AttackPlan.masked`, and ``gradients`` and
-            ``gradients_unreached``, the solves for gradients that its attacks made.
+        plan: the plan that was carried out.
+        scores: scores of every image by method: ``robust_accuracy`` and ``reached`` (whether the equilibrium of the
+            prediction was reached). The facts are those of :meth:`AttackPlan.masked`, and ``gradients`` and
+            ``gradients_unreached``, the numbers of solves for gradients by the attacks on the image.
     """
 
     plan: AttackPlan
@@ -102,7 +102,7 @@ class Robustness:
         return {radius: self.accuracy(self.plan.name(attack, radius)) for radius in self.plan.radii}
 
     def points(self) -> dict[str, dict[float, Estimate]]:
-        """The accuracy by radius, for every attack by name, from the clean accuracy on, and for the worst of all."""
+        """The accuracy by radius, from the clean accuracy on, for every attack by name and for the worst attack."""
         trained, clean = self.plan.threat.radius, self.accuracy(NONE)
         points = {attack.name: {0.0: clean, **self.sweep(attack)} for attack in self.plan.swept if self.plan.radii}
         for name in (*(attack.name for attack in self.plan.attacks), WORST):
@@ -110,7 +110,7 @@ class Robustness:
         return {name: dict(sorted(of.items())) for name, of in points.items()}
 
     def notes(self) -> list[str]:
-        """What speaks against the figures: masked gradients, and systems that were not solved."""
+        """Warnings about the results: masked gradients, and systems that were not solved."""
         notes = []
         if masking := self._masking():
             notes.append(f"{'; '.join(masking)}: the gradients are masked, do not trust the white-box figures")
@@ -118,7 +118,7 @@ class Robustness:
         if unreached := int((~reached).sum()):
             notes.append(
                 f"the equilibrium of {unreached} of {len(self.scores)} images, clean or attacked, was not reached: "
-                "their classes are those of where the solve stopped; train with a Jacobian penalty"
+                "their classes come from the last iterate of the solve; train with a Jacobian penalty"
             )
         solves, lost = (round(float(self.scores.fact(name).sum())) for name in ("gradients", "gradients_unreached"))
         if lost:
@@ -129,7 +129,7 @@ class Robustness:
         return notes
 
     def _masking(self) -> list[str]:
-        """Evidence that an attack by gradients is weak here because it is not shown any."""
+        """Evidence that gradients are masked, so that attacks that use gradients are weak."""
         found = []
         shares = {attack: self.accuracy(attack.name).mean for attack in self.plan.attacks}
         by_gradients = [share for attack, share in shares.items() if not attack.black_box]

@@ -438,7 +438,7 @@ def test_names_give_attacks_in_their_order_and_once() -> None:
 def test_images_too_small_for_the_squares_are_refused(attack: Attack) -> None:
     model, images = ExactClassifier(Linear(side=4)), images_for(2, side=4)
     with pytest.raises(
-        ProblemError, match=f"{attack.name} in L2 needs images of 5x5 or larger, these have a side of 4"
+        ProblemError, match=f"{attack.name} in L2 needs images of 5x5 or larger, but these have a side of 4"
     ):
         attack.perturbed(model, images, model.predict(images).label, Threat(Norm.L2, 0.5))
 
