@@ -11,14 +11,14 @@ from deqopt.errors import ProblemError
 from .optional import learn2learn
 
 SMALLEST = 16
-"""Height and width below which four poolings leave nothing."""
+"""Smallest height and width of images for four poolings."""
 
 
 def package() -> ModuleType:
-    """learn2learn.
+    """The package learn2learn.
 
     Raises:
-        ProblemError: it is missing.
+        ProblemError: the package is missing.
     """
     return learn2learn("each of the baselines MAML and ANIL", "--task.baselines [PROTOTYPES]")
 
@@ -26,24 +26,24 @@ def package() -> ModuleType:
 class ConvolutionalNet(nn.Module):
     """``classifier(features(1 - images))``, made by learn2learn: (n, channels, H, W) in [0, 1] to logits (n, ways).
 
-    Four times a 3x3 convolution, batch normalisation and ReLU. Images of 28 x 28 in one channel get the network of Finn
-    et al. (2017) for Omniglot, with strides and the mean over space (``OmniglotCNN``), others theirs for mini-ImageNet,
-    with pooling (``MiniImagenetCNN``).
+    It has four blocks of a 3x3 convolution, batch normalisation and ReLU. Images of 28 x 28 with one channel get the
+    network of Finn et al. (2017) for Omniglot, with strides and the mean over space (``OmniglotCNN``). Other images get
+    their network for mini-ImageNet, with pooling (``MiniImagenetCNN``).
 
-    As published, what is normalised by is always the statistics of the images that are seen at once, in testing too:
-    so the queries of an episode are not classified one by one but help each other (Nichol et al. 2018 call this
+    As published, normalisation always uses the statistics of the images in the same forward pass, also in testing. So
+    the queries of an episode are not classified independently but help each other (Nichol et al. 2018 call this
     transductive). No running statistics are kept.
 
-    Unlike there, the scales of normalisation start at 1, and not anywhere below it, and the classifier starts as
-    PyTorch would have it, and not from N(0, 1): it learns faster.
+    Unlike in the published network, the scales of normalisation start at 1 instead of random values below 1, and the
+    classifier starts with PyTorch's default instead of N(0, 1): this learns faster.
 
     Args:
-        image_channels, size: of the images.
-        ways: classes of an episode; this network knows no other number.
+        image_channels, size: colour channels and size of the images.
+        ways: classes per episode; the network supports only this number.
         width: channels of a block.
 
     Raises:
-        ProblemError: learn2learn is missing; images smaller than 16 x 16.
+        ProblemError: learn2learn is missing, or images are smaller than 16 x 16.
     """
 
     def __init__(self, image_channels: int, size: int, ways: int, width: int = 64) -> None:
@@ -52,7 +52,7 @@ class ConvolutionalNet(nn.Module):
         if size < SMALLEST:
             raise ProblemError(
                 f"the convolutional network of MAML and ANIL needs images of {SMALLEST}x{SMALLEST} or larger, "
-                f"these have a size of {size}"
+                f"but these have a size of {size}"
             )
         if (image_channels, size) == (1, 28):
             net = models.OmniglotCNN(ways, hidden_size=width)

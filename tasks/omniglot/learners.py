@@ -1,4 +1,4 @@
-"""Methods that the joint one is compared with: what a learner gives for a batch is a loss, and probabilities."""
+"""Learners that the joint method is compared with: for a batch, a learner computes a loss and probabilities."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .convolutional import ConvolutionalNet, package
 from .episodes import EpisodeBatch
 
 FIRST_SCALE = 0.1
-"""Of the squared distances of PROTOTYPES, before it is learned."""
+"""Initial scale of the squared distances of PROTOTYPES, which is then learned."""
 
 
 class Learner(nn.Module, ABC):
     """Learns from the support set of an episode to classify its queries.
 
     Attributes:
-        learning_rate: of Adam on the outer loss.
-        batch_size: episodes in a training step.
-        ways: the most classes that an episode may have; None where any number will do.
+        learning_rate: learning rate of Adam on the outer loss.
+        batch_size: episodes per training step.
+        ways: largest number of classes per episode; None for any number.
     """
 
     learning_rate: ClassVar[float]
@@ -36,28 +36,28 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, batch: EpisodeBatch) -> Tensor:
-        """(B, Q, ways) of the queries, differentiable in the weights."""
+        """(B, Q, ways) the logits of the queries, differentiable in the weights."""
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
         """The outer loss: the mean cross-entropy of all queries, a scalar."""
         return F.cross_entropy(self.logits(batch).flatten(0, 1), batch.query_label.flatten())
 
     def backward(self, batch: EpisodeBatch) -> Tensor:
-        """Add the gradient of the loss to that of the weights; returns the loss."""
+        """Add the gradient of the loss to the gradients of the weights; returns the loss."""
         loss = self.loss(batch)
         loss.backward()
         return loss.detach()
 
     def probabilities(self, batch: EpisodeBatch) -> Tensor:
-        """(B, Q, ways), detached; it may be asked for under ``torch.no_grad``."""
+        """(B, Q, ways) the class probabilities, detached; may be called under ``torch.no_grad``."""
         with torch.enable_grad():
             return self.logits(batch).detach().softmax(-1)
 
 
 class Adapted(Learner):
-    """A learner that adapts to one episode after the other, in Python, because learn2learn does.
+    """A learner that adapts to the episodes one after the other, in a Python loop, as learn2learn does.
 
-    Their graphs are dropped one by one too, so that a batch needs the memory of an episode.
+    The graph of each episode is freed before the next, so a batch needs the memory of only one episode.
     """
 
     learning_rate = 3e-3
@@ -86,10 +86,10 @@ class MAML(Adapted):
     """Gradient steps on the support set from learned weights, differentiated through (Finn et al. 2017).
 
     Args:
-        net: images (n, channels, H, W) to logits (n, ways).
-        ways: classes of an episode.
-        steps: of gradient descent an episode.
-        rate: their length.
+        net: network from images (n, channels, H, W) to logits (n, ways).
+        ways: classes per episode.
+        steps: number of gradient steps per episode.
+        rate: step size of the gradient steps.
     """
 
     def __init__(self, net: nn.Module, ways: int, steps: int = 1, rate: float = 0.5) -> None:
@@ -107,12 +107,12 @@ class MAML(Adapted):
 class ANIL(Adapted):
     """MAML of the last layer alone, on learned features (Raghu et al. 2020).
 
-    As in learn2learn's example, all images of an episode go through the features at once.
+    As in learn2learn's example, the features of all images of an episode are computed at once.
 
     Args:
-        features: images (n, channels, H, W) to (n, width).
-        classifier: these to logits (n, ways).
-        ways, steps, rate: as of MAML.
+        features: network from images (n, channels, H, W) to features (n, width).
+        classifier: network from features to logits (n, ways).
+        ways, steps, rate: see MAML.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ANIL(Adapted):
     ) -> None:
         super().__init__(ways)
         self._steps = steps
-        # Its images go through together, which convolutions of this layout do faster; MAML's few do not.
+        # All images are processed together, which is faster in this memory layout; the few images of MAML are not.
         self.features = features.to(memory_format=torch.channels_last)
         self.maml = package().algorithms.MAML(classifier, lr=rate)
 
@@ -133,13 +133,14 @@ class ANIL(Adapted):
 
 
 class Prototypes(Learner):
-    """``-a |phi(q) - c_k|^2`` as logits, c_k the mean of phi over the support images of class k (Snell et al. 2017).
+    """Logits ``-a |phi(q) - c_k|^2``, where c_k is the mean of phi over the support images of class k (Snell et al.
+    2017).
 
     The scale a is learned (Oreshkin et al. 2018), because phi has a fixed length.
 
     Args:
         network: ``network.embed(images)`` is phi: (B, S, channels, H, W) to (B, S, width), differentiable.
-        batch_size: episodes in a training step.
+        batch_size: episodes per training step.
     """
 
     learning_rate = 4e-3
@@ -153,13 +154,13 @@ class Prototypes(Learner):
         shots = batch.support.shape[1]
         with cached_weights(self):
             phi = self.network.embed(torch.cat([batch.support, batch.query], dim=1))  # type: ignore[operator]
-        member = F.one_hot(batch.support_label).to(phi)  # every class is there, so that this finds their number
+        member = F.one_hot(batch.support_label).to(phi)  # every class occurs, so one_hot finds the number of classes
         centres = torch.einsum("bsk,bsd->bkd", member / member.sum(1, keepdim=True), phi[:, :shots])
         return -(phi[:, shots:, None] - centres[:, None]).square().sum(-1) * self.log_scale.exp()
 
 
 class Baseline(Enum):
-    """Methods to train beside the joint one."""
+    """Baseline methods that are trained alongside the joint method."""
 
     MAML = "MAML"
     ANIL = "ANIL"
@@ -173,14 +174,14 @@ def make_learner(
     """A new learner.
 
     Args:
-        baseline: which.
-        image_channels, size: of the images.
-        ways: classes of an episode.
-        network: makes what PROTOTYPES embeds images by, the network of the joint method for instance.
-        batch_size: of PROTOTYPES, which trains on episodes like those of the joint method.
+        baseline: kind of learner.
+        image_channels, size: colour channels and size of the images.
+        ways: classes per episode.
+        network: function that creates the network by which PROTOTYPES embeds images, such as that of the joint method.
+        batch_size: batch size of PROTOTYPES, which trains on episodes like those of the joint method.
 
     Raises:
-        ProblemError: MAML and ANIL: learn2learn is missing; the images are too small.
+        ProblemError: for MAML and ANIL, learn2learn is missing, or the images are too small.
     """
     if baseline is Baseline.PROTOTYPES:
         return Prototypes(network(), batch_size)
@@ -189,7 +190,7 @@ def make_learner(
 
 
 def _each(batch: EpisodeBatch) -> Iterator[EpisodeBatch]:
-    """The episodes as batches of one."""
+    """The episodes as batches with one episode each."""
     for number in range(len(batch.support)):
         yield EpisodeBatch(*(part[number : number + 1] for part in batch))
 

@@ -262,7 +262,7 @@ def test_padding_repeats_the_border() -> None:
 
 def test_latents_are_for_one_size() -> None:
     task = task_of(PRIORS["latent"])
-    with pytest.raises(ProblemError, match=r"made for images of 1x8x8, these are 1x8x12: the prior Restorer takes any"):
+    with pytest.raises(ProblemError, match=r"made for images of 1x8x8, but these are 1x8x12: the prior"):
         task.start(batch_of(task, size=(8, 12)))
 
 
