@@ -401,7 +401,7 @@ def test_a_position_of_another_version_is_refused(
     position = {**content["resume"]["position"], **change}
     content["resume"]["position"] = {name: value for name, value in position.items() if value is not None}
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match="in another way than this version of deqopt"):
+    with pytest.raises(CheckpointError, match="in a format that this version of deqopt"):
         trained(quick, tmp_path, checkpoint=tmp_path / "other.ckpt", **SIX)
 
 

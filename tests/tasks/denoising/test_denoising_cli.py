@@ -238,7 +238,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "noise seed": (("--task.noise_seed=-1",), r"^noise_seed must be 0 or larger, got -1$"),
     "nothing compared": (("--task.test_images=0",), r"^denoising: test_images must be at least 1, got 0$"),
     "nowhere": (("--task.root=nowhere",), r"^nowhere is missing: root should be a folder of images"),
-    "held": (("--adjoint=InputHeld",), r"Restorer optimises the image itself, so take Unrolled, Implicit"),
+    "held": (("--adjoint=InputHeld",), r"Restorer optimises the image itself, so use the adjoint Unrolled, Implicit"),
 }
 
 

@@ -74,7 +74,7 @@ def test_settings_that_cannot_be_right(case: str) -> None:
 UNFIT: dict[str, tuple[MeasurementOperator, Shape, str]] = {
     "factor and height": (SuperResolution(4), (1, 10, 8), r"factor 4 must divide both sides of the image, got 10 x 8$"),
     "factor and width": (SuperResolution(4), (1, 8, 10), r"got 8 x 10$"),
-    "large kernel": (Deblurring(), (3, 6, 20), r"kernel of 7 x 7 does not fit into an image of 6 x 20: take a smaller"),
+    "large kernel": (Deblurring(), (3, 6, 20), r"kernel of 7 x 7 does not fit into an image of 6 x 20: use a smaller"),
     "wide kernel": (Deblurring([[1.0] * 5]), (3, 20, 4), r"kernel of 1 x 5 does not fit into an image of 20 x 4:"),
     "nothing sensed": (CompressedSensing(0.01), (3, 4, 8), r"0\.01 nothing of an image of 4 x 8 .* 0\.031 or larger$"),
     "large box": (Inpainting(), (3, 16, 32), r"20 x 20 .* image, which is 16 x 32: side should be 16 or smaller$"),
