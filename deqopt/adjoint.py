@@ -1,4 +1,4 @@
-"""How gradients with respect to theta reach what a solver returns: what every method of :mod:`deqopt.adjoints` is."""
+"""The base class of all adjoints (:mod:`deqopt.adjoints`): methods by which gradients reach theta from a solution."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deqopt.state import State
 
 
 class Adjoint(ABC):
-    """How gradients with respect to theta reach a solution. A setting: it remembers nothing of a solve.
+    """A method by which gradients reach theta from a solution. It holds only settings, and no state of a solve.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.adjoints import Envelope
@@ -25,8 +25,8 @@ class Adjoint(ABC):
     """
 
     def solve(self, run: Callable[[JointProblem], Equilibrium], problem: JointProblem) -> Equilibrium:
-        """What ``run(problem)`` finds, connected to theta: found without a graph and handed to :meth:`attach`, unless
-        an adjoint has another way."""
+        """The solution of ``run(problem)``, connected to theta. By default, the solve runs without a graph and
+        :meth:`attach` connects the result."""
         with torch.no_grad():
             found = run(problem)
         return self.attach(problem, found)
@@ -36,17 +36,18 @@ class Adjoint(ABC):
         """The same values, connected to theta. Called with autograd enabled.
 
         Raises:
-            ProblemError: neither cell nor objective reaches anything that requires a gradient.
-            NonFiniteError: what cell or objective close over is NaN or infinite for a sample, so that all gradients
-                would be NaN. What is handed over as ``data`` may be: such a sample gets no gradient.
+            ProblemError: neither cell nor objective depends on anything that requires a gradient.
+            NonFiniteError: cell or objective close over values that are NaN or infinite for a sample, which would make
+                all gradients NaN. Values in ``data`` may be NaN or infinite: such a sample gets no gradient.
         """
 
     def attach_fixed_point(self, f: Callable[[State], State], found: FixedPoint) -> FixedPoint:
-        """The values of a plain ``z = f(z)``, connected to all that f reaches. Called with autograd enabled.
+        """The values of a plain ``z = f(z)``, with gradients to everything that f depends on. Called with autograd
+        enabled.
 
         Raises:
-            ProblemError: this adjoint is for joint problems alone.
-            NonFiniteError: what f closes over is NaN or infinite for a sample that is lost.
+            ProblemError: this adjoint is for joint problems only.
+            NonFiniteError: f closes over values that are NaN or infinite for a lost sample.
         """
         raise ProblemError(
             f"{type(self).__name__} is an adjoint of joint problems, and z = f(z) has neither an objective nor an "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deqopt.errors import ProblemError
 
-# What may stand beside the tensors of a tree, and is the same for all samples.
+# Types of values besides tensors that a tree may contain; they are the same for all samples.
 SHARED = (bool, int, float, complex, str, bytes, Enum, type(None), torch.dtype, torch.device)
 
 
@@ -60,8 +60,8 @@ def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
 def check_samples(data: Any, size: int) -> None:
     """Raise ProblemError, naming the entry, unless every tensor of per-sample data has ``size`` samples.
 
-    A tensor that all samples share could not be told from one a sample where its length happens to be the number of
-    samples that are left; so the functions should close over it.
+    A shared tensor whose length happens to be the number of remaining samples could not be distinguished from
+    per-sample data. So the functions should close over shared tensors.
     """
     for name, leaf in _named(data, "data"):
         if isinstance(leaf, Tensor):

@@ -1,4 +1,4 @@
-"""What a training step differentiates on a batch."""
+"""The loss of a batch, which a training step differentiates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from deqopt.equilibrium import Equilibrium
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """The loss of a batch, and what it is made of.
+    """The loss of a batch, and its parts.
 
-    Left out are samples whose data, start or loss is NaN or infinite, or whose solve diverged.
+    Samples are left out if their data, start or loss is NaN or infinite, or if their solve diverged.
 
     Attributes:
-        total: what is differentiated: ``mean`` and the penalties times their weights, a scalar.
-        mean: of the losses of the samples that are not left out, a scalar; 0 where there are none.
-        batch: these samples; None where all data is NaN or infinite.
-        equilibrium: their solutions.
+        total: the scalar to differentiate: ``mean`` plus the penalties times their weights.
+        mean: mean loss of the remaining samples, a scalar; 0 if no sample remains.
+        batch: the remaining samples; None if all data is NaN or infinite.
+        equilibrium: the solutions of the remaining samples.
         solved: the solutions of all samples whose data is finite. A backward pass fills ``solved.backward``.
         penalties: the scalars of the regularizers by name, without their weights.
     """
@@ -35,5 +35,5 @@ class BatchLoss:
 
     @property
     def samples(self) -> int:
-        """How many samples are not left out."""
+        """The number of samples that are not left out."""
         return 0 if self.equilibrium is None else len(self.equilibrium.x)

@@ -1,4 +1,4 @@
-"""A cell that runs compiled while a joint problem is being solved, and as it is everywhere else."""
+"""A cell that runs compiled while a joint problem is solved, and without compilation everywhere else."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from deqopt.errors import ProblemError
 
 
 class CompiledCell:
-    """Compiles ``cell`` for the solve loop, which differentiates in z and x and never in the weights.
+    """Compiles ``cell`` for the solve loop, which differentiates in z and x but never in the weights.
 
-    Compiled code cannot be differentiated twice, as the Jacobian penalty must, and would compute the gradients of all
-    weights in every evaluation. So the weights are constants of the compiled cell, made anew in every :meth:`active`
-    block, and whatever leads a gradient to them runs the cell as it is, outside the block.
+    Compiled code cannot be differentiated twice, which the Jacobian penalty needs, and it would compute the gradients
+    of all weights in every evaluation. So the weights are constants of the compiled cell, which are set again in every
+    :meth:`active` block. Computations with gradients to the weights use the cell without compilation, outside the
+    block.
     """
 
     def __init__(self, cell: nn.Module) -> None:
@@ -41,13 +42,13 @@ class CompiledCell:
         if not isinstance(cell, nn.Module):
             raise ProblemError(
                 f"compile needs a module named 'cell' in the task, and {type(task).__name__} has none: "
-                "name it so, or leave compile off"
+                "give the module this name, or leave compile off"
             )
         return cls(cell)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, the cell runs compiled, with the weights that it has on entry; no gradient reaches them."""
+        """Within the block, the cell runs compiled with the weights that it has on entry, which get no gradient."""
         weights = {name: self._value(name) for name in self._names}
         self._plain.train(self._cell.training)
         # Contiguous, because other strides would be compiled anew: solvers hand over parts of larger matrices.

@@ -1,4 +1,4 @@
-"""Values that are known already, connected to theta by a backward pass of one's own."""
+"""Known values that are connected to theta by a custom backward pass."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Pull = Callable[[tuple[Tensor, ...]], Sequence[Tensor | None]]
 
 
 def connect(values: Sequence[Tensor], outputs: Sequence[Tensor], pull: Pull) -> tuple[Tensor, ...]:
-    """The same values, whose gradient goes to ``outputs`` and on to all that they were computed from.
+    """The same values, but their gradient goes to ``outputs``, and on to everything that these were computed from.
 
     The gradient cannot be differentiated again: that raises :class:`deqopt.errors.ProblemError`.
 
     Args:
         values: constants.
-        outputs: carry gradients.
-        pull: from the cotangents of all values, zeros where there is none, to those of the outputs, None for none;
-            called without autograd, once for every backward pass that comes to a value.
+        outputs: tensors that carry gradients.
+        pull: function from the cotangents of all values (zeros if there is none) to those of the outputs (None if there
+            is none); called without autograd, once for every backward pass that reaches a value.
 
     Example:
         >>> theta = torch.tensor([2.0], requires_grad=True)

@@ -1,4 +1,4 @@
-"""What a solve returns."""
+"""The results of a solve."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from deqopt.state import State, detach, state_of, tensors_of
 
 @dataclass
 class BackwardReport:
-    """How the last backward pass through a solution went: empty until there was one.
+    """Report on the last backward pass through a solution; empty before the first backward pass.
 
     Attributes:
-        residual: (B,) relative residual of the linear system behind the gradient; see the adjoint.
+        residual: (B,) relative residual of the linear system that the adjoint solves for the gradient.
         status: (B,) values of :class:`deqopt.Status`.
-        nfe: (B,) products with the transposed Jacobian of the stationary system that it took.
-        growth: (B,) how many times longer than at the solution the gradient became on its way back through the
-            evaluations, where the adjoint differentiates them; NaN where there was none.
-        lost: (B,) which samples gave no gradient: their solve or their backward solve diverged, or their start, their
-            loss or its gradient is NaN or infinite. Those of the solve are known before the backward pass.
+        nfe: (B,) number of products with the transposed Jacobian of the stationary system.
+        growth: (B,) for an adjoint that differentiates the evaluations: the largest length of the gradient on its way
+            back through them, relative to its length at the solution; NaN where the gradient was zero.
+        lost: (B,) whether the sample gave no gradient: its solve or its backward solve diverged, or its start, its
+            loss or the gradient of its loss is NaN or infinite. Failures of the solve are known before the backward
+            pass.
     """
 
     residual: Tensor | None = None
@@ -36,8 +37,8 @@ class BackwardReport:
     lost: Tensor | None = None
 
     def figures(self) -> dict[str, Tensor]:
-        """What there is to say of the last pass: ``growth``, the largest of all samples, and the means of ``residual``,
-        ``nfe`` and ``converged`` over the samples that are not NaN or infinite."""
+        """Summary of the last pass: the largest ``growth`` of all samples, and the means of ``residual``, ``nfe`` and
+        ``converged`` over the samples that are not NaN or infinite."""
         found = {}
         if self.growth is not None:
             found["growth"] = self.growth.nan_to_num(nan=0.0).max().float()
@@ -59,7 +60,7 @@ class FixedPoint:
         residual: (B,) ``|f(z) - z| / |f(z)|``.
         status: (B,) values of :class:`deqopt.Status`.
         nfe: (B,) evaluations of f.
-        backward: how the backward pass went, with an adjoint.
+        backward: with an adjoint, the report on the backward pass.
 
     Example:
         >>> import torch
@@ -93,18 +94,19 @@ class Equilibrium:
         residual: (B,) relative residual of the stationary system: the largest of those of z, mu and x.
         status: (B,) values of :class:`deqopt.Status`.
         nfe: (B,) evaluations spent on that sample, without those that measure ``scale``: one forward and two
-            vector-Jacobian products at the start, and where convergence seems to be reached.
-        lag: (B,) how far z and mu are from the equilibrium of x, relative: the part of ``residual`` that is not of x.
-        state_lag: (B,) the same for z alone: ``|f - z| / |f|``.
-        error: (B,) about how much J at the exact equilibrium of x may lie above ``objective``: ``|mu| |f - z|``.
-        size: (B,) the length that the gradient in x has where its terms do not cancel.
-        curvature: (B,) of the Lagrangian in x along its last move, by a secant; negative near a saddle or a maximum,
-            NaN where no move was clear enough to tell.
-        scale: by what the residual was measured.
-        trace: objective and residual after every evaluation, where asked for with ``record=True``.
-        visited: iterates (z, x) of the trajectory drawn at random, where asked for with ``visits``.
-        backward: how the backward pass went, with an adjoint.
-        held: which of z, x and mu the adjoint holds fixed: the backward pass of a loss that depends on them warns.
+            vector-Jacobian products at the start, and again where convergence seems to be reached.
+        lag: (B,) relative distance of z and mu from their equilibrium at x: the part of ``residual`` due to z and mu.
+        state_lag: (B,) relative distance of z alone: ``|f - z| / |f|``.
+        error: (B,) estimate of how far J at the exact equilibrium of x may lie above ``objective``: ``|mu| |f - z|``.
+        size: (B,) the length that the gradient in x would have if its terms did not cancel.
+        curvature: (B,) curvature of the Lagrangian along the last move of x, estimated by a secant; negative near a
+            saddle or a maximum, NaN where no move was clear enough for an estimate.
+        scale: the lengths by which the residual was measured.
+        trace: with ``record=True``, objective and residual after every evaluation.
+        visited: with ``visits``, iterates (z, x) of the trajectory, drawn at random.
+        backward: with an adjoint, the report on the backward pass.
+        held: names of those of z, x and mu that the adjoint holds fixed; the backward pass of a loss that depends on
+            them warns.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.solvers import JointAnderson
@@ -138,13 +140,13 @@ class Equilibrium:
 
     @property
     def usable(self) -> Tensor:
-        """(B,) whether a sample has finite values: false where its start already was NaN or infinite."""
+        """(B,) whether a sample has finite values: false if its start was already NaN or infinite."""
         return self.status != Status.NON_FINITE
 
     @property
     def differentiable(self) -> Tensor:
-        """(B,) whether a sample gives a gradient to theta: false where it is not usable, and where its solve diverged,
-        so that what is returned says nothing of the solution."""
+        """(B,) whether a sample gives a gradient to theta: false if it is not usable, or if its solve diverged, because
+        the returned point then says nothing about the solution."""
         return self.usable & (self.status != Status.DIVERGED)
 
     @property
@@ -153,24 +155,24 @@ class Equilibrium:
         return (*tensors_of(self.z), *tensors_of(self.mu), self.x)
 
     def with_values(self, values: Sequence[Tensor], objective: Tensor, backward: BackwardReport) -> Equilibrium:
-        """The same with other :attr:`values`, another objective and another report."""
+        """A copy with other :attr:`values`, another objective and another report."""
         count = len(tensors_of(self.z))
         z, mu = state_of(values[:count], self.z), state_of(values[count:-1], self.mu)
         return replace(self, z=z, mu=mu, x=values[-1], objective=objective, backward=backward)
 
     def pick(self, keep: Tensor) -> Equilibrium:
-        """The samples where ``keep``, (B,), is true. ``backward`` stays shared: it is of all samples."""
+        """The samples where ``keep``, (B,), is true. ``backward`` stays shared and still describes all samples."""
         picked = pick(replace(self, trace=None, backward=None), keep)
         trace = None if self.trace is None else Trace(self.trace.objective[:, keep], self.trace.residual[:, keep])
         return replace(picked, trace=trace, backward=self.backward)
 
     def detach_held(self) -> Equilibrium:
-        """The same with the ``held`` values detached, for a loss that depends on them on purpose."""
+        """A copy with the ``held`` values detached, for a loss that depends on them on purpose."""
         free: dict[str, Any] = {name: detach(getattr(self, name)) for name in self.held}
         return replace(self, **free, held=frozenset())
 
     def to(self, device: torch.device | str) -> Equilibrium:
-        """The same on another device. ``backward`` stays shared, to be filled by a backward pass to come."""
+        """A copy on another device. ``backward`` stays shared, so that a later backward pass can fill it."""
 
         def moved(part: Any) -> Any:
             if isinstance(part, Tensor):
@@ -184,7 +186,7 @@ class Equilibrium:
         return Equilibrium(**{field.name: moved(getattr(self, field.name)) for field in fields(self)})
 
     def report(self) -> str:
-        """How many samples ended how, with advice: a line for each status that occurs, and for what else to know."""
+        """Counts of how the samples ended, with advice: one line for each status that occurs and for each warning."""
         statuses = [Status.of(value) for value in self.status]
         ended = [
             f"{statuses.count(status)} of {len(statuses)} {status.name.lower()}: {status.message}"
@@ -207,7 +209,7 @@ class Equilibrium:
         if off.any():
             yield (
                 f"{int(off.sum())} of {count} objectives were measured off the equilibrium: at the exact one J may be "
-                f"higher by {_median(error[off])} or more; solve_exactly(problem, eq) tells"
+                f"higher by {_median(error[off])} or more; check with solve_exactly(problem, eq)"
             )
         bent = self.converged & (curvature < 0)
         if bent.any():
@@ -231,7 +233,7 @@ class Equilibrium:
             )
 
 
-# From here on the lag, or what it may hide of the objective, relative, is worth a word.
+# The report mentions the lag, or the relative error of the objective that it may hide, from this value on.
 LAGS = 0.1
 
 

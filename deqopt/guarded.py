@@ -1,4 +1,4 @@
-"""A LightningModule that keeps bad numbers out of its weights, and says what it left out."""
+"""A LightningModule that keeps NaN and infinity out of its weights, and reports what it left out."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ COUNTS = ("skipped", "left_out", "diverged")
 
 
 class GuardedModule(LightningModule):
-    """Skips the steps of the optimiser whose gradient would spoil the run; notices weights and figures that are NaN.
+    """Skips optimiser steps whose gradient would spoil the run, and detects weights and logged figures that are NaN.
 
-    All processes have the same gradients and weights where this is decided, so that all decide alike.
+    All processes have the same gradients and weights when this is decided, so all make the same decision.
 
     Attributes:
-        guard: decides, and counts what was left out.
-        offered: how many samples have a loss in the step to come, in this process.
-        max_skipped: how many steps in a row may be skipped before the run ends.
+        guard: decides about each step, and counts what was left out.
+        offered: number of samples with a loss in the coming step, in this process.
+        max_skipped: number of steps in a row that may be skipped before the run ends.
 
     Raises:
-        NonFiniteError: more steps were skipped in a row, or all of an epoch or of a run; or the weights are NaN or
-            infinite where a run begins, before an optimiser step, before an evaluation, or in a checkpoint.
+        NonFiniteError: more steps were skipped in a row, or all steps of an epoch or of a run; or the weights are NaN
+            or infinite when a run begins, before an optimiser step, before an evaluation, or in a checkpoint.
     """
 
     def __init__(self) -> None:

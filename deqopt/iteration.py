@@ -1,8 +1,8 @@
 """The one loop: budget, per-sample stopping, best iterate, restarts, compaction, trace. Every solver is only a step.
 
-A point is a matrix ``w`` of shape (B, width), one row a sample. The loop evaluates it, decides for every row whether
-it is finished, and asks the step for the next one. A finished row is frozen: nothing moves it any more. Once enough
-are, they are left out of the batch, where the system can be had for some of its rows.
+A point is a matrix ``w`` of shape (B, width), with one row per sample. The loop evaluates it, decides for every row
+whether it is finished, and asks the step for the next point. A finished row is frozen: it does not move any more. Once
+enough rows are finished, they leave the batch, if the system can be restricted to a part of its rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deqopt.state import known_all
 
 
 class Status(IntEnum):
-    """How the solve of a sample ended. ``status.message`` says what it means and what to do."""
+    """How the solve of a sample ended. ``status.message`` explains the status and what to do."""
 
     message: str
 
@@ -57,18 +57,18 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluation: where it was made, what came of it, (B, width) each, and what the loop must know of it, (B,) each.
+    """An evaluation: the point and its image, (B, width) each, and the measures that the loop needs, (B,) each.
 
     Attributes:
         point: the rows that were evaluated.
-        image: what the point should be equal to, or the part of it that is known.
-        residual: by which convergence is judged.
-        objective: what is reported of the point, and with the next two ranks it.
-        distance: how far the point is off its constraint.
-        slope: how much the objective may change over a unit of that distance.
-        scope: how much the objective may change over the length of the point: its relative error makes this share of
-            it.
-        figures: (B, any number) what else the system wants to know of the point that is returned.
+        image: the value that the point has at a solution, or the known part of that value.
+        residual: the residual that decides about convergence.
+        objective: the reported value of the point; together with ``distance`` and ``slope`` it ranks points.
+        distance: distance of the point from its constraint.
+        slope: largest change of the objective per unit of that distance.
+        scope: largest change of the objective over the length of the point; a relative error of the point changes the
+            objective by about this share of it.
+        figures: (B, any number) other values of the returned point that the system needs.
     """
 
     point: Tensor
@@ -85,21 +85,21 @@ E = TypeVar("E", bound=Measured, covariant=True)
 
 
 class System(Protocol[E]):
-    """What is iterated."""
+    """The system of equations that the loop iterates on."""
 
     def evaluate(self, w: Tensor) -> E:
         """One evaluation at the rows of ``w``; must not couple them."""
 
     def confirm(self, at: Any, claimed: Tensor) -> Any:
-        """The evaluation, its residual checked for the rows that seem to have converged, ``claimed``, (B,)."""
+        """The evaluation, after a check of its residual for the rows that seem to have converged, ``claimed``, (B,)."""
 
     def pick(self, keep: Tensor) -> Any:
-        """The same system for the rows where ``keep``, (B,), is true; None if it cannot be had without the others."""
+        """The same system for the rows where ``keep``, (B,), is true; None if it cannot be restricted to them."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Objective and residual after every evaluation, (evaluations, B) each; a frozen sample repeats its last."""
+    """Objective and residual after every evaluation, (evaluations, B) each; a frozen sample repeats its last values."""
 
     objective: Tensor
     residual: Tensor
@@ -107,8 +107,8 @@ class Trace:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the loop returns: the best point of every row, (B, width), what was measured there and how its solve went,
-    (B,) each but ``figures``.
+    """The result of the loop: the best point of every row, (B, width), with its measures and the end of its solve,
+    (B,) each except ``figures``.
     """
 
     w: Tensor
@@ -123,25 +123,25 @@ class Outcome:
     visited: Tensor
 
 
-# An iterate is lost if it is worse than all before and this many times larger than the first two (plus one).
+# An iterate is lost if it is worse than all earlier ones and this many times larger than the first two (plus one).
 BLOW_UP = 1e6
-# Or if it is worse by this many times the objective and what it has changed so far, from the fourth evaluation on.
+# Or, from the fourth evaluation on, if it is worse by this many times the objective and its change so far.
 LEAP = 1e8
 # The objective of a converged point is known to this many times its tolerance.
 EXPLAINED = 10.0
 # The batch is compacted when at most this share of its rows is still moving.
 COMPACT_BELOW = 0.75
-# On an accelerator, asking whether rows are finished or lost waits for the device: done every so many evaluations.
+# On an accelerator, checking whether rows are finished or lost waits for the device, so only every few evaluations.
 LOOK_EVERY = 4
-# What is known of the point that is returned.
+# The values that are kept for the returned point.
 FOUND = ("objective", "residual", "distance", "slope", "figures", "status", "nfe")
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """How far the rows are that are still in the batch; the batch comes first everywhere.
+    """The progress of the rows that are still in the batch; every tensor has the batch first.
 
-    A row that seems to have converged waits where it is until the loop looks.
+    A row that seems to have converged stays at its point until the loop checks it.
     """
 
     w: Tensor
@@ -198,18 +198,18 @@ def iterate(
     """Repeat ``w = step(system, system.evaluate(w), memory)`` until every row has converged, diverged or spent its
     budget.
 
-    Of every row the best iterate is kept: that of the lowest merit ``objective + slope distance``. A point knows its
-    slope only as well as its multiplier has been found, and at a guess not at all: an earlier point is ranked by the
-    slope of the later one where that is larger. A converged point is returned unless another one was better by more
-    than its tolerance explains.
+    For every row, the best iterate is kept: the one with the lowest merit ``objective + slope distance``. The slope of
+    a point is only as accurate as its multiplier, and meaningless for a guessed multiplier. So an earlier point is
+    ranked by the slope of the later point if that slope is larger. A converged point is returned unless another one was
+    better by more than the tolerance explains.
 
     Args:
-        step: the solver: from an evaluation to the next point. Must not couple rows.
-        memory: what the step remembers; told when rows leave or start again.
+        step: the solver: computes the next point from an evaluation. Must not couple rows.
+        memory: the memory of the step; it is informed when rows leave or start again.
         w: the start, (B, width).
         record: keep a :class:`Trace`.
-        visits: how many of the points that were evaluated to keep, drawn at random (reservoir sampling) from all but
-            the start, which is a guess and often singular; a row that has left the batch is kept at its best point.
+        visits: number of evaluated points to keep, drawn at random (reservoir sampling) from all points except the
+            start, which is a guess and often singular. A row that has left the batch is kept at its best point.
     """
     everyone = rows = _Rows.at(w, settings.restarts)
     places = torch.arange(len(w), device=w.device)
@@ -261,14 +261,14 @@ def iterate(
 
 
 def looks(k: int, device: torch.device, settings: LoopSettings) -> bool:
-    """Whether the loop asks after evaluation k which rows are finished or lost."""
+    """Whether the loop checks after evaluation k which rows are finished or lost."""
     return device.type == "cpu" or k % LOOK_EVERY == 0 or k + 1 == settings.max_nfe
 
 
 def _judged(
     rows: _Rows, at: Measured, memory: Memory, settings: LoopSettings, look: bool, early: bool
 ) -> tuple[_Rows, Tensor, Tensor]:
-    """The rows after an evaluation; which of them start again from their best; which had finite values."""
+    """The rows after an evaluation; which of them start again from their best point; which had finite values."""
     residual, objective = at.residual.detach(), at.objective
     distance, slope = at.distance.detach(), at.slope.detach()
     merit = objective.detach() + slope * distance
@@ -310,14 +310,14 @@ def _judged(
 
 
 def _moved(rows: _Rows, after: Tensor, memory: Memory) -> _Rows:
-    """The moving rows at their next point, and what the step spent on them."""
+    """The moving rows at their next point, with the evaluations that the step spent on them."""
     moving = rows.active & ~rows.waiting
     nfe = rows.nfe if memory.spent is None else rows.nfe + torch.where(moving, memory.spent, 0)
     return replace(rows, w=_where(moving, after, rows.w), nfe=nfe)
 
 
 def _where(chosen: Tensor, some: Tensor, others: Tensor) -> Tensor:
-    """The rows of ``some`` where ``chosen``, (B,), of ``others`` elsewhere; no copy where asking costs nothing."""
+    """The rows of ``some`` where ``chosen``, (B,), is true, else those of ``others``; avoids the copy on a CPU."""
     if known_all(chosen):
         return some
     return torch.where(chosen[:, None], some, others)

@@ -1,4 +1,4 @@
-"""What a solver remembers of every sample between two steps."""
+"""The memory of a solver between two steps, with one row per sample."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from deqopt.state import known_all
 
 
 class Memory:
-    """The mutable state of a solve, a row a sample.
+    """The mutable state of a solve, with one row per sample.
 
-    A subclass keeps tensors with the batch first, and memories, as attributes. **Zero means empty**: that is how they
-    start, and what is left of a row that starts again. So the loop can drop finished rows and restart lost ones without
-    knowing the solver.
+    The attributes of a subclass are tensors with the batch first, and other memories. **Zero means empty**: the tensors
+    start at zero, and a row that starts again is reset to zero. So the loop can drop finished rows and restart lost
+    rows for any solver.
 
     Args:
-        like: (B, any number) rows of the type and on the device of the solve.
+        like: (B, any number) rows with the type and on the device of the solve.
 
     Attributes:
-        rate: (B, 1) the share of the nominal step that a row takes: 1, and half of it after every restart.
-        spent: (B,) evaluations that the last step itself spent on a row, beyond the one that follows it; None for none.
-        cost: the most evaluations that a step and the evaluation after it may take.
+        rate: (B, 1) the share of the nominal step that a row takes: 1 at first, halved by every restart.
+        spent: (B,) evaluations that the last step itself spent on a row, without the evaluation after it; None if none.
+        cost: largest number of evaluations for a step and the evaluation after it.
 
     Example:
         >>> class Velocity(Memory):

@@ -1,4 +1,4 @@
-"""JointModule: the one LightningModule. batch -> problem -> solve -> equilibrium -> loss, one way."""
+"""JointModule: the LightningModule of all tasks. It goes batch -> problem -> solve -> equilibrium -> loss."""
 
 from __future__ import annotations
 
@@ -37,22 +37,23 @@ STAGES = ("train", "val", "test")
 class JointModule(FromCheckpoint, GuardedModule):
     """Trains and runs a task: solves its joint problem on every batch and differentiates the outer loss.
 
-    Validation and testing solve z (and mu) exactly for the returned x first, so that what they report is feasible.
-    ``JointModule.load_from_checkpoint(path)`` makes everything again; where an argument of the task or of another part
-    is no plain value (see :class:`Task`), the checkpoint holds the weights alone, and all parts are to be given to it.
+    Validation and testing first solve z (and mu) exactly for the returned x, so that the reported values are feasible.
+    ``JointModule.load_from_checkpoint(path)`` rebuilds the module with all its parts. If an argument of the task or of
+    another part is not a plain value (see :class:`Task`), the checkpoint holds only the weights, and all parts must be
+    passed to ``load_from_checkpoint``.
 
     Args:
-        task: what is solved and learned.
-        solver: how (z, x, mu) is found; by default as the task would have it.
-        adjoint: how gradients reach theta; by default as the task would have it.
+        task: the task to solve and learn.
+        solver: solver for (z, x, mu); by default that of the task.
+        adjoint: method by which gradients reach theta; by default that of the task.
         regularizers: penalties added to the loss, such as the Jacobian penalty.
-        optimization: optimiser and schedule of theta.
-        compile: compile the task's ``cell`` with torch.compile for the solve; gradients to theta and regularisers
-            run it as it is, because compiled code cannot be differentiated twice.
+        optimization: optimiser and learning-rate schedule of theta.
+        compile: whether the solve uses the task's ``cell`` compiled with torch.compile. Gradients to theta and
+            regularisers use the cell without compilation, because compiled code cannot be differentiated twice.
 
     Raises:
-        ProblemError: ``compile`` is asked for and the task has no module named ``cell``, or the adjoint differentiates
-            the solve.
+        ProblemError: ``compile`` is set, but the task has no module named ``cell``, or the adjoint differentiates the
+            solve.
 
     Example:
         >>> from deqopt import JointModule
@@ -124,7 +125,7 @@ class JointModule(FromCheckpoint, GuardedModule):
     def _solved(
         self, batch: Any, adjoint: Adjoint | None = None, record: bool = False
     ) -> tuple[JointProblem, Equilibrium]:
-        """The same with the samples that are lost at their start."""
+        """Like :meth:`solve`, but the result includes samples that are NaN or infinite at their start."""
         problem = self.task.problem(batch)
         z0, x0 = self.task.start(batch)
         visits = max((one.visits for one in self.regularizers), default=0) if adjoint is not None else 0
@@ -143,30 +144,30 @@ class JointModule(FromCheckpoint, GuardedModule):
     # -- the steps ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Refuses the precisions that keep weights in half.
+        """Refuses precisions that keep the weights in half precision.
 
         Raises:
-            ProblemError: ``bf16-true``, ``16-true`` and their kin.
+            ProblemError: ``bf16-true``, ``16-true`` and similar precisions.
         """
         precision = str(self.trainer.precision)
         if precision.endswith("-true") and precision not in ("32-true", "64-true"):
             raise ProblemError(
-                f"precision {precision} keeps weights in half, but z, mu and x need float32 at least: use bf16-mixed, "
-                "which computes cell and objective in bfloat16"
+                f"precision {precision} keeps weights in half precision, but z, mu and x need at least float32: use "
+                "bf16-mixed, which computes cell and objective in bfloat16"
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._batch_started = time.perf_counter()
 
     def loss_of(self, batch: Any) -> BatchLoss:
-        """The mean loss of the samples that can be learned from, and the penalties: what :meth:`training_step`
-        differentiates. It needs no Trainer and logs nothing, so that it serves in a loop of one's own:
+        """The mean loss of the usable samples plus the penalties: the value that :meth:`training_step` differentiates.
+        The method needs no Trainer and logs nothing, so it can be used in your own training loop:
 
             loss = module.loss_of(batch).total
             loss.backward()
 
-        Left out are samples whose data, start or loss is NaN or infinite, or whose solve diverged: the task sees the
-        others alone, because 0 times NaN is NaN in a gradient. Where there are none, their loss is 0.
+        Samples are left out if their data, start or loss is NaN or infinite, or if their solve diverged. The task gets
+        only the remaining samples, because 0 times NaN is NaN in a gradient. If no sample remains, the loss is 0.
 
         Raises:
             ProblemError: the batch has no samples.
@@ -185,7 +186,7 @@ class JointModule(FromCheckpoint, GuardedModule):
         return BatchLoss(total, mean, used_batch, used, solved, penalties)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """What :meth:`loss_of` gives to differentiate; logs what it is made of."""
+        """The total of :meth:`loss_of`, which Lightning differentiates; logs its parts."""
         self._backward, self._holds = None, False
         with cached_weights(self):
             loss = self.loss_of(batch)
@@ -205,8 +206,8 @@ class JointModule(FromCheckpoint, GuardedModule):
         return loss.total
 
     def _learned_from(self, equilibrium: Equilibrium, batch: Any) -> tuple[Tensor, Equilibrium, Any]:
-        """The losses of the samples that can be learned from, their solutions, and their part of the batch. Asks an
-        accelerator once whether these are all samples."""
+        """The losses of the usable samples, their solutions, and their part of the batch. Waits for an accelerator
+        once, to find out whether all samples are usable."""
         losses = self.task.loss(equilibrium, batch)
         keep = usable_losses(losses) & equilibrium.differentiable
         if bool(keep.all()):
@@ -224,7 +225,7 @@ class JointModule(FromCheckpoint, GuardedModule):
         if self._holds and self.trainer.world_size == 1 and all(one.grad is None for one in self.parameters()):
             raise ProblemError(
                 f"the loss of {type(self.task).__name__} reaches no parameter: with {type(self.adjoint).__name__} it "
-                "must be made of what carries a gradient, eq.objective; for a loss of eq.z, eq.x or eq.mu use "
+                "must depend on eq.objective, which carries the gradient; for a loss of eq.z, eq.x or eq.mu use "
                 "--adjoint Implicit or Unrolled"
             )
         report = self._backward
@@ -262,10 +263,10 @@ class JointModule(FromCheckpoint, GuardedModule):
         return {"batch": batch, "equilibrium": exact, "solved": solved}
 
     def _usable(self, batch: Any, record: bool = False) -> tuple[Any, JointProblem, Equilibrium]:
-        """The samples of a batch whose data and start are finite, and their solution. Says how many others there are.
+        """The samples of a batch whose data and start are finite, and their solution. Reports how many were left out.
 
         Raises:
-            NonFiniteError: there are no such samples.
+            NonFiniteError: no sample has finite data and a finite start.
         """
         given = self.finite(batch)
         if given is None:

@@ -40,22 +40,22 @@ class Algorithm(Enum):
 
 @dataclass(frozen=True)
 class Optimization:
-    """How theta is trained.
+    """The optimiser and the learning-rate schedule of theta.
 
     Args:
         algorithm: ADAM, ADAMW, SGD (with momentum 0.9), or the path of an optimiser's class such as
             ``torch.optim.RMSprop``.
-        lr: learning rate, the highest that the schedule reaches.
-        weight_decay: of the algorithm.
+        lr: largest learning rate of the schedule.
+        weight_decay: weight decay of the algorithm.
         schedule: CONSTANT; COSINE, from ``lr`` to 0; ONE_CYCLE, up to ``lr`` in the first 30% and down to 0; or the
             path of a class such as ``torch.optim.lr_scheduler.StepLR``, which is stepped after every training step.
-        max_skipped: how many steps in a row may be skipped, because their gradient is of no use, before the run ends.
-        algorithm_args: further arguments of the optimiser, such as ``{"momentum": 0.5}``.
-        schedule_args: arguments of a schedule that is named by its class, such as ``{"step_size": 100}``.
+        max_skipped: number of steps in a row that may be skipped because of an unusable gradient before the run ends.
+        algorithm_args: additional arguments of the optimiser, such as ``{"momentum": 0.5}``.
+        schedule_args: arguments of a schedule that is given by its class, such as ``{"step_size": 100}``.
 
     Raises:
-        ProblemError: a setting out of its range, or one that the class does not take.
-        TrustError: a class that data may not name, see :mod:`deqopt.trust`.
+        ProblemError: a setting is out of its range, or the class does not accept it.
+        TrustError: the class is not trusted, see :mod:`deqopt.trust`.
 
     Example:
         >>> optimization = Optimization("torch.optim.RMSprop", lr=0.01, algorithm_args={"momentum": 0.5})

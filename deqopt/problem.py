@@ -1,4 +1,4 @@
-"""The joint problem: find the input of an equilibrium network while its equilibrium is being found.
+"""The joint problem: optimise the input of an equilibrium network while solving for its equilibrium.
 
     min_x  J(z, x; y)     subject to   z = f_theta(z, x),   x in X
 
@@ -29,7 +29,7 @@ from deqopt.state import State, check_same_layout, detach, leaf, state_of, tenso
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation yields: one forward of f and J and one vector-Jacobian product.
+    """The result of one evaluation: one forward pass of f and J, and one vector-Jacobian product.
 
     Attributes:
         f: ``f(z, x)``, shaped like z.
@@ -46,17 +46,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class JointProblem:
-    """``min_x J(z, x)`` subject to ``z = f(z, x)`` and ``x in X``, one independent problem a sample.
+    """``min_x J(z, x)`` subject to ``z = f(z, x)`` and ``x in X``, an independent problem for every sample.
 
     Args:
-        cell: f, ``(z, x) -> z``; keeps the shapes of z.
-        objective: J, ``(z, x) -> (B,)``: one value a sample, summed over features.
-        feasible: X, the set that the input may not leave; by default everywhere.
+        cell: the function f, ``(z, x) -> z``; must keep the shapes of z.
+        objective: the function J, ``(z, x) -> (B,)``: one value per sample, summed over features.
+        feasible: the set X that the input must stay in; by default the whole space.
         data: per-sample data (targets, images): a tensor with the batch first, or a tuple, list, dict or dataclass of
-            such. Where it is given, ``cell(z, x, data)`` and ``objective(z, x, data)`` are called with it, and samples
-            that are finished leave the batch. What all samples share belongs into the functions.
+            such tensors. If given, it is passed to ``cell(z, x, data)`` and ``objective(z, x, data)``, and finished
+            samples leave the batch. Values that all samples share belong into the functions themselves.
 
-    theta is whatever ``cell`` and ``objective`` reach. Neither may couple the samples of a batch (no BatchNorm).
+    theta stands for all parameters that ``cell`` and ``objective`` use. Neither function may couple the samples of a
+    batch (no BatchNorm).
 
     Example:
         >>> weight = torch.tensor(0.5, requires_grad=True)
@@ -93,10 +94,10 @@ class JointProblem:
         return self._called("objective", z, x, lambda objective: _check_objective(objective, x))
 
     def _called(self, name: str, z: State, x: Tensor, check: Callable[[Any], None]) -> Any:
-        """What the user's ``cell`` or ``objective`` returns.
+        """The value that the user's ``cell`` or ``objective`` returns.
 
         Raises:
-            ProblemError: it is not what ``check`` lets pass, or the call fails and it is known why.
+            ProblemError: ``check`` rejects the value, or the call fails for a known reason.
         """
         function = getattr(self, name)
         try:
@@ -110,10 +111,10 @@ class JointProblem:
         return returned
 
     def lagrangian(self, z: State, x: Tensor, mu: State) -> tuple[Tensor, State, Tensor]:
-        """``J + <mu, f>`` a sample, and the f and J that it is made of; differentiable in all that they reach.
+        """``J + <mu, f>`` per sample, then f and J themselves; differentiable in everything that f and J depend on.
 
-        ``<mu, z>`` is left out: it does not depend on theta, and leaving it out turns the gradient in z into
-        the right-hand side of the multiplier equation.
+        The term ``<mu, z>`` is left out: it does not depend on theta, and without it the gradient in z is the
+        right-hand side of the multiplier equation.
         """
         f = self.f(z, x)
         objective = self.J(z, x)
@@ -129,7 +130,7 @@ class JointProblem:
         return Evaluation(detach(f), objective.detach().to(x.dtype), g_z, g_x)
 
     def evaluate_with_graph(self, z: State, x: Tensor, mu: State) -> Evaluation:
-        """The same, differentiable once more: in z, x, mu and all that cell and objective reach."""
+        """Like :meth:`evaluate`, but differentiable in z, x, mu and everything that cell and objective depend on."""
         with torch.enable_grad():
             f, objective, g_z, g_x = self._evaluated(fork(z), tensors_of(fork(x))[0], mu, create_graph=True)
         return Evaluation(f, objective.to(x.dtype), g_z, g_x)
@@ -141,17 +142,16 @@ class JointProblem:
         outputs = (objective, *tensors_of(f))
         if not any(output.requires_grad for output in outputs):
             raise ProblemError(
-                "neither cell nor objective depends on z or x as far as autograd sees: "
-                "look for detach() or no_grad in them"
+                "autograd finds that neither cell nor objective depends on z or x: look for detach() or no_grad in them"
             )
         cotangents = (torch.ones_like(objective), *tensors_of(mu))
         *g_z, g_x = pull_back(outputs, (*tensors_of(z), x), cotangents, create_graph=create_graph)
         return f, objective, state_of(g_z, z), g_x
 
     def pick(self, keep: Tensor, dim: int) -> JointProblem | None:
-        """The problem of the samples where ``keep``, (B,), is true, for an x with ``dim`` dimensions.
+        """The problem for the samples where ``keep``, (B,), is true, for an x with ``dim`` dimensions.
 
-        None where it cannot be had: without ``data`` the closures may hold a whole batch.
+        None where there is no such problem: without ``data``, the functions may contain values of the whole batch.
         """
         feasible = self.feasible.pick(keep, dim)
         if self.data is None or feasible is None:
@@ -159,10 +159,10 @@ class JointProblem:
         return replace(self, feasible=feasible, data=pick(self.data, keep))
 
     def check(self, z: State, x: Tensor) -> None:
-        """Raise ProblemError, naming the argument, where the start does not fit: types, batch sizes, devices."""
+        """Raise ProblemError, naming the argument, if types, batch sizes or devices of the start do not fit."""
         parts = tensors_of(z) if isinstance(z, (Tensor, tuple, list)) else ()
         if not parts or any(not isinstance(part, Tensor) or not part.is_floating_point() for part in (*parts, x)):
-            raise ProblemError("z0 must be a floating-point tensor or a tuple of such, and x0 a floating-point tensor")
+            raise ProblemError("z0 must be a floating-point tensor or a tuple of them, and x0 a floating-point tensor")
         if any(part.dim() < 2 for part in (*parts, x)):
             raise ProblemError(
                 "z0 and x0 must have the batch dimension first and at least one more, (B, ...): "
@@ -185,7 +185,7 @@ def pull_back(
     retain_graph: bool = False,
     create_graph: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The vector-Jacobian product, zero where no output reaches an input. Scalar outputs need no cotangents."""
+    """The vector-Jacobian product, zero for inputs on which no output depends. Scalar outputs need no cotangents."""
     reached = [i for i, output in enumerate(outputs) if output.requires_grad]
     if not reached:
         return tuple(torch.zeros_like(part) for part in inputs)
@@ -201,7 +201,7 @@ def pull_back(
 
 
 def fork(state: State) -> State:
-    """The same values as tensors that nothing else was made of, so that a derivative in one holds the others fixed."""
+    """The same values as separate tensors, so that the derivative in one of them holds the others fixed."""
     return state_of(
         (part.view_as(part) if part.requires_grad else part.detach().requires_grad_() for part in tensors_of(state)),
         state,
@@ -212,5 +212,5 @@ def _check_objective(objective: object, x: Tensor) -> None:
     if not isinstance(objective, Tensor) or objective.shape != x.shape[:1]:
         got = f"a tensor {tuple(objective.shape)}" if isinstance(objective, Tensor) else type(objective).__name__
         raise ProblemError(
-            f"objective must return one value a sample, shape ({x.shape[0]},), summed over features; it returned {got}"
+            f"objective must return one value per sample, shape ({x.shape[0]},), summed over features; got {got}"
         )

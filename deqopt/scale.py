@@ -1,4 +1,4 @@
-"""By what residuals are measured, so that they depend on the units of neither J nor x."""
+"""The scale by which residuals are measured, so that they do not depend on the units of J or x."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deqopt.loop_settings import Norm
 from deqopt.problem import JointProblem, fork, pull_back
 from deqopt.state import State, leaf, state_of, tensors_of
 
-# How far from x, in lengths of x plus one, two points are projected to tell how wide a feasible set is.
+# To measure the width of a feasible set, two points at this distance from x (in lengths of x plus one) are projected.
 FAR = 1e4
 
 
@@ -26,18 +26,19 @@ def _column(number: int) -> Any:
 class Scale:
     """The natural lengths of the blocks of a sample, (B,) each, in the norm of the residuals.
 
-    The gradient of the Lagrangian in x, ``g_x = d_x J + (d_x f)^T mu``, is a sum that vanishes at the solution. Where
-    its terms do not cancel, its length is about ``direct + gain |mu|``.
+    The gradient of the Lagrangian in x, ``g_x = d_x J + (d_x f)^T mu``, is a sum that vanishes at the solution. If its
+    terms did not cancel, its length would be about ``direct + gain |mu|``.
 
     Attributes:
-        rows: (B, 5) all of the following.
+        rows: (B, 5) the columns ``state`` to ``reach``.
         state: ``|f|``.
         multiplier: the larger of ``|d_z J(z)|`` and ``|d_z J(2 z) - d_z J(z)|``. The first is the length of a
-            multiplier where nothing is fitted yet. The second is left where everything is: an error of z, relative to
-            z, makes the same of mu, relative to this length.
+            multiplier before anything is fitted. The second remains in a perfect fit: a relative error of z causes the
+            same error of mu, relative to this length.
         direct: ``|d_x J|``.
-        gain: ``|(d_x f)^T u| / |u|``, where u is half ``d_z J`` and half random: x may not act on ``d_z J`` at all.
-        reach: the width of the feasible set; where it has none, thousands of lengths of x.
+        gain: ``|(d_x f)^T u| / |u|``, where u is half ``d_z J`` and half random, because x may have no effect along
+            ``d_z J``.
+        reach: the width of the feasible set; for a set of infinite width, thousands of lengths of x.
     """
 
     rows: Tensor
@@ -46,10 +47,11 @@ class Scale:
 
     @classmethod
     def at(cls, problem: JointProblem, z: State, x: Tensor, norm: Norm, recorded: bool = False) -> Scale:
-        """At ``(z, x)``: one forward of f and two of J, one vector-Jacobian product of f and two of J.
+        """The scale at ``(z, x)``: one forward of f and two of J, one vector-Jacobian product of f and two of J.
 
         Args:
-            recorded: differentiable in z, x and theta, for a solve that is: its normalised steps depend on it.
+            recorded: whether the scale is differentiable in z, x and theta, as a differentiable solve needs it: its
+                normalised steps depend on the scale.
         """
         with torch.enable_grad():
             z, (x,) = (_finite(z), tensors_of(_finite(x))) if recorded else (leaf(z), tensors_of(leaf(x)))
@@ -68,12 +70,12 @@ class Scale:
             return cls(torch.stack([_length(norm, f), multiplier, _length(norm, [d_x]), gain, width], 1))
 
     def gradient(self, multiplier: Tensor) -> Tensor:
-        """(B,) the length of g_x where its terms do not cancel, for multipliers of that length."""
+        """(B,) the length that g_x would have if its terms did not cancel, for multipliers of the given length."""
         return self.direct + self.gain * multiplier
 
 
 def _finite(state: State) -> State:
-    """To be differentiated in, with zeros for what is NaN or infinite: 0 times NaN is NaN in the gradient of theta."""
+    """The state to differentiate in, with zeros for NaN and infinity: 0 times NaN is NaN in the gradient to theta."""
     return fork(state_of((part.nan_to_num(0.0, 0.0, 0.0) for part in tensors_of(state)), state))
 
 
@@ -82,9 +84,9 @@ def _length(norm: Norm, parts: Sequence[Tensor]) -> Tensor:
 
 
 def _half_random(parts: Sequence[Tensor]) -> list[Tensor]:
-    """The unit vector along ``parts`` plus a random one that is turned to its side; (B, ...) each.
+    """The unit vector along ``parts`` plus a random unit vector, turned to the same side; (B, ...) each.
 
-    The random one is the same for all samples and always, so that no sample depends on its place in a batch.
+    The random vector is the same for all samples and in all calls, so that no sample depends on its place in a batch.
     """
     device = parts[0].device
     generator = torch.Generator(device).manual_seed(0)

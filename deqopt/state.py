@@ -16,7 +16,7 @@ State: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 def tensors_of(state: State) -> tuple[Tensor, ...]:
-    """The tensors of a state, also where it is a single one."""
+    """The tensors of a state, also if it is a single tensor."""
     return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
@@ -56,8 +56,8 @@ def known_all(chosen: Tensor) -> bool:
 
 
 def unit(rows: Tensor) -> Tensor:
-    """Rows (B, width) over their lengths; zero where they are zero. Squares of tiny entries do not underflow, because
-    the largest entry is divided by first."""
+    """Rows (B, width) divided by their lengths; zero rows stay zero. Squares of tiny entries do not underflow, because
+    rows are first divided by their largest entry."""
     largest = rows.detach().abs().amax(dim=1, keepdim=True) if rows.shape[1] else rows.new_zeros(len(rows), 1)
     scaled = rows / torch.where(largest > 0, largest, 1.0)
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
@@ -66,7 +66,7 @@ def unit(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a state of shapes ``(B, *shape)`` lies in the rows of a matrix ``(B, width)``."""
+    """The positions of a state with shapes ``(B, *shape)`` in the rows of a matrix ``(B, width)``."""
 
     shapes: tuple[tuple[int, ...], ...]
     is_tuple: bool
@@ -85,7 +85,7 @@ class Layout:
         return sum(self.widths)
 
     def pack(self, state: State, dtype: torch.dtype) -> Tensor:
-        """One row a sample, ``(B, width)``, in ``dtype``."""
+        """The state as one row per sample, ``(B, width)``, in ``dtype``."""
         rows = self.rows(state, dtype)
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 

@@ -62,7 +62,7 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[object]], path: Pa
     """Write a CSV file in UTF-8; an existing one is replaced only by a complete one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    # Names of files need not be text: what is no UTF-8 in them is written as it is.
+    # Names of files may contain bytes that are not valid UTF-8; these bytes are written unchanged.
     with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         table.writerow(columns)

@@ -1,4 +1,4 @@
-"""Task: the class that people subclass. It says what is optimised on a batch, and what is learned from the result."""
+"""Task: the class to subclass. It defines the problem that a batch poses, and the loss that training minimises."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from deqopt.state import State
 class Task(nn.Module, ABC):
     """An application of the joint problem: its data, its networks, its losses.
 
-    A subclass is a module: it holds the networks whose parameters are theta. ``datamodule``, ``start`` and ``problem``
-    must be given; the rest has defaults. Arguments of ``__init__`` should be plain values (numbers, strings, lists):
-    they become options of the command line, and a checkpoint rebuilds the task from them.
+    A subclass is a module: it holds the networks whose parameters are theta. It must define ``datamodule``, ``start``
+    and ``problem``; everything else has defaults. Arguments of ``__init__`` should be plain values (numbers, strings,
+    lists): they become options of the command line, and a checkpoint rebuilds the task from them.
 
     Example:
         See "A task of your own" in the README.
@@ -51,18 +51,18 @@ class Task(nn.Module, ABC):
         >>> Halves(states=8).init_args
         {'states': 8}
 
-        The README has one that trains, in "A task of your own".
+        The README has a task that trains, in "A task of your own".
     """
 
     init_args: dict[str, Any]
-    """The arguments that the task was made with: what a checkpoint needs to make it again."""
+    """The arguments that the task was created with; a checkpoint needs them to rebuild the task."""
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         for name in ("default_solver", "default_adjoint"):
             if name in vars(cls) and not isinstance(vars(cls)[name], (classmethod, staticmethod)):
                 raise ProblemError(
-                    f"{cls.__name__}.{name} must be a class method, because it is asked before there is a task: write "
+                    f"{cls.__name__}.{name} must be a class method, because it is called before a task exists: write "
                     "@classmethod above it, and cls for self"
                 )
 
@@ -76,13 +76,13 @@ class Task(nn.Module, ABC):
 
     @classmethod
     def default_solver(cls) -> JointSolver:
-        """How it is solved where nobody says otherwise: by default ``SecantTracking()``."""
+        """The solver that is used unless the user chooses one; by default ``SecantTracking()``."""
         return SecantTracking()
 
     @classmethod
     def default_adjoint(cls) -> Adjoint:
-        """How gradients reach theta where nobody says otherwise: by default ``Envelope()``, for losses made of the
-        objective alone. A task with another loss should say ``Unrolled()`` or ``Implicit()``."""
+        """The adjoint that is used unless the user chooses one; by default ``Envelope()``, for losses that depend
+        on the objective alone. A task with another loss should return ``Unrolled()`` or ``Implicit()``."""
         return Envelope()
 
     @abstractmethod
@@ -91,22 +91,23 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def start(self, batch: Any) -> tuple[State, Tensor]:
-        """``(z0, x0)`` from which the solve of this batch starts: (B, *state), or a tuple of such, and (B, *input)."""
+        """The start ``(z0, x0)`` of the solve of a batch: (B, *state), or a tuple of such tensors, and (B, *input)."""
 
     @abstractmethod
     def problem(self, batch: Any) -> JointProblem:
         """The joint problem of this batch."""
 
     def loss(self, equilibrium: Equilibrium, batch: Any) -> Tensor:
-        """(B,) the outer loss a sample. By default the inner objective, whose gradient is the envelope's."""
+        """(B,) the outer loss of every sample. By default the inner objective, with the gradient of the envelope
+        theorem."""
         return equilibrium.objective
 
     def metrics(self) -> Mapping[str, Metric]:
-        """New metrics by name, updated with :meth:`outcome`. By default none."""
+        """New metrics by name, which are updated with the values of :meth:`outcome`. By default none."""
         return {}
 
     def outcome(self, equilibrium: Equilibrium, batch: Any) -> tuple[Tensor, Tensor]:
-        """Prediction and target for :meth:`metrics`, batch first. Needed where there are metrics."""
+        """Prediction and target for :meth:`metrics`, batch first. Required if there are metrics."""
         raise ProblemError(f"{type(self).__name__} has metrics, so it must define outcome()")
 
     def figures(self, equilibrium: Equilibrium, batch: Any) -> Mapping[str, Figure]:
@@ -118,9 +119,9 @@ class Task(nn.Module, ABC):
         return []
 
     def prediction_directory(self) -> Path | None:
-        """Where ``deqopt predict`` writes. None, the default, is the folder ``predictions`` of the run."""
+        """The folder that ``deqopt predict`` writes to. None (the default) is the folder ``predictions`` of the run."""
         return None
 
     def write_predictions(self, equilibrium: Equilibrium, batch: Any, directory: Path) -> list[Path]:
-        """Write what ``deqopt predict`` leaves behind for a batch; returns the files written."""
+        """Write the output files of ``deqopt predict`` for a batch; returns the written files."""
         raise ProblemError(f"{type(self).__name__} does not define write_predictions(), which predict needs")

@@ -1,4 +1,4 @@
-"""Samples that are NaN or infinite, out of the way of all others: 0 times NaN is NaN in the gradient of theta."""
+"""Keeps samples that are NaN or infinite away from all other samples: 0 times NaN is NaN in the gradient to theta."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from deqopt.state import State, state_of, tensors_of, zero_where
 class UsablePoint:
     """A point of a problem at which gradients to theta may be taken.
 
-    A sample that is lost has been replaced by a neighbour that is not: its row of z, x and mu, of the problem's
-    ``data`` and of the feasible set are those of the neighbour. No gradient should be asked for it.
+    A lost sample has been replaced by a neighbour that is not lost: its rows of z, x and mu, of the problem's ``data``
+    and of the feasible set are those of the neighbour. Its gradient should not be used.
 
     Attributes:
         lost: (B,) which samples have been replaced; None for none.
@@ -57,9 +57,9 @@ class UsablePoint:
         spoiled = (self.lost & ~finite).nonzero()[:, 0].tolist()
         if spoiled:
             raise NonFiniteError(
-                f"what cell or objective close over is NaN or infinite for the samples {', '.join(map(str, spoiled))}, "
-                "and their gradient would make that of all others NaN: hand it over as JointProblem(data=...), or "
-                "leave these samples out"
+                "cell or objective close over values that are NaN or infinite for the samples "
+                f"{', '.join(map(str, spoiled))}, which would make the gradient of all other samples NaN: pass the "
+                "values as JointProblem(data=...), or leave these samples out"
             )
 
     def without_lost(self, rows: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def finite_rows(*parts: Tensor) -> Tensor:
 
 
 def stand_ins(lost: Tensor) -> Tensor:
-    """(B,) for every sample the index of one that is not ``lost``: its own, or that of a neighbour."""
+    """(B,) for every sample the index of a sample that is not ``lost``: its own index, or that of a neighbour."""
     index = torch.arange(len(lost), device=lost.device)
     before = torch.where(lost, -1, index).cummax(0).values
     return torch.where(before < 0, (~lost).long().argmax(), before)

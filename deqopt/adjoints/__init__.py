@@ -1,4 +1,4 @@
-"""How gradients reach theta from the solution of a joint problem: one file a method."""
+"""Adjoints: methods by which gradients reach theta from the solution of a joint problem, one file per method."""
 
 from deqopt.adjoint import Adjoint
 from deqopt.adjoints.envelope import Envelope

@@ -1,4 +1,4 @@
-"""Evaluations that keep only their inputs, and run again for the backward pass."""
+"""Evaluations of which only the inputs are kept, and which run again in the backward pass."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from deqopt.state import State, leaf, state_of, tensors_of
 
 
 def checkpointed(problem: JointProblem, z: State, x: Tensor, mu: State) -> Evaluation:
-    """:meth:`JointProblem.evaluate_with_graph`, of which autograd keeps ``z``, ``x`` and ``mu`` alone.
+    """:meth:`JointProblem.evaluate_with_graph`, but autograd keeps only ``z``, ``x`` and ``mu``.
 
-    Not ``torch.utils.checkpoint``: its second run must save the tensors that the first has saved, and does not where
-    weights come from ``parametrize.cached()``. So theta is made an input: the leaves that autograd reaches.
+    ``torch.utils.checkpoint`` does not work here: its second run must save the same tensors as the first, and it does
+    not if weights come from ``parametrize.cached()``. So theta, the leaves that autograd reaches, becomes an input.
     """
     fixed = replace(problem, data=tree_map(_detached, problem.data))
     with torch.enable_grad():
@@ -37,7 +37,7 @@ def checkpointed(problem: JointProblem, z: State, x: Tensor, mu: State) -> Evalu
 
 
 class _Recomputed(torch.autograd.Function):
-    """Outputs that are known already; the backward pass evaluates again with a graph, and differentiates that."""
+    """Returns known outputs; the backward pass evaluates again with a graph, and differentiates this evaluation."""
 
     @staticmethod
     def forward(
@@ -70,8 +70,8 @@ class _Recomputed(torch.autograd.Function):
 
 @contextmanager
 def without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Gradients of ``leaves`` are computed without their tensor hooks: these run where the sum over all evaluations
-    arrives, and must not have run on every term before."""
+    """Within this context, gradients of ``leaves`` are computed without their tensor hooks. The hooks run on the sum
+    over all evaluations, and must not run on each term before."""
     hooks = [(one, dict(one._backward_hooks)) for one in leaves if one._backward_hooks]
     for leaf_with_hooks, _ in hooks:
         leaf_with_hooks._backward_hooks.clear()  # type: ignore[union-attr]

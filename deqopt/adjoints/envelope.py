@@ -1,4 +1,4 @@
-"""The envelope theorem: the gradient where the outer loss is the inner objective."""
+"""The envelope theorem: the gradient of an outer loss that is a function of the inner objective."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from deqopt.usable import UsablePoint
 class Envelope(Adjoint):
     """``d_theta J* = d_theta [J(z, x) + <mu, f(z, x)>]`` at the solution, with z, x and mu held fixed.
 
-    Exact (Danskin; to first order in the residual) for losses that are functions of ``eq.objective`` alone, at
-    the cost of one evaluation and no second solve. ``eq.z``, ``eq.x`` and ``eq.mu`` carry no gradient to theta; the
+    It is exact (Danskin; to first order in the residual) for losses that are functions of ``eq.objective`` alone. It
+    costs one evaluation and needs no second solve. ``eq.z``, ``eq.x`` and ``eq.mu`` carry no gradient to theta; the
     backward pass of a loss that depends on them warns.
 
-    The gradient to parameters of the feasible set is added where its projection carries one, see
+    If the projection onto the feasible set carries a gradient, the gradient to the parameters of the set is added, see
     :func:`envelope_objective`.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
@@ -49,17 +49,17 @@ def envelope_objective(who: str, point: UsablePoint, objective: Tensor, report: 
 
         J(z, x) + <mu, f(z, x)> + <g_x, Proj_X(x - a g_x)>
 
-    in theta and in the parameters of X, at a point that is held fixed. The last term is ``1 / (2 a)`` times the squared
-    distance of ``x - a g_x`` from X, as far as its gradient goes: by how much the optimum falls where X gives way. At
-    an optimum, a does not matter; here the step is as long as x. The samples that the report has as lost get no
-    gradient, nor do those for which the loss asks for one that is not finite: see
+    in theta and in the parameters of X, at a point that is held fixed. The last term has the same gradient as
+    ``1 / (2 a)`` times the squared distance of ``x - a g_x`` from X: it is the decrease of the optimum when X becomes
+    larger. At an optimum, the value of a does not matter; here the step is as long as x. Samples that are lost
+    according to the report get no gradient, nor do samples with a gradient of the loss that is not finite: see
     :func:`deqopt.adjoints.left_out.without_lost`.
 
     Args:
-        who: the adjoint, which warns.
+        who: name of the adjoint, for warnings.
 
     Raises:
-        ProblemError: no gradient is carried by anything.
+        ProblemError: nothing carries a gradient.
         NonFiniteError: see :meth:`UsablePoint.check`.
     """
     with torch.enable_grad():
@@ -80,7 +80,7 @@ def envelope_objective(who: str, point: UsablePoint, objective: Tensor, report: 
 
 
 def _value_of_bounds(point: UsablePoint) -> Tensor | None:
-    """``<g_x, Proj_X(x - a g_x)>``, (B,), with g_x and x held fixed; None where X has no parameters that learn."""
+    """``<g_x, Proj_X(x - a g_x)>``, (B,), with g_x and x held fixed; None if X has no learned parameters."""
     problem, x = point.problem, point.x
     if not (_learns(problem.feasible) or problem.feasible.project(x).requires_grad):
         return None
@@ -92,7 +92,7 @@ def _value_of_bounds(point: UsablePoint) -> Tensor | None:
 
 
 def _learns(part: Any) -> bool:
-    """Whether a set has a parameter that learns: a projection may depend on it at some points and not at others."""
+    """Whether a set has a learned parameter: the projection may depend on it at some points and not at others."""
     if isinstance(part, Tensor):
         return part.requires_grad
     if isinstance(part, nn.Module):

@@ -1,4 +1,4 @@
-"""Restarted GMRES (Saad and Schultz 1986) for a batch of independent linear systems, one a row."""
+"""Restarted GMRES (Saad and Schultz 1986) for a batch of independent linear systems, one per row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Room for the basis is made for that many vectors, and doubled whenever it is full.
+# Memory for the basis is allocated for this many vectors, and doubled whenever it is full.
 _FIRST_VECTORS = 31
 
 
@@ -18,7 +18,7 @@ class LinearSolution:
 
     Attributes:
         u: (B, width).
-        residual: (B,) ``|b - A u| / |b|``, measured with a product of its own; 0 where b is 0.
+        residual: (B,) ``|b - A u| / |b|``, measured with an additional product; 0 where b is 0.
         nfe: (B,) products with A.
     """
 
@@ -28,16 +28,17 @@ class LinearSolution:
 
 
 def gmres(product: Callable[[Tensor], Tensor], b: Tensor, *, tol: float, max_nfe: int, restart: int) -> LinearSolution:
-    """The u of least residual in the Krylov space of ``b``, row by row. Rows that are not finite get 0 and NaN.
+    """The u of least residual in the Krylov space of ``b``, row by row. Rows that are not finite get u = 0 and a
+    residual of NaN.
 
-    Every row has scalars of its own and stops by itself: no row can spoil another.
+    Every row has its own coefficients and stops independently: no row can spoil another row.
 
     Args:
-        product: ``A u`` of rows (B, width); must not couple rows.
+        product: function that returns ``A u`` for rows (B, width); must not couple rows.
         b: (B, width).
-        tol: of the relative residual.
-        max_nfe: products, at least 2.
-        restart: vectors of the size of b that are kept before the method starts again from what it has.
+        tol: tolerance of the relative residual.
+        max_nfe: largest number of products, at least 2.
+        restart: number of vectors of the size of b that are kept before the method restarts from its current u.
     """
     given = b.isfinite().all(1)
     b = b.masked_fill(~given[:, None], 0)
@@ -65,10 +66,11 @@ def gmres(product: Callable[[Tensor], Tensor], b: Tensor, *, tol: float, max_nfe
 def _cycle(
     product: Callable[[Tensor], Tensor], b: Tensor, active: Tensor, goal: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """GMRES from 0 until ``|b - A u| <= goal |b|``, (B,), or for ``steps`` products; u and (B,) products spent.
+    """GMRES from 0 until ``|b - A u| <= goal |b|``, (B,), or for ``steps`` products. Returns u and the number of
+    products, (B,).
 
-    Arnoldi's relation is ``A V_k = V_{k+1} H``; H is kept as ``Q^T R``, so that the last entry of ``Q |b| e_1`` is the
-    residual. The column of a finished row is that of the identity with 0 on the right: it adds nothing to u.
+    Arnoldi's relation is ``A V_k = V_{k+1} H``. H is kept as ``Q^T R``, so the last entry of ``Q |b| e_1`` is the
+    residual. A finished row gets a column of the identity with 0 on the right-hand side, which adds nothing to u.
     """
     batch, width = b.shape
     tiny = torch.finfo(b.dtype).tiny
@@ -88,7 +90,7 @@ def _cycle(
         size = _norm(image)
         known = basis[:, : k + 1]
         column = q.new_zeros(batch, k + 2)
-        for _ in range(2):  # once more, or the basis loses its orthogonality
+        for _ in range(2):  # twice, or the basis loses its orthogonality
             overlap = torch.bmm(image.unsqueeze(1), known.mT)
             image = torch.baddbmm(image.unsqueeze(1), overlap, known, alpha=-1).squeeze(1)
             column[:, : k + 1] += overlap.squeeze(1)
@@ -96,7 +98,7 @@ def _cycle(
         column[:, k + 1] = rest
         column = torch.bmm(q[:, : k + 2, : k + 2], column.unsqueeze(2)).squeeze(2)
         pivot = torch.hypot(column[:, k], column[:, k + 1])
-        active = active & (pivot > torch.finfo(b.dtype).eps * size)  # else A is singular on the Krylov space
+        active = active & (pivot > torch.finfo(b.dtype).eps * size)  # otherwise A is singular on the Krylov space
         cos, sin = torch.where(active, column[:, k : k + 2].mT / pivot, column.new_tensor([[1.0], [0.0]]))
         upper, lower = q[:, k].clone(), q[:, k + 1].clone()
         q[:, k] = cos[:, None] * upper + sin[:, None] * lower

@@ -1,4 +1,4 @@
-"""How much longer a gradient becomes on its way back through the evaluations of a solve."""
+"""Measures the growth of a gradient on its way back through the evaluations of a solve."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from deqopt.equilibrium import BackwardReport, Equilibrium
 from deqopt.state import State, state_of, tensors_of
 
 # A gradient that became this many times longer says little about the solution. Of 4,200 gradients of random tanh cells,
-# unrolled through short and converged solves, none below it had an error of more than 52 times the true gradient, and
-# all above it had one of more than the true gradient.
+# unrolled through short and converged solves, none below this limit had an error of more than 52 times the true
+# gradient, and all above it had an error larger than the true gradient.
 ERRATIC = 20.0
-# What comes of a loss of x alone as it reaches z and mu is an exchange of units, up to this factor, and no growth.
+# When the gradient of a loss of x alone first reaches z and mu, a factor up to this is a change of units, not growth.
 EXCHANGE = 20.0
 
 
 class Growth:
     """Watches the cotangents of ``(z, mu, x)`` during a backward pass.
 
-    Their length is ``sqrt(sum |block|^2 |cotangent of block|^2)``, the change of the loss by a change of every block
-    of the order of the block itself; so units do not matter. The growth is that of the longest over that at the
-    solution, or at the evaluation before it.
+    Their length is ``sqrt(sum |block|^2 |cotangent of block|^2)``: the change of the loss when every block changes by
+    its own size. So units do not matter. The growth is the largest length divided by the length at the solution, or at
+    the evaluation before it.
 
     Args:
-        who: warns.
+        who: name of the adjoint, for warnings.
     """
 
     def __init__(self, who: str) -> None:
@@ -41,13 +41,13 @@ class Growth:
         self._lost: Tensor
 
     def watched(self, samples: Tensor, z: State, x: Tensor, mu: State) -> tuple[State, Tensor, State]:
-        """The same values, before they are evaluated. ``samples``, (b,), of the solve are left."""
+        """The same values, watched, for an evaluation of the remaining ``samples``, (b,), of the solve."""
         count = len(tensors_of(z))
         parts = _Passed.apply(self, samples, count, *tensors_of(z), *tensors_of(mu), x)
         return state_of(parts[:count], z), parts[-1], state_of(parts[count:-1], mu)
 
     def attach(self, equilibrium: Equilibrium) -> Equilibrium:
-        """The same values, from where a backward pass begins. Only ``differentiable`` samples get a gradient."""
+        """The same values, at which a backward pass begins. Only ``differentiable`` samples get a gradient."""
         self._report, self._lost = report_of(equilibrium), ~equilibrium.differentiable
         z, mu, x = equilibrium.z, equilibrium.mu, equilibrium.x
         self._sizes = _length(tensors_of(z)), _length(tensors_of(mu)), _length((x,))
@@ -55,8 +55,8 @@ class Growth:
         return equilibrium.with_values(parts, objective, self._report)
 
     def begin(self, count: int, *cotangents: Tensor) -> tuple[Tensor, ...]:
-        """A backward pass begins with these, the first of which is that of the objective: it counts where it comes to z
-        and x. The same, with zeros in the samples that give no gradient."""
+        """Called with the cotangents at which a backward pass begins. The first is that of the objective, which is
+        counted where it reaches z and x. Returns them, with zeros in the samples that give no gradient."""
         _, (objective, *parts) = without_lost(self._who, self._report, self._lost, cotangents)
         self._start = self._longest = self._lengths(count, *parts)
         self._open = torch.ones_like(self._start, dtype=torch.bool)
@@ -64,7 +64,7 @@ class Growth:
         return objective, *parts
 
     def passed(self, samples: Tensor, count: int, *cotangents: Tensor) -> None:
-        """It has come back through an evaluation of these samples."""
+        """Called when a backward pass has gone through an evaluation of these samples."""
         if self._start is None:
             return
         here = torch.zeros_like(self._start).index_copy(0, samples, self._lengths(count, *cotangents, rows=samples))
@@ -88,7 +88,7 @@ class Growth:
         warn_of_backward(
             self._who,
             growth > ERRATIC,
-            f"made the gradient up to {float(growth.nan_to_num(nan=0.0).max()):.0e} times longer, so that it "
+            f"made the gradient up to {float(growth.nan_to_num(nan=0.0).max()):.0e} times longer, so the gradient "
             "says little about the solution",
             "use Implicit(), or unroll fewer evaluations",
         )

@@ -1,4 +1,4 @@
-"""Values of a solution that an adjoint holds fixed: a loss of them is a mistake that would pass unnoticed."""
+"""Values of a solution that an adjoint holds fixed: warns of losses that depend on them, an easy mistake."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from deqopt.state import state_of, tensors_of
 
 
 def hold(equilibrium: Equilibrium, names: Sequence[str], who: str) -> Equilibrium:
-    """The same values; a backward pass that comes to those named, z, x or mu, stops there with a warning.
+    """The same equilibrium, but a backward pass that reaches the named values stops there with a warning.
 
     Args:
-        equilibrium: whose objective is attached to theta.
-        who: the adjoint that carries no gradient to them.
+        equilibrium: solution whose objective carries a gradient to theta.
+        names: the values that are held fixed, of z, x and mu.
+        who: name of the adjoint that carries no gradient to them.
     """
     held = [getattr(equilibrium, name) for name in names]
     parts = [part for state in held for part in tensors_of(state)]
@@ -31,7 +32,7 @@ def hold(equilibrium: Equilibrium, names: Sequence[str], who: str) -> Equilibriu
             names = " and ".join(dict.fromkeys(asked))
             warnings.warn(
                 f"the loss depends on {names}, to which {who} carries no gradient, so that the cell learns nothing "
-                "from it: use Implicit() or Unrolled() (--adjoint), or .detach() where that is meant",
+                "from it: use Implicit() or Unrolled() (--adjoint), or .detach() if this is intended",
                 stacklevel=2,
             )
         return [None]

@@ -31,17 +31,19 @@ class OnFailure(Enum):
 class Implicit(StationaryAdjoint):
     """Implicit differentiation of the whole stationary system: exact, for any outer loss of z, x and mu.
 
-    Solves ``(d_w F)^T lam = -d_w loss`` by GMRES, one double-backward through f and J a product: about the cost of two
-    evaluations. The gradient is that of the optimum; where the forward solve stopped far from it, or the Lagrangian's
-    curvature in x is nearly singular there, prefer :class:`Unrolled`, the gradient of what was computed.
+    Solves ``(d_w F)^T lam = -d_w loss`` by GMRES. Each product is one double-backward through f and J, which costs
+    about two evaluations. The result is the gradient of the optimum. If the forward solve stopped far from the optimum,
+    or the Lagrangian's curvature in x is nearly singular there, prefer :class:`Unrolled`, the gradient of the computed
+    iterates.
 
     Args:
-        tol: of the relative residual ``|(d_w F)^T lam + d_w loss| / |d_w loss|``, every unknown in units of its own
-            size. On decoders, 1e-3 left an error of up to 2 % in the gradient to theta, 1e-2 of up to 100 %.
-        max_nfe: products a backward pass, at least 5: three of them measure these units.
-        restart: how many vectors of the size of (z, mu, x) are kept before GMRES starts again from what it has; less
-            than ``max_nfe`` saves memory and may cost many more products.
-        on_failure: what to do where ``tol`` is not reached.
+        tol: tolerance of the relative residual ``|(d_w F)^T lam + d_w loss| / |d_w loss|``, with every unknown in units
+            of its own size. On decoders, 1e-3 left an error of up to 2 % in the gradient to theta, and 1e-2 an error of
+            up to 100 %.
+        max_nfe: largest number of products per backward pass, at least 5: three of them measure these units.
+        restart: number of vectors of the size of (z, mu, x) that are kept before GMRES restarts from its current
+            solution; a value below ``max_nfe`` saves memory and may cost many more products.
+        on_failure: action if ``tol`` is not reached.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.solvers import JointAnderson

@@ -1,4 +1,4 @@
-"""The implicit gradient of the equilibrium alone, as if its input were given."""
+"""The implicit gradient of the equilibrium alone, as if its input were fixed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from deqopt.ranges import at_least, positive
 
 @dataclass(frozen=True)
 class InputHeld(Adjoint):
-    """Implicit differentiation of ``z = f(z, x)`` with x held: see :func:`deqopt.adjoints.implicit_fixed_point`.
+    """Implicit differentiation of ``z = f(z, x)`` with x held fixed, see :func:`deqopt.adjoints.implicit_fixed_point`.
 
-    It is the gradient where x is given; here x is optimised, and what theta does to it is left out, as in the published
-    code of joint inference. A cheap gradient for comparison: ``eq.z`` carries it, ``eq.objective`` that of the envelope
-    theorem. ``eq.x`` and ``eq.mu`` carry none; the backward pass of a loss that depends on them warns.
+    It would be the exact gradient for a given x. Here x is optimised, and the effect of theta on x is left out, as in
+    the published code of joint inference. It is a cheap gradient for comparison. ``eq.z`` carries this gradient, and
+    ``eq.objective`` that of the envelope theorem. ``eq.x`` and ``eq.mu`` carry none; the backward pass of a loss that
+    depends on them warns.
 
     Args:
-        tol: of the relative residual of u.
-        max_nfe: products with ``(d_z f)^T`` a backward pass.
+        tol: tolerance of the relative residual of u.
+        max_nfe: largest number of products with ``(d_z f)^T`` per backward pass.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.solvers import JointAnderson

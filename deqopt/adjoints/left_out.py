@@ -1,4 +1,4 @@
-"""Samples that give no gradient to theta: left out, reported and said in one way, whatever the adjoint."""
+"""Samples that give no gradient to theta: all adjoints leave them out and report them in the same way."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from deqopt.usable import UsablePoint, finite_rows
 
 
 def point_of(who: str, problem: JointProblem, equilibrium: Equilibrium) -> UsablePoint:
-    """Where a solve ended, for gradients to theta. Warns of samples whose solve diverged: they give none.
+    """The point where a solve ended, for gradients to theta. Warns of samples whose solve diverged: they give none.
 
     Args:
-        who: the adjoint, which warns.
+        who: name of the adjoint, for warnings.
     """
     point = UsablePoint.of_solution(problem, equilibrium, ~equilibrium.differentiable)
     if point.lost is not None:
@@ -37,26 +37,28 @@ def warn_of_diverged(who: str, equilibrium: Equilibrium) -> None:
 
 
 def report_of(equilibrium: Equilibrium) -> BackwardReport:
-    """An empty report that knows which samples give no gradient already."""
+    """An empty report, except for the samples that are already known to give no gradient."""
     return BackwardReport(lost=~equilibrium.differentiable)
 
 
 def without_lost(
     who: str, report: BackwardReport, lost: Tensor, cotangents: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The samples that give no gradient, (B,), and the cotangents of the solution, (B, ...) each, with zeros in them.
+    """The samples that give no gradient, (B,), and the cotangents of the solution, (B, ...) each, with zeros in these
+    samples.
 
     Args:
-        who: the adjoint, which warns.
-        report: in which they are noted.
-        lost: (B,) samples of which this was known before. Those with a cotangent that is not finite come to them.
+        who: name of the adjoint, for warnings.
+        report: report in which these samples are noted.
+        lost: (B,) samples that were known before to give no gradient. Samples with a cotangent that is not finite are
+            added to them.
     """
     broken = ~finite_rows(*cotangents)
-    if broken.device.type == "cpu":  # an accelerator is not asked
+    if broken.device.type == "cpu":  # does not wait for an accelerator
         warn_of_samples(
             who,
             broken & ~lost,
-            "give no gradient, because that of the loss is NaN or infinite for them",
+            "give no gradient, because the gradient of the loss is NaN or infinite for them",
             "look for a division by zero, a root or a logarithm in the loss",
         )
     _note(report, broken)
@@ -65,10 +67,10 @@ def without_lost(
 
 
 def without_useless(report: BackwardReport, status: Tensor, multipliers: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What a backward solve found, (B, ...) each, with zeros in the samples for which that is worth nothing.
+    """The result of a backward solve, (B, ...) each, with zeros in the samples for which it is useless.
 
     Args:
-        report: in which they are noted.
+        report: report in which these samples are noted.
         status: (B,) how the backward solve ended.
     """
     useless = ~finite_rows(*multipliers) | (status == Status.DIVERGED) | (status == Status.NON_FINITE)

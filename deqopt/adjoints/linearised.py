@@ -14,7 +14,7 @@ from deqopt.state import Layout, State, leaf, state_of, tensors_of, work_dtype
 from deqopt.stationary import StationarySystem, rows_dtype
 from deqopt.usable import finite_rows
 
-# The least length, in units of x, of a change of x by which its effect is measured.
+# The smallest length, in units of x, of the change of x that measures the effect of x.
 MIN_PROBE = 1e-3
 
 
@@ -25,9 +25,9 @@ class Linearised:
     Attributes:
         residual: F, (B, width); differentiable in ``unknowns`` and theta.
         unknowns: w, as leaves.
-        layout: how w lies in the rows of F.
+        layout: the positions of w in the rows of F.
         scale: (B, width) natural lengths of the unknowns.
-        nfe: products spent on finding what F and ``scale`` are made of.
+        nfe: number of products spent on measuring ``a`` and ``scale``.
     """
 
     residual: Tensor
@@ -44,12 +44,12 @@ class Linearised:
 
             F = [ f(z, x) - z | g_z - mu | Proj_X(x - a g_x) - x ]
 
-        Its Jacobian is near -1 where f contracts and ``a`` fits the curvature of the Lagrangian in x. Active
-        constraints, and their curvature, are in the derivative of the projection. The implicit gradient depends on
-        neither ``a`` nor ``scale``, the same for all entries of z, of mu and of x.
+        Its Jacobian is near -1 if f contracts and ``a`` fits the curvature of the Lagrangian in x. The derivative of
+        the projection contains active constraints and their curvature. The implicit gradient does not depend on ``a``,
+        nor on ``scale``, which is the same for all entries of z, for all of mu and for all of x.
 
         Args:
-            step_size: a; measured if None, see :func:`_measured`.
+            step_size: the step a; measured if None, see :func:`_measured`.
 
         Raises:
             ProblemError: the projection cannot be differentiated.
@@ -78,10 +78,10 @@ class Linearised:
 
     @classmethod
     def of_map(cls, f: Callable[[State], State], z: State, lost: Tensor) -> Linearised:
-        """``F = f(z) - z``, for a z that is finite also in the samples that are ``lost``, (B,).
+        """``F = f(z) - z``, for a z that is finite also in the ``lost`` samples, (B,).
 
         Raises:
-            NonFiniteError: f is NaN or infinite for a sample that is lost, so that all gradients would be.
+            NonFiniteError: f is NaN or infinite for a lost sample, which would make all gradients NaN.
         """
         with torch.enable_grad():
             z = leaf(z)
@@ -90,8 +90,8 @@ class Linearised:
         spoiled = (lost & ~finite_rows(*tensors_of(image))).nonzero()[:, 0].tolist()
         if 0 < len(spoiled) < len(lost):
             raise NonFiniteError(
-                f"what f closes over is NaN or infinite for the samples {', '.join(map(str, spoiled))}, and their "
-                "gradient would make that of all others NaN: leave them out"
+                f"f closes over values that are NaN or infinite for the samples {', '.join(map(str, spoiled))}; they "
+                "would make the gradient of all other samples NaN: leave these samples out"
             )
         with torch.enable_grad():
             residual = layout.pack(image, dtype) - layout.pack(z, dtype)
@@ -109,12 +109,12 @@ class Linearised:
 def _measured(evaluation: Evaluation, z: State, mu: State, x: Tensor) -> tuple[Tensor, Tensor]:
     """A step length a, (B,), that fits the curvature in x, and natural lengths of z, mu and x, (B, 3).
 
-    x is moved by a random p of its own length, z and mu follow by one application of their equations, and the
-    Lagrangian's gradient changes by
+    x is moved by a random p of the same length as x. z and mu follow by one application of their equations. Then the
+    gradient of the Lagrangian changes by
 
         K p = H_xx p + (d_x f)^T (H_zz d_x f p + H_zx p) + H_xz d_x f p.
 
-    ``a = |p| / (4 |K p|)``: with half of it or three times as much GMRES needs more products, on decoders.
+    ``a = |p| / (4 |K p|)``: with half or three times this value, GMRES needs more products on decoders.
     """
     f, g_z, g_x = tensors_of(evaluation.f), tensors_of(evaluation.g_z), evaluation.g_x
     states, inputs = tensors_of(z), (*tensors_of(z), *tensors_of(mu), x)

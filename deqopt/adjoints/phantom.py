@@ -15,7 +15,7 @@ from deqopt.errors import check_finite
 from deqopt.iteration import Status
 from deqopt.ranges import at_least, positive, positive_share
 
-# A series whose last term is this many times longer than its first diverges. A little growth may pass.
+# A series diverges if its last term is more than this many times longer than its first. A little growth is allowed.
 GROWN = 10.0
 
 
@@ -24,15 +24,15 @@ class Phantom(StationaryAdjoint):
     """The gradient of ``steps`` damped steps ``w <- w + damping (T(w) - w)`` from the solution (Geng et al. 2021), with
     ``T(w) = (f, g_z, Proj(x - a g_x))``.
 
-    With ``M = I + damping d_w F`` it is ``lam = damping (I + M + ... + M^(steps - 1))^T v``, v the gradient of the loss
-    in w. Where M contracts, the error falls as its spectral radius to the power of ``steps``. A series that grows is
-    reported as diverged, with a warning, and gives no gradient.
+    With ``M = I + damping d_w F`` it uses ``lam = damping (I + M + ... + M^(steps - 1))^T v``, where v is the gradient
+    of the loss in w. If M contracts, the error decreases as its spectral radius to the power of ``steps``. A series
+    that grows is reported as diverged, with a warning, and gives no gradient.
 
     Args:
-        steps: at least 1; takes ``steps - 1`` products.
-        damping: in (0, 1]; smaller values contract where the plain step does not.
-        step_size: a of T's ``Proj(x - a g_x)``, in units of x per unit of its gradient; if None it is fitted to the
-            curvature of the Lagrangian, by three more products.
+        steps: number of steps, at least 1; costs ``steps - 1`` products.
+        damping: damping of each step, in (0, 1]; with small values M may contract where the plain step does not.
+        step_size: the step a in ``Proj(x - a g_x)``, in units of x per unit of its gradient; if None, it is fitted to
+            the curvature of the Lagrangian by three more products.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.solvers import JointAnderson
@@ -59,8 +59,8 @@ class Phantom(StationaryAdjoint):
     def multiplier(self, system: Linearised, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
         """``lam_0 = 0``, ``lam <- lam + damping (v + (d_w F)^T lam)``, ``steps`` times, for the cotangent v.
 
-        The reported residual is that before the last step, ``|v + (d_w F)^T lam| / |v|``, every unknown in units of its
-        own size: the length of the last term of the series relative to the first.
+        The reported residual is ``|v + (d_w F)^T lam| / |v|`` before the last step, with every unknown in units of its
+        own size. It is the length of the last term of the series relative to the first term.
         """
         term, lam = cotangent, self.damping * cotangent
         for _ in range(self.steps - 1):
@@ -72,7 +72,7 @@ class Phantom(StationaryAdjoint):
         warn_of_backward(
             type(self).__name__,
             (status == Status.DIVERGED)[~lost],
-            f"is a Neumann series that grows, so that they give no gradient, {worst_of(residual[~lost])}",
+            f"is a Neumann series that grows, so these samples give no gradient, {worst_of(residual[~lost])}",
             "lower damping or step_size, train with a Jacobian penalty, or use Implicit",
         )
         return lam, BackwardReport(residual, status, torch.full_like(status, self.steps - 1 + system.nfe))
@@ -82,12 +82,13 @@ class Phantom(StationaryAdjoint):
 class JacobianFree(Phantom):
     """The gradient of one step ``w <- T(w) = (f, g_z, Proj(x - a g_x))`` from the solution (Fung et al. 2022): lam = v.
 
-    It takes no product at all, and has a positive inner product with the implicit gradient where T contracts enough.
-    One step does not lead from x to z: the gradient of a loss of z alone does not know that theta moves x.
+    It needs no product with the Jacobian. If T contracts enough, it has a positive inner product with the implicit
+    gradient. In one step, a change of x does not reach z: so the gradient of a loss of z alone ignores that theta moves
+    x.
 
     Args:
-        step_size: a, the step of x, in units of x per unit of its gradient; if None it is fitted to the curvature of
-            the Lagrangian, by three products.
+        step_size: the step a of x, in units of x per unit of its gradient; if None, it is fitted to the curvature of
+            the Lagrangian by three products.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.solvers import JointAnderson

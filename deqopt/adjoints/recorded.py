@@ -1,4 +1,4 @@
-"""A joint problem whose evaluations autograd records, and what must be known of the solve that makes them."""
+"""A joint problem whose evaluations are recorded by autograd, and the state of the solve that makes them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from deqopt.usable import UsablePoint, finite_rows
 
 @dataclass
 class RecordedSolve:
-    """One solve.
+    """The state of one solve.
 
     Attributes:
-        growth: of the gradient, on its way back.
-        checkpoint: whether of every evaluation only its inputs are kept.
+        growth: measures the growth of the gradient on its way back.
+        checkpoint: whether only the inputs of every evaluation are kept.
         started: whether there was an evaluation.
         start_learns: whether the start carries a gradient.
-        spoiled: (B,) samples without finite values at the start; None where there are none.
+        spoiled: (B,) samples without finite values at the start; None if there are no such samples.
     """
 
     growth: Growth
@@ -34,17 +34,17 @@ class RecordedSolve:
     spoiled: Tensor | None = None
 
     def plain(self, problem: JointProblem, z: State, x: Tensor, mu: State) -> Evaluation:
-        """An evaluation with a graph, whatever its values are."""
+        """An evaluation with a graph, without a check of its values."""
         return (checkpointed if self.checkpoint else JointProblem.evaluate_with_graph)(problem, z, x, mu)
 
 
 @dataclass(frozen=True)
 class RecordedProblem(JointProblem):
-    """A problem in which neighbours stand in for spoiled samples: see :class:`deqopt.usable.UsablePoint`.
+    """A problem in which spoiled samples are replaced by their neighbours: see :class:`deqopt.usable.UsablePoint`.
 
     Attributes:
-        solve: that it belongs to.
-        samples: (b,) which samples of the solve are left; None for all.
+        solve: the solve that the problem belongs to.
+        samples: (b,) the samples of the solve that are left; None for all.
     """
 
     solve: RecordedSolve = field(default_factory=lambda: RecordedSolve(Growth("Unrolled")))
@@ -54,18 +54,18 @@ class RecordedProblem(JointProblem):
 
     @classmethod
     def of(cls, problem: JointProblem, who: str, checkpoint: bool = False) -> RecordedProblem:
-        """For a new solve.
+        """The recorded problem for a new solve.
 
         Args:
-            who: warns of gradients that grow.
-            checkpoint: keep of every evaluation only its inputs.
+            who: name of the adjoint, for warnings of gradients that grow.
+            checkpoint: whether to keep only the inputs of every evaluation.
         """
         own = {one.name: getattr(problem, one.name) for one in fields(JointProblem)}
         return cls(**own, solve=RecordedSolve(Growth(who), checkpoint))
 
     def evaluate(self, z: State, x: Tensor, mu: State) -> Evaluation:
-        """Differentiable in z, x, mu and theta; NaN and without a gradient in samples that are spoiled or not finite
-        here."""
+        """An evaluation that is differentiable in z, x, mu and theta. Samples that are spoiled or not finite here are
+        NaN and carry no gradient."""
         solve = self.solve
         if not solve.started:
             solve.start_learns = any(part.requires_grad for part in (*tensors_of(z), *tensors_of(mu), x))

@@ -1,4 +1,4 @@
-"""What a backward pass says of itself."""
+"""Errors and warnings of backward passes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def check_reaches_theta(value: Tensor) -> None:
 
 
 def warn_of_backward(who: str, failed: Tensor, what: str, advice: str) -> None:
-    """One warning a backward pass about the samples that ``failed``, (B,), if any did.
+    """One warning per backward pass about the samples that ``failed``, (B,), if any failed.
 
     Args:
-        who: the adjoint.
-        what: happened to them: "ended above tol=1e-3, the worst with ...".
-        advice: what to do.
+        who: name of the adjoint.
+        what: what happened to the samples: "ended above tol=1e-3, the worst with ...".
+        advice: what the user can do.
     """
     if bool(failed.any()):
         warnings.warn(describe_backward(who, failed, what, advice), stacklevel=3)
 
 
 def warn_of_samples(who: str, concerned: Tensor, what: str, advice: str) -> None:
-    """One warning about the samples that are ``concerned``, (B,), if any are: the arguments are those of
-    :func:`warn_of_backward`, for what is no matter of the backward solve."""
+    """One warning about the samples that are ``concerned``, (B,), if any are. For warnings that do not concern the
+    backward solve; the arguments are those of :func:`warn_of_backward`."""
     if bool(concerned.any()):
         count = f"{int(concerned.sum())} of {len(concerned)} samples"
         warnings.warn(f"{who}: {count} {what}: {advice}", stacklevel=4)
@@ -44,7 +44,7 @@ def describe_backward(who: str, failed: Tensor, what: str, advice: str) -> str:
 
 
 def worst_of(residual: Tensor) -> str:
-    """The largest of ``residual``, (B,), as a warning names it."""
+    """Text for a warning about the largest ``residual``, (B,)."""
     known = residual[~residual.isnan()]
     said = [f"the worst with a relative residual of {float(known.max()):.1e}"] if len(known) else []
     if len(known) < len(residual):

@@ -24,20 +24,20 @@ Multiplier = Callable[[Linearised, Tensor, Tensor], tuple[Tensor, BackwardReport
 
 @dataclass(frozen=True)
 class StationaryAdjoint(Adjoint):
-    """``d loss / d theta = lam^T d_theta F`` with ``(d_w F)^T lam = -d_w loss``, or with a lam close to that.
+    """``d loss / d theta = lam^T d_theta F`` with ``(d_w F)^T lam = -d_w loss``, or with an approximation of this lam.
 
-    ``eq.z``, ``eq.x`` and ``eq.mu`` carry the gradients of any outer loss, ``eq.objective`` that of the envelope
-    theorem. ``eq.backward`` is filled by the backward pass. Samples that are not ``differentiable``, or whose backward
-    solve diverged, get no gradient. Of a plain fixed point, ``F = f(z) - z``.
+    ``eq.z``, ``eq.x`` and ``eq.mu`` carry the gradient of any outer loss, and ``eq.objective`` carries that of the
+    envelope theorem. The backward pass fills ``eq.backward``. Samples that are not ``differentiable``, or whose
+    backward solve diverged, get no gradient. For a plain fixed point, ``F = f(z) - z``.
     """
 
     def step_of_x(self) -> float | None:
-        """a in ``Proj_X(x - a g_x)``; None has it measured."""
+        """The step a in ``Proj_X(x - a g_x)``; if None, it is measured."""
         return None
 
     @abstractmethod
     def multiplier(self, system: Linearised, cotangent: Tensor, lost: Tensor) -> tuple[Tensor, BackwardReport]:
-        """lam for ``cotangent = d_w loss``, (B, width) both, and how it was found. ``lost`` samples, (B,), have 0."""
+        """lam for ``cotangent = d_w loss``, both (B, width), and the report. The cotangent of ``lost`` samples is 0."""
 
     def attach(self, problem: JointProblem, equilibrium: Equilibrium) -> Equilibrium:
         who, report = type(self).__name__, report_of(equilibrium)
@@ -57,10 +57,10 @@ class StationaryAdjoint(Adjoint):
 def connected_map(
     who: str, f: Callable[[State], State], at: State, z: State, report: BackwardReport, multiplier: Multiplier
 ) -> State:
-    """The values z, connected to f at ``at``, which is z but in the samples that the report has as lost.
+    """The values z, connected to f at ``at``, which equals z except in the samples that the report lists as lost.
 
     Args:
-        who: warns in the backward pass.
+        who: name of the adjoint, for warnings in the backward pass.
     """
     assert report.lost is not None
     system = Linearised.of_map(f, at, report.lost)
@@ -70,7 +70,8 @@ def connected_map(
 def connected(
     who: str, system: Linearised, values: Sequence[Tensor], report: BackwardReport, multiplier: Multiplier
 ) -> tuple[Tensor, ...]:
-    """The values of the unknowns, connected to what F reaches by a multiplier that every backward pass finds anew."""
+    """The values of the unknowns, with gradients to everything that F depends on. Every backward pass solves for the
+    multiplier again."""
     known = report.lost
 
     def pull(cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -16,21 +16,22 @@ from deqopt.problem import JointProblem
 
 @dataclass(frozen=True)
 class Unrolled(Adjoint):
-    """Differentiates the solve as it was run, from its start to the iterate that it returned.
+    """Differentiates the solve as it was run, from its start to the returned iterate.
 
     ``eq.z``, ``eq.x``, ``eq.mu`` and ``eq.objective`` carry the gradient of the algorithm, whether it converged or not;
-    ``eq.objective`` has no envelope gradient. A start z0, x0 or mu0 that carries a gradient gets its own. Memory grows
-    with every evaluation.
+    ``eq.objective`` does not carry the envelope gradient. If the start z0, x0 or mu0 requires a gradient, it gets one
+    too. Memory grows with every evaluation.
 
-    The derivative of an iterate need not converge where the iterate does: of a solve that wanders about its solution
-    before it gets there it can be wrong by orders of magnitude. Such a gradient grows on its way back through the
-    evaluations: ``eq.backward.growth`` says how much, and the backward pass warns of samples where it is beyond
-    :data:`deqopt.adjoints.growth.ERRATIC`.
+    The derivative of an iterate may fail to converge although the iterate converges. If a solve wanders around its
+    solution before it converges, the derivative can be wrong by orders of magnitude. Such a gradient grows on its way
+    back through the evaluations. ``eq.backward.growth`` measures this growth, and the backward pass warns of samples
+    where it is larger than :data:`deqopt.adjoints.growth.ERRATIC`.
 
     Args:
-        checkpoint: keep of every evaluation only its inputs (z, x, mu), and evaluate once more in the backward pass
-            (Chen et al. 2016). What ``cell`` and ``objective`` need from other learned functions is best handed over
-            as ``data``: what they close over is differentiated down to its parameters for every evaluation.
+        checkpoint: whether to keep only the inputs (z, x, mu) of every evaluation, and to evaluate once more in the
+            backward pass (Chen et al. 2016). Outputs of other learned functions that ``cell`` and ``objective`` need
+            should be passed as ``data``: outputs that they close over are differentiated down to the parameters in
+            every evaluation.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.solvers import Tracking
@@ -51,7 +52,7 @@ class Unrolled(Adjoint):
             check_reaches_theta(point.problem.lagrangian(point.z, point.x, point.mu)[0])
         if not isinstance(problem, RecordedProblem) or not equilibrium.objective.requires_grad:
             raise ProblemError(
-                "Unrolled cannot attach gradients to a finished solve: hand it to solve(..., adjoint=Unrolled()), "
-                "whose evaluations it records"
+                "Unrolled cannot attach gradients to a finished solve, because it must record the evaluations: call "
+                "solve(..., adjoint=Unrolled())"
             )
         return problem.solve.growth.attach(equilibrium)

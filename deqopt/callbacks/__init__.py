@@ -1,4 +1,4 @@
-"""What happens around training: checkpoints, figures, comparisons, written predictions, files that cannot be read."""
+"""Lightning callbacks: checkpoints, figures, comparisons, written predictions, reports of unreadable files."""
 
 from deqopt.callbacks.checkpoint import RunCheckpoint
 from deqopt.callbacks.comparison import ComparisonReport

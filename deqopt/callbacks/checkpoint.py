@@ -23,15 +23,15 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 class RunCheckpoint(ModelCheckpoint):
     """Keeps ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt`` of a run.
 
-    ``last.ckpt`` is written after every validation, every so many minutes, and at the end of training, whatever the
-    monitored figure is. ``best.ckpt`` is the best of the whole run: a run that goes on from a checkpoint begins with
-    the best so far. Weights that are NaN or infinite are never written. Where a file cannot be written, on a full disk
-    for instance, a warning says so, the former file stays and the run goes on; at the end of training it is an error.
+    ``last.ckpt`` is written after every validation, every few minutes, and at the end of training; it does not depend
+    on the monitored figure. ``best.ckpt`` is the best of the whole run: a run that goes on from a checkpoint begins
+    with the best so far. Weights that are NaN or infinite are never written. If a file cannot be written, for instance
+    on a full disk, the previous file stays, and the run goes on with a warning; at the end of training it is an error.
 
     Args:
-        monitor: the logged figure by which the best is chosen; NaN and infinity are never the best.
-        mode: whether the lowest (min) or the highest (max) is the best.
-        every_n_minutes: after how long without one ``last.ckpt`` is written, between two steps.
+        monitor: logged figure by which the best checkpoint is chosen; NaN and infinity are never the best.
+        mode: whether the lowest (min) or the highest (max) value is the best.
+        every_n_minutes: largest number of minutes before ``last.ckpt`` is written again, between two steps.
 
     Raises:
         ProblemError: ``every_n_minutes`` is not larger than 0.
@@ -50,7 +50,7 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(monitor=monitor, mode=mode, filename="best", save_last=True, enable_version_counter=False)
         self.every_n_minutes = every_n_minutes
         self._step = 0
-        self.last_step: int | None = None  # of what last.ckpt holds, in this run
+        self.last_step: int | None = None  # the step that last.ckpt holds, in this run
         self._last_written = 0.0
         self._failure: DeqoptError | None = None
         self._missed = False
@@ -69,7 +69,7 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        # Gradients that wait for more batches are in no checkpoint, and the end of an epoch writes by itself.
+        # Accumulated gradients are in no checkpoint, and the end of an epoch writes one anyway.
         if _writes(trainer) and stepped and not _epoch_is_complete(trainer):
             due = time.monotonic() - self._last_written >= 60 * self.every_n_minutes
             if trainer.strategy.reduce_boolean_decision(due, all=False):
@@ -90,7 +90,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._try_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises what kept the last state from being written."""
+        """Raises the error that prevented the last state from being written."""
         if not _writes(trainer) or self.last_step == trainer.global_step:
             return
         if self._failure is not None:
@@ -103,11 +103,11 @@ class RunCheckpoint(ModelCheckpoint):
         """Write ``last.ckpt``: in all processes together, at the end of a batch, a validation or an epoch.
 
         Returns:
-            Where it is.
+            The path of the file.
 
         Raises:
             NonFiniteError: weights, or values of the optimiser, are NaN or infinite.
-            CheckpointError: the file cannot be written. The former one stays as it was.
+            CheckpointError: the file cannot be written. The previous file stays unchanged.
         """
         path = self._path(LAST)
         self.last_model_path = str(path)
@@ -134,7 +134,7 @@ class RunCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(path, weights_only=False)
         except OSError as error:
             failure = f"{path} could not be written: {error.strerror or error}"
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the processes that do not write are waiting
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # the processes that do not write are waiting here
         failure = trainer.strategy.broadcast(failure)
         if failure is not None:
             raise CheckpointError(failure)
@@ -149,9 +149,9 @@ class RunCheckpoint(ModelCheckpoint):
     # -- the best -----------------------------------------------------------------------------------------------------
 
     def _consider(self, trainer: Trainer, validated: bool) -> bool:
-        """Write ``best.ckpt`` where the monitored figure is better than ever; whether it was written.
+        """Write ``best.ckpt`` if the monitored figure is better than ever. Returns whether it was written.
 
-        Where there was no validation just now, a figure that did not change may be of an earlier state.
+        Without a validation just before, a figure that did not change may belong to an earlier state.
         """
         figure = trainer.strategy.broadcast(self._figure(trainer))
         if figure is None and (validated or not trainer.enable_validation) and not self._missed:
@@ -178,7 +178,7 @@ class RunCheckpoint(ModelCheckpoint):
         return True
 
     def _figure(self, trainer: Trainer) -> float | None:
-        """The latest value of the monitored figure; None where there is none yet."""
+        """The latest value of the monitored figure; None if there is none yet."""
         value = trainer.callback_metrics.get(str(self.monitor))
         return None if value is None else float(value)
 
@@ -187,14 +187,14 @@ class RunCheckpoint(ModelCheckpoint):
         return best is None or (score < best if self.mode == "min" else score > best)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the best score so far, which Lightning forgets in a new folder."""
+        """Takes over the best score so far, which Lightning drops in a new folder."""
         if finite_number(state_dict.get("best_model_score")) is not None:
             self.best_model_score = state_dict["best_model_score"]
             self.best_model_path = str(state_dict.get("best_model_path", ""))
             self.current_score = state_dict.get("current_score")
 
     def _bring_best(self, trainer: Trainer) -> None:
-        """Copy the best checkpoint so far into the folder of this run, which goes on from another."""
+        """Copy the best checkpoint so far into the folder of this run, which goes on from another run."""
         here = self._path(BEST)
         if self.best_model_score is None or Path(self.best_model_path) == here:
             return
@@ -220,7 +220,7 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 def _writes(trainer: Trainer) -> bool:
-    """Whether this is training, and not an attempt."""
+    """Whether this is real training, and not a trial run."""
     attempt = trainer.fast_dev_run or trainer.sanity_checking  # type: ignore[attr-defined]
     return trainer.state.fn == TrainerFn.FITTING and not attempt
 
@@ -231,7 +231,7 @@ def _epoch_is_complete(trainer: Trainer) -> bool:
 
 
 def _training_ends(trainer: Trainer) -> bool:
-    """Whether this epoch, at the end of which we are, is the last one."""
+    """Whether the epoch that is ending now is the last one."""
     steps, epochs = trainer.max_steps, trainer.max_epochs
     out_of_steps = 0 <= steps <= trainer.global_step
     out_of_epochs = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1

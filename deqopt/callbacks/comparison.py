@@ -1,4 +1,4 @@
-"""The one callback that compares methods on the samples of a test."""
+"""The base callback that compares methods on the samples of a test."""
 
 from __future__ import annotations
 
@@ -24,37 +24,39 @@ from deqopt.tables import write_csv
 
 OURS = "ours"
 Answers = Mapping[str, Any]
-"""What the methods make of a batch, by name."""
+"""The answers of the methods for a batch, by name."""
 
 
 class ComparisonReport(Callback):
-    """In test: gives every method the same samples and reports what it reaches, ours beside the others.
+    """In test: gives the same samples to our method and to all other methods, and compares their scores.
 
-    Logs ``test/<metric>_<method>``, the means over the samples; prints a table with 95 % intervals and the paired
-    differences to the first method; writes ``figures/<name>.csv`` with the same, ``figures/<noun>.csv`` with every
-    sample, and ``figures/<name>.png``. With several processes each scores its share; a sample that was met twice, to
-    fill a batch up, counts once. A trial run (``fast_dev_run``) writes nothing.
+    It logs ``test/<metric>_<method>``, the means over the samples. It prints a table with 95 % intervals and the paired
+    differences to the first method. It writes the same to ``figures/<name>.csv``, the scores of every sample to
+    ``figures/<noun>.csv``, and a picture to ``figures/<name>.png``. With several processes, each scores its share; a
+    sample that occurs twice, to fill a batch, counts once. A trial run (``fast_dev_run``) writes nothing.
 
-    Batches say by ``index``, (B,), which of the samples they hold: as an attribute, or as an entry of a dictionary.
+    Every batch must have the numbers of its samples in ``index``, (B,): an attribute, or an entry of a dictionary.
 
     Args:
-        name: of the files.
-        measures: the scores that count. ``seconds`` a sample are measured: of ours, those of the whole test step.
+        name: name of the files.
+        measures: scores to report. ``seconds`` per sample are measured; for our method, the time of the whole test
+            step.
         score: ``score(answer, batch)``, the scores (B,) of an answer by metric.
         ours: ``ours(equilibrium, batch)``, our answer for a solved batch, such as images or probabilities, batch first.
-        methods: the other methods by name, ``method(batch)``: answers of the same kind. They are called without
-            gradients, and enable them where they need any.
-        noun: of the samples, such as images or episodes.
-        most: the first test samples that are compared, in all; by default all. In a trial run it is 1.
+        methods: the other methods by name, ``method(batch)``, with answers of the same kind. They are called without
+            gradients, and must enable gradients if they need them.
+        noun: word for the samples, such as images or episodes.
+        most: largest total number of test samples that are compared, from the first on; by default all samples. In a
+            trial run it is 1.
 
     Attributes:
         others: ``methods``, to which more can be added before a test.
-        scores: of all samples, after a test.
+        scores: scores of all samples, after a test.
         seen: the number of samples of the test.
 
     Raises:
-        ProblemError: ``most`` is below 1; when the test starts, two methods of one name; then, a batch without
-            ``index``, or scores that are not (B,).
+        ProblemError: ``most`` is below 1; when the test starts, two methods have the same name; during the test, a
+            batch has no ``index``, or scores are not (B,).
 
     Example:
         >>> report = ComparisonReport(
@@ -90,40 +92,41 @@ class ComparisonReport(Callback):
         self._seen: list[Scores] = []
         self.scores, self.seen = Scores([], {}), 0
 
-    # -- what a report of one's own may say otherwise ---------------------------------------------------------------
+    # -- methods that a subclass may override -----------------------------------------------------------------------
 
     def methods(self, trainer: Trainer) -> Mapping[str, Callable[[Any], Any]]:
-        """The other methods; asked for when a test starts."""
+        """The other methods; called when a test starts."""
         return self.others
 
     def more(
         self, values: Mapping[str, Mapping[str, Tensor]], equilibrium: Equilibrium, batch: Any
     ) -> tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Tensor]]:
-        """Scores of further methods, made of the scores of a batch, and facts of its samples, (B,); see `Scores`."""
+        """Scores of further methods, computed from the scores of a batch, and facts of its samples, (B,); see
+        `Scores`."""
         return {}, {}
 
     def answered(self, answers: Answers, batch: Any) -> None:
-        """Called with the answers to every batch, such as to keep some for a picture."""
+        """Called with the answers for every batch, for example to keep some for a picture."""
 
     def summary(self) -> Summary:
-        """Of all samples, once the test is over."""
+        """The summary of all samples, once the test is over."""
         return Summary(self.scores, self.measures, self.noun)
 
     def title(self) -> str:
-        """Above the table and the picture."""
+        """The title above the table and the picture."""
         of = "" if self.seen == len(self.scores) else f"of {self.seen} "
         return f"{self.name[:1].upper()}{self.name[1:]}: {len(self.scores)} {of}test {self.noun}"
 
     def table(self) -> str:
-        """What is printed below the title."""
+        """The text that is printed below the title."""
         return self.summary().table()
 
     def notes(self) -> Sequence[str]:
-        """Lines below the table."""
+        """Lines that are printed below the table."""
         return []
 
     def logged(self) -> Mapping[str, float]:
-        """What is logged, by names without ``test/``."""
+        """The logged values, by names without ``test/``."""
         return self.summary().logged()
 
     def write(self, directory: Path) -> None:
@@ -198,12 +201,12 @@ def index_of(batch: Any) -> Tensor:
     """(B,) the numbers of the samples of a batch in their data.
 
     Raises:
-        ProblemError: the batch does not say.
+        ProblemError: the batch has no ``index``.
     """
     index = batch.get("index") if isinstance(batch, Mapping) else getattr(batch, "index", None)
     if not isinstance(index, Tensor):
         raise ProblemError(
-            f"methods are compared on samples that have numbers, and a {type(batch).__name__} of the test has none: "
+            f"methods are compared on numbered samples, but a {type(batch).__name__} of the test has no index: "
             "give batches an entry index, (B,), so that every sample counts once"
         )
     return index

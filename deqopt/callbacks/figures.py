@@ -13,9 +13,10 @@ from deqopt.weights import cached_weights
 
 
 class FigureWriter(Callback):
-    """After every validation and every test: ``figures/<stage>_<name>.png``, drawn from the first batch.
+    """After every validation and every test: writes ``figures/<stage>_<name>.png``, drawn from the first batch.
 
-    The names are those of ``Task.figures``, and ``convergence`` for objective and residual against evaluations.
+    The names are those of ``Task.figures``, and ``convergence``, which shows objective and residual against
+    evaluations.
 
     Example:
         >>> trainer = Trainer(callbacks=[FigureWriter()], accelerator="cpu")
@@ -45,9 +46,9 @@ class FigureWriter(Callback):
 
 
 def figure_directory(trainer: Trainer) -> Path | None:
-    """Where the figures of a run are written; None where there is nowhere, or in all processes but the first.
+    """The folder for the figures of a run; None if the run has no folder, and in all processes except the first.
 
-    To be asked in all processes: ``trainer.log_dir`` is broadcast by the first.
+    Must be called in all processes, because the first broadcasts ``trainer.log_dir``.
     """
     directory = trainer.log_dir
     if not trainer.is_global_zero or directory is None or trainer.fast_dev_run:  # type: ignore[attr-defined]

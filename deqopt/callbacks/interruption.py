@@ -1,4 +1,4 @@
-"""A run that is asked to end, or that fails, leaves its last state behind."""
+"""Saves the last state of a run that is asked to end or that fails."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from deqopt.signals import Interrupted, signals
 class Interruption(Callback):
     """Writes ``last.ckpt`` when a signal or an exception ends training.
 
-    A signal (SIGINT, SIGTERM, SIGHUP) to any process of the run lets the current batch finish; then all processes
-    write ``last.ckpt`` and end with the signal's exit status. A second signal ends the process at once. During
-    validation a single process does not wait for its end; several do. Outside training, nothing is written.
+    After a signal (SIGINT, SIGTERM, SIGHUP) to any process of the run, the current batch is finished; then all
+    processes write ``last.ckpt`` and end with the exit status of the signal. A second signal ends the process at once.
+    If the signal comes during validation, a run with one process does not wait for the end of validation; a run with
+    several processes does. Outside training, nothing is written.
 
-    Under SLURM with automatic requeueing, SIGUSR1 has Lightning save its checkpoint and requeue the job, between two
-    batches as well.
+    Under SLURM with automatic requeueing, SIGUSR1 makes Lightning save its checkpoint and requeue the job, also between
+    two batches.
 
-    An exception leaves the state before the batch that it broke off, which :class:`Resume` describes, unless the
-    optimiser had begun to change the weights. :class:`RunCheckpoint` refuses weights that are not finite.
+    After an exception, the state before the interrupted batch is saved, see :class:`Resume`, unless the optimiser had
+    begun to change the weights. :class:`RunCheckpoint` refuses weights that are not finite.
 
-    Training ends before the next batch or the next step of validation, so that the last one is complete: with the
+    Training ends before the next batch or the next step of validation, so that the last batch is complete: with the
     state of all callbacks, and its row in the log.
 
     Example:
@@ -50,7 +51,7 @@ class Interruption(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._handlers.enter_context(signals.heeded())
-        # Lightning's own handlers speak to the other processes where the signal finds them, amid something else.
+        # Lightning's own handlers contact the other processes at once, even in the middle of another operation.
         handlers = trainer._signal_connector
         handlers._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
         if self._requeue is None:
@@ -90,7 +91,7 @@ class Interruption(Callback):
         self._end_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        # Processes may have different numbers of batches, so that several cannot ask each other here.
+        # Processes may have different numbers of batches, so they cannot communicate here.
         if self._step is None:
             signals.check()
         elif trainer.world_size == 1:
@@ -128,7 +129,7 @@ class Interruption(Callback):
         self._step = None
 
     def _is_between_steps(self, trainer: Trainer) -> bool:
-        """Whether the weights are those of the last batch that was completed."""
+        """Whether the weights are those after the last completed batch."""
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
         assert isinstance(batches, _ProcessedTracker)
         return batches.processed == batches.ready or trainer.global_step == self._step
@@ -137,7 +138,7 @@ class Interruption(Callback):
         for callback in _run_checkpoints(trainer):
             try:
                 path = callback.write_last(trainer)
-            except (NonFiniteError, CheckpointError) as error:  # what ended the run is to be told, too
+            except (NonFiniteError, CheckpointError) as error:  # the error that ended the run must be reported too
                 rank_zero_warn(str(error))
             else:
                 rank_zero_info(f"Interrupted at step {trainer.global_step}: --ckpt_path last goes on from {path}")
@@ -148,7 +149,7 @@ def _run_checkpoints(trainer: Trainer) -> list[RunCheckpoint]:
 
 
 def _agreed(trainer: Trainer, number: int) -> int:
-    """The largest number of all processes; to be asked in all at once."""
+    """The largest number of all processes; all must call it at the same time."""
     if trainer.world_size == 1:
         return number
     own = torch.tensor(number, device=trainer.strategy.root_device)

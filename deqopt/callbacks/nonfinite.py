@@ -1,4 +1,4 @@
-"""What must not go into a checkpoint."""
+"""Finds NaN and infinite values, which must not be written into a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def first_not_finite(trainer: Trainer) -> str | None:
-    """The name of the first weight, buffer or value of an optimiser that training cannot go on from; None if all can.
+    """The name of the first weight, buffer or optimiser value with which training cannot go on; None if all are valid.
 
-    Weights and the optimisers' values must be finite; buffers may be infinite, such as a bound, but not NaN.
+    Weights and values of optimisers must be finite. Buffers may be infinite, for example a bound, but not NaN.
     """
     module = trainer.lightning_module
     weights = {name for name, _ in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""Where in its epochs a run is, and how Lightning's loops are told to go on from there."""
+"""The position of a run in its epochs, and how to make Lightning's loops go on from there."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 class Position:
     """The last batch that a run has completed.
 
-    Lightning 2.6 saves the counters of its loops, but goes on from some of their states with a loss: after the last
-    batch of an epoch, and after any other one that validation follows, it leaves that validation out.
+    Lightning 2.6 saves the counters of its loops, but does not go on correctly from some states: after the last batch
+    of an epoch, and after any other batch that is followed by validation, it skips this validation.
 
     Args:
-        epoch: that is under way, or the next one; 0 is the first.
-        batch: how many batches of the epoch are completed.
-        batches: of an epoch, as the trainer's limits have it.
-        total: batches completed in the whole run.
-        validation: that follows the last batch is still to be done, from its beginning.
+        epoch: the current epoch, or the next one; 0 is the first.
+        batch: number of completed batches of the epoch.
+        batches: number of batches per epoch, within the limits of the trainer.
+        total: number of completed batches of the whole run.
+        validation: whether the validation after the last batch is still to be done, from its beginning.
         logged: step of the loggers before the loop goes on.
     """
 
@@ -34,12 +34,12 @@ class Position:
 
     @classmethod
     def of(cls, trainer: Trainer, *, validated: bool) -> Position:
-        """Where a run is now: a batch is completed from ``on_train_batch_end`` on. Within a batch, the run is where
-        gradients began to be accumulated.
+        """The present position of a run. A batch counts as completed from ``on_train_batch_end`` on. Within a batch,
+        the position is the one where the accumulation of gradients began.
 
         Args:
-            trainer: of the run.
-            validated: the validation that is under way, if one is, has ended but for the remaining hooks.
+            trainer: trainer of the run.
+            validated: whether the current validation, if any, has ended except for the remaining hooks.
         """
         loop, batches = trainer.fit_loop.epoch_loop, trainer.num_training_batches
         epochs, now = trainer.fit_loop.epoch_progress.current, loop.batch_progress.current
@@ -69,8 +69,8 @@ class Position:
     def restore(self, loops: dict[str, Any]) -> None:
         """Change the saved state of the fit loop so that Lightning goes on from here.
 
-        For Lightning, it looks as if the run had been saved at the end of validation or, where this is still to be
-        done, at the end of a batch of it; so it trains no batch again and leaves nothing out.
+        To Lightning, the run then appears to have been saved at the end of validation or, if validation is still to be
+        done, at the end of one of its batches. So it repeats no training batch and skips nothing.
         """
         under_way = int(self.batch > 0)
         epochs = loops["epoch_progress"]
@@ -89,7 +89,7 @@ class Position:
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] = self.logged
 
     def enter(self, trainer: Trainer) -> None:
-        """Change what Lightning's loops only know once they have begun; to be called in ``on_train_start``."""
+        """Change the state that Lightning's loops only have once they have begun; called in ``on_train_start``."""
         if not self.batch:
             trainer.fit_loop.epoch_loop.restarting = False
         elif self.batch >= self.batches and not _validation_is_due(trainer, self.batch, self.total):
@@ -103,12 +103,12 @@ class Position:
 
 
 def accumulates(trainer: Trainer, batch: int) -> bool:
-    """Whether gradients are kept from the batch with this number, 1 or more, in its epoch for the next one."""
+    """Whether the gradients of the batch with this number (1 or more) in its epoch are kept for the next batch."""
     return batch % trainer.accumulate_grad_batches != 0 and batch < trainer.num_training_batches
 
 
 def _validation_is_due(trainer: Trainer, batch: int, total: int) -> bool:
-    """Whether validation follows a batch, by its number, 1 or more, in its epoch and in the whole run."""
+    """Whether validation follows a batch, given by its numbers (1 or more) in its epoch and in the whole run."""
     every = trainer.val_check_batch
     if not trainer.fit_loop.epoch_loop._should_check_val_epoch() or every is None:  # None: after so many minutes
         return False

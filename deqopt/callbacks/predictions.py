@@ -1,4 +1,4 @@
-"""Writes what `deqopt predict` finds, batch by batch."""
+"""Writes the results of `deqopt predict`, batch by batch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from deqopt.weights import cached_weights
 
 
 def prediction_directory(trainer: Trainer, task: Task) -> Path:
-    """Where predict writes: ``Task.prediction_directory``, by default the folder ``predictions`` of the run.
+    """The output folder of predict: ``Task.prediction_directory``, by default the folder ``predictions`` of the run.
 
-    To be asked by all processes at once, because the folder of the run is broadcast.
+    All processes must call it at the same time, because the folder of the run is broadcast.
     """
     run = Path(trainer.log_dir or trainer.default_root_dir)
     return task.prediction_directory() or run / "predictions"
 
 
 class PredictionWriter(Callback):
-    """Hands every solved batch to ``Task.write_predictions``, for :func:`prediction_directory`, which it makes.
+    """Passes every solved batch to ``Task.write_predictions``, and creates the folder :func:`prediction_directory`.
 
     Example:
         >>> trainer = Trainer(callbacks=[PredictionWriter()], logger=False, accelerator="cpu")
@@ -35,7 +35,7 @@ class PredictionWriter(Callback):
         self._written = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Asked for once: processes may have different numbers of batches.
+        # Called once, because processes may have different numbers of batches.
         self._directory = prediction_directory(trainer, pl_module.task)  # type: ignore[arg-type]
         self._directory.mkdir(parents=True, exist_ok=True)
 

@@ -1,4 +1,4 @@
-"""A run that is resumed is the same run."""
+"""Makes a resumed run identical to a run without an interruption."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ from deqopt.generators import generator_states, set_generator_states
 from deqopt.optimization import Optimization
 
 KEY = "resume"
-"""Of a checkpoint: what is needed to go on from it."""
+"""The key of a checkpoint for the state that is needed to go on from it."""
 
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """The generators at a position."""
+    """The states of the random-number generators at a position."""
 
     position: Position
     generators: dict[str, Any]
 
 
 class Resume(Callback):
-    """Makes a run that goes on from a checkpoint the same as one that was never interrupted.
+    """Makes a run that goes on from a checkpoint the same as a run that was never interrupted.
 
-    On one CPU it is the same bit for bit, whenever the checkpoint was written: within an epoch, before, in and after
-    validation, between accumulated batches. Beside what Lightning saves, a checkpoint gets the position in the epoch,
-    the states of the random-number generators of every process, gradients that are accumulated, and the last logged
-    figures. A checkpoint that is written within a batch or within validation holds the states of the generators from
-    its beginning, because it will be done again.
+    On one CPU, the runs are identical bit for bit, no matter when the checkpoint was written: within an epoch, before,
+    during or after validation, or between accumulated batches. In addition to the values that Lightning saves, a
+    checkpoint gets the position in the epoch, the states of the random-number generators of every process, accumulated
+    gradients, and the last logged figures. A checkpoint that is written within a batch or within validation holds the
+    states of the generators at the beginning of the batch or validation, because this will be repeated.
 
-    This needs training data whose order in an epoch is that of a :class:`deqopt.data.EpochLoader`, as every
-    :class:`deqopt.data.SplitDataModule` has it. With another loader, Lightning warns where it begins an epoch again.
+    This needs training data that are served by a :class:`deqopt.data.EpochLoader`, as in every
+    :class:`deqopt.data.SplitDataModule`. With another loader, Lightning warns that it begins the epoch again.
 
-    Where the learning rate, the weight decay, the schedule or its number of steps are others than the checkpoint's, the
-    run goes on with the new ones, as if it had begun with them, and says so; of other settings of the trainer, too.
+    If the learning rate, the weight decay, the schedule or its number of steps differ from the checkpoint, the run goes
+    on with the new values, as if it had begun with them, and reports the change. It also reports other changed settings
+    of the trainer.
 
     Raises:
-        CheckpointError: in the middle of an epoch the data, its order or the batches are others than the checkpoint's;
-            or the algorithm is.
+        CheckpointError: the algorithm differs from the checkpoint; or, in the middle of an epoch, the data, their order
+            or the batches differ.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -64,7 +65,7 @@ class Resume(Callback):
         ends = _optimization(pl_module).ends_with_run
         self._steps = int(trainer.estimated_stepping_batches) if ends else None
         if self._loaded is not None and _position(self._loaded).validation and trainer.max_steps != -1:
-            self._extra = 1  # where all steps are taken, Lightning would not go back to validation
+            self._extra = 1  # after the last step, Lightning would not go back to validation
             trainer.fit_loop.epoch_loop.max_steps += self._extra
 
     # -- saving ---------------------------------------------------------------------------------------------------
@@ -124,16 +125,16 @@ class Resume(Callback):
         self._loaded = checkpoint.get(KEY)
         if self._loaded is None:
             rank_zero_warn(
-                "the checkpoint does not say where in its epoch the run was, nor where its random-number generators "
-                "were: the run goes on, but as another one"
+                "the checkpoint contains neither the position of the run in its epoch nor the states of its "
+                "random-number generators: the run goes on, but not exactly as if it had not stopped"
             )
             return
         try:
             position, before = _position(self._loaded), self._loaded["optimization"]["algorithm"]
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                "the checkpoint says in another way than this version of deqopt where in its epoch the run was: go on "
-                "with the version that wrote it"
+                "the checkpoint stores the position of the run in its epoch in a format that this version of deqopt "
+                "does not know: go on with the version that wrote it"
             ) from error
         now = _optimization(pl_module).as_dict()["algorithm"]
         if before != now:
@@ -170,8 +171,8 @@ class Resume(Callback):
     def _restore(self, trainer: Trainer, module: LightningModule, processes: list[dict[str, Any]]) -> None:
         if len(processes) != trainer.world_size:
             rank_zero_warn(
-                f"the checkpoint is of {len(processes)} processes, and there are {trainer.world_size}: the random "
-                "numbers of the run are others from here on"
+                f"the checkpoint is of {len(processes)} processes, and now there are {trainer.world_size}: the run "
+                "goes on with different random numbers"
             )
             return
         own = processes[trainer.global_rank]
@@ -181,7 +182,7 @@ class Resume(Callback):
         set_generator_states(own["generators"], module.device)
 
     def _plan_again(self, trainer: Trainer, module: LightningModule, loaded: dict[str, Any]) -> None:
-        """Put the optimiser and the schedule where other settings than those of the checkpoint have them now."""
+        """Set the optimiser and the schedule to the state that the new settings give at this step."""
         now = _optimization(module)
         changes, steps = _changes(now.as_dict(), loaded["optimization"]), self._steps
         if steps is not None and loaded["steps"] not in (None, steps):
@@ -210,7 +211,7 @@ def _optimization(module: LightningModule) -> Optimization:
 
 
 def _trainer_settings(trainer: Trainer) -> dict[str, Any]:
-    """Those that change what is learned, but for the length of the run."""
+    """The settings of the trainer that change the learned weights, except for the length of the run."""
     return {
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "gradient_clip_val": trainer.gradient_clip_val,
@@ -220,7 +221,7 @@ def _trainer_settings(trainer: Trainer) -> dict[str, Any]:
 
 
 def _changes(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """What is other than before, for people."""
+    """Readable descriptions of the changes."""
     names = [name for name in {**now, **before} if now.get(name) != before.get(name)]
     return [f"{name} {now.get(name)} (before: {before.get(name)})" for name in names]
 
@@ -230,13 +231,13 @@ def _position(loaded: dict[str, Any]) -> Position:
 
 
 def _loader(trainer: Trainer) -> EpochLoader | None:
-    """What serves the batches of training, where it can start in the middle of an epoch."""
+    """The loader of training batches, if it can start in the middle of an epoch."""
     loader = trainer.train_dataloader
     return loader if isinstance(loader, EpochLoader) else None
 
 
 def _of_all_processes(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
-    """What every process has, by rank; to be asked in all at once, as every checkpoint is written."""
+    """The values of all processes, by rank; all must call it at the same time, as when a checkpoint is written."""
     if trainer.world_size == 1:
         return [own]
     found: list[Any] = [None] * trainer.world_size

@@ -1,4 +1,4 @@
-"""All processes of a run end when one does."""
+"""Ends all processes of a run when one of them ends."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from deqopt.errors import DeqoptError
 from deqopt.signals import Interrupted, signals
 
 PATIENCE = 15.0
-"""Seconds that a process has to end by itself, blocked in a collective operation perhaps, before it is made to."""
+"""Seconds before a process is forced to end, because it may be blocked in a collective operation."""
 
 
 class EndTogether(Callback):
-    """Ends every process of a run within 15 seconds after one was killed or raised.
+    """Ends every process of a run within 15 seconds after one was killed or raised an error.
 
-    Without it, the others may wait for the lost one in a collective operation for half an hour. One line says why: of
-    the process that raised or, where one was killed, of the first one that is left. Nothing is done in a run of one
-    process.
+    Without this callback, the remaining processes may wait for the lost process in a collective operation for half an
+    hour. One line gives the reason: it comes from the process that raised or, if a process was killed, from the first
+    remaining process. The callback does nothing in a run with one process.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -36,7 +36,8 @@ class EndTogether(Callback):
         self._lost = threading.Event()
 
     def begin_early(self, trainer: Trainer) -> None:
-        """Meet the other processes as soon as these can speak, before data is prepared; by default in ``setup``."""
+        """Connect to the other processes as soon as they can communicate, before data is prepared; by default in
+        ``setup``."""
         strategy = trainer.strategy
         connect = strategy.setup_environment
 
@@ -75,7 +76,7 @@ class EndTogether(Callback):
         companions, self._companions = self._companions, None
         if companions is None:
             return
-        # The news may come a moment after the collective operation has failed.
+        # The message may arrive a moment after the collective operation has failed.
         if isinstance(exception, RuntimeError):
             self._lost.wait(1)
         loss = self._loss(exception)
@@ -106,7 +107,7 @@ class EndTogether(Callback):
 
 @contextmanager
 def _ending_with_parent() -> Iterator[None]:
-    """End this process within the block as soon as its parent does, which is the first process or a launcher."""
+    """Within the block, end this process as soon as its parent (the first process or a launcher) ends."""
     parent, over = os.getppid(), threading.Event()
 
     def watch() -> None:

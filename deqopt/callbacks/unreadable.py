@@ -1,4 +1,4 @@
-"""Fails where some of a user's images could not be read, once the others are written."""
+"""Raises an error after predict if some images could not be read, once the results of the others are written."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from deqopt.errors import DataError
 
 
 class ReportUnreadable(Callback):
-    """Fails at the end of predict where images could not be read; their source warns of each before.
+    """Raises an error at the end of predict if images could not be read; the source has warned of each image before.
 
-    As a callback of a task it comes after the trainer's own, which write what is found for the others.
+    As a callback of a task, it runs after the callbacks of the trainer, which write the results for the other images.
 
     Args:
-        images: what is predicted on; None where those are not a user's images. Asked when predict ends.
-        done: what is done with the others, such as "restored".
+        images: function that returns the source of the predicted images, or None if they are not images of the user.
+            Called when predict ends.
+        done: word for what was done with the other images, such as "restored".
 
     Raises:
-        DataError: at the end of predict, in every process, where images could not be read.
+        DataError: at the end of predict, in every process, if images could not be read.
 
     Example:
         >>> from functools import partial

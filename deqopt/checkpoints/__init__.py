@@ -1,4 +1,4 @@
-"""Checkpoints as files: written whole or not at all, read only where every bit is as it was written."""
+"""Checkpoints as files: written completely or not at all, and read only if every bit is unchanged."""
 
 from deqopt.checkpoints.file import copy, previous, read, verified, write
 from deqopt.checkpoints.record import Record, finite_number

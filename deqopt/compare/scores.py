@@ -1,4 +1,4 @@
-"""Scores of methods on the same samples, each sample once, and what they say of other samples."""
+"""Scores of methods on the same samples, each sample once, and estimates for other samples."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from deqopt.errors import ProblemError
 class Estimate:
     """A mean over samples, and the half width ``t s / sqrt(n)`` of its 95 % confidence interval.
 
-    s is the standard deviation over the n samples, t the 97.5 % quantile of Student's distribution with n - 1 degrees
-    of freedom: 1.96 where they are many.
+    s is the standard deviation over the n samples, and t is the 97.5 % quantile of Student's distribution with n - 1
+    degrees of freedom, which is 1.96 for large n.
 
     Attributes:
-        mean: NaN of no sample.
-        half_width: NaN of a single sample, and where all samples have the same value, which say nothing of others.
-        count: n, the samples whose value is not NaN.
-        missing: the samples whose value is NaN.
+        mean: the mean; NaN if there is no sample.
+        half_width: the half width; NaN for a single sample, and if all samples have the same value, which says nothing
+            about other samples.
+        count: n, the number of samples whose value is not NaN.
+        missing: the number of samples whose value is NaN.
 
     Example:
         >>> found = Estimate.of([1.0, 2.0, 3.0, math.nan])
@@ -39,7 +40,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Tensor | Sequence[float]) -> Estimate:
-        """Of values (N,), one a sample."""
+        """The estimate from values (N,), one per sample."""
         from scipy.special import stdtrit
 
         values = torch.as_tensor(values, dtype=torch.float64)
@@ -53,17 +54,17 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What methods reach on the same samples.
+    """Scores of several methods on the same samples.
 
     Args:
         index: (N,) the number of each sample in its data.
-        values: ``values[method][metric]``, (N,), NaN where a sample has no such score; methods may differ in their
+        values: ``values[method][metric]``, (N,), NaN where a sample has no such score; methods may have different
             metrics. Numbers and bools are kept as float64 on the CPU.
-        facts: what there is to know of the samples beside, by name, (N,), such as what their solves took; whole numbers
-            stay whole.
+        facts: other values of the samples by name, (N,), such as the cost of their solves; integers stay integers.
 
     Raises:
-        ProblemError: scores that are not one a sample; two methods with the same :func:`log_name`.
+        ProblemError: the number of scores differs from the number of samples, or two methods have the same
+            :func:`log_name`.
 
     Example:
         >>> values = {"ours": {"psnr": [20.0, 22.0, 27.0]}, "mean image": {"psnr": [9.0, 10.0, 11.0]}}
@@ -98,9 +99,9 @@ class Scores:
 
     @classmethod
     def joined(cls, parts: Iterable[Scores]) -> Scores:
-        """All samples in the order of their numbers, each once: of those with the same number the first counts.
+        """All samples in the order of their numbers. Of several samples with the same number, the first counts.
 
-        Scores that one part has and another has not are NaN for the samples of the other.
+        A score that only some parts have is NaN for the samples of the other parts.
         """
         parts = [part for part in parts if len(part)]
         if not parts:
@@ -122,7 +123,7 @@ class Scores:
         return cls(index[first], values, facts)
 
     def gathered(self) -> Scores:
-        """Those of all processes of ``torch.distributed``, joined; all processes must call it."""
+        """The joined scores of all processes of ``torch.distributed``; all processes must call this method."""
         parts = [self]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             everyone: list[Scores | None] = [None] * torch.distributed.get_world_size()
@@ -131,27 +132,27 @@ class Scores:
         return Scores.joined(parts)
 
     def of(self, method: str, metric: str) -> Tensor:
-        """(N,) the scores of a method; NaN where it has none of this metric."""
+        """(N,) the scores of a method; NaN if it does not have this metric."""
         return self._or_missing(self.values.get(method, {}).get(metric))
 
     def fact(self, name: str) -> Tensor:
-        """(N,) a fact of the samples; NaN where it is not known."""
+        """(N,) a fact of the samples; NaN where it is unknown."""
         return self._or_missing(self.facts.get(name))
 
     def only(self, methods: Iterable[str]) -> Scores:
-        """The same samples with these methods alone, in this order."""
+        """The same samples with only these methods, in this order."""
         return Scores(self.index, {method: self.values[method] for method in methods}, self.facts)
 
     def difference(self, method: str, metric: str, first: str | None = None) -> Estimate:
-        """The mean of the differences of a method to another, sample by sample; by default to the first.
+        """The mean of the differences, sample by sample, between a method and another method (by default the first).
 
-        Scores that the other does not have are no differences: ``count`` is 0.
+        If the other method does not have this metric, there are no differences, and ``count`` is 0.
         """
         first = first or next(iter(self.values))
         return Estimate.of(self.of(method, metric) - self.of(first, metric))
 
     def rows(self) -> tuple[list[str], list[list[object]]]:
-        """Columns and rows of a CSV, a sample a row: ``index``, the facts, and ``<metric>_<log_name(method)>``.
+        """Columns and rows of a CSV, one row per sample: ``index``, the facts, and ``<metric>_<log_name(method)>``.
 
         Cells without a value are empty.
         """
@@ -166,7 +167,7 @@ class Scores:
 
 
 def log_name(method: str) -> str:
-    """The name of a method in what is logged and in columns: ``Slow-MAML`` is ``slow_maml``."""
+    """The name of a method in logged values and in columns: ``Slow-MAML`` becomes ``slow_maml``."""
     return re.sub(r"\W+", "_", method.lower())
 
 
@@ -191,10 +192,10 @@ def _column(
 
 
 def _names(tables: Iterable[Mapping[str, object]]) -> list[str]:
-    """The keys of all, each once, in the order of their first appearance."""
+    """The keys of all tables, each once, in the order of their first appearance."""
     return list(dict.fromkeys(name for table in tables for name in table))
 
 
 def cell(value: float) -> object:
-    """Of a CSV: empty for NaN."""
+    """The value as a cell of a CSV: empty for NaN."""
     return "" if math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""What methods reach, summed up: their means, intervals and paired differences, as a table and as a CSV."""
+"""Summary of the scores of methods: means, intervals and paired differences, as a table and as a CSV."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class Measure:
     """A kind of score, and how it is shown.
 
     Args:
-        metric: its name in `Scores.values`, in what is logged and in the CSV.
-        label: the heading of its column; by default ``metric``.
-        factor: scores are shown times this, such as 100 for %. Log and CSV have them as they are.
-        digits: after the point.
-        bounds: of the scores; intervals are drawn within them.
-        median: the median alone sums it up, as for seconds: no interval, no difference, no log.
+        metric: name of the score in `Scores.values`, in logged values and in the CSV.
+        label: heading of the column; by default ``metric``.
+        factor: factor for the shown scores, such as 100 for %. Log and CSV contain the original scores.
+        digits: number of digits after the decimal point.
+        bounds: bounds of the scores; intervals are drawn within them.
+        median: whether the score is summarised by its median alone, as for seconds, without interval, difference and
+            log.
 
     Example:
         >>> Measure("accuracy", "accuracy in %", factor=100).shown(0.5)
@@ -43,11 +44,11 @@ class Measure:
         return self.label or self.metric
 
     def shown(self, value: float, sign: str = "") -> str:
-        """The value as text, empty where it is NaN; ``sign="+"`` marks positive values too."""
+        """The value as text, empty if it is NaN; with ``sign="+"``, positive values get a sign too."""
         return "" if math.isnan(value) else format(self.factor * value, f"{sign}.{self.digits}f")
 
     def drawn(self, estimate: Estimate) -> tuple[float, list[float]]:
-        """The mean as it is shown, and how far the interval reaches below and above it, within the bounds."""
+        """The shown mean, and the lengths of the interval below and above it, within the bounds."""
         half_width = 0.0 if math.isnan(estimate.half_width) else estimate.half_width
         low, high = (abs(bound - estimate.mean) for bound in self.bounds)
         return self.factor * estimate.mean, [self.factor * min(half_width, low), self.factor * min(half_width, high)]
@@ -55,17 +56,17 @@ class Measure:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """What methods reach: every mean with its interval, and the paired difference to the first method with its own.
+    """Summary of scores: all means and all paired differences to the first method, each with its interval.
 
     Args:
-        scores: of every sample.
-        measures: the scores that count, in the order of the columns.
-        noun: of the samples, such as images or episodes.
-        details: columns of text by heading, and in these by method, such as the settings of the methods.
+        scores: scores of all samples.
+        measures: scores to summarise, in the order of the columns.
+        noun: word for the samples, such as images or episodes.
+        details: columns of text, by heading and then by method, such as the settings of the methods.
 
     Attributes:
-        means: ``means[method][metric]``; of a `Measure` with ``median``, the median without an interval.
-        differences: of the methods that are not the first.
+        means: ``means[method][metric]``; for a `Measure` with ``median``, the median without an interval.
+        differences: paired differences of all methods but the first to the first method.
 
     Example:
         >>> from deqopt.compare import Scores
@@ -118,9 +119,9 @@ class Summary:
         }
 
     def table(self, width: int = 80) -> str:
-        """A readable table, a method a row, of which no line is longer than ``width``; below it, which scores lack.
+        """A readable table, one row per method, with lines no longer than ``width``; below it, notes on missing scores.
 
-        The first measure has the differences beside it; the CSV has all.
+        Differences are shown for the first measure only; the CSV contains all differences.
         """
         columns = []
         for position, one in enumerate(self.measures):
@@ -136,11 +137,12 @@ class Summary:
         return "\n".join([folded(["", *self.methods], columns, width), *notes])
 
     def rows(self) -> tuple[list[str], list[list[object]]]:
-        """Columns and rows of a CSV, a method a row; cells without a value are empty.
+        """Columns and rows of a CSV, one row per method; cells without a value are empty.
 
-        ``method``, for every measure ``<metric>``, ``<metric>_half_width``, ``<metric>_minus_<first>``,
-        ``<metric>_minus_<first>_half_width``, and the number of the samples under their noun; ``<metric>_missing``
-        where a sample lacks one. Of a `Measure` with ``median`` there is ``<metric>`` alone. The details come last.
+        The columns are ``method``, for every measure ``<metric>``, ``<metric>_half_width``, ``<metric>_minus_<first>``,
+        ``<metric>_minus_<first>_half_width``, and the number of samples in a column with the noun as its name. There is
+        ``<metric>_missing`` if a sample has no such score. A `Measure` with ``median`` has only ``<metric>``. The
+        details come last.
         """
         columns: dict[str, list[object]] = {"method": [*self.methods]}
         for one in self.measures:
@@ -163,7 +165,7 @@ class Summary:
         write_csv(*self.rows(), path)
 
     def _missing(self) -> list[str]:
-        """What is said of the samples that count in no mean, once where it is the same for several methods."""
+        """Notes on the samples that are left out of a mean; methods with the same note share it."""
         notes = []
         for one in self.measures:
             counts = {method: means[one.metric].missing for method, means in self.means.items() if one.metric in means}
@@ -185,7 +187,7 @@ def _summed_up(values: Tensor, measure: Measure) -> Estimate:
 
 
 def _texts(measure: Measure, estimates: Sequence[Estimate | None], sign: str = "") -> list[str]:
-    """The means and the half widths, such as ``85.00 ±27.76``, each under the other."""
+    """The means and the half widths, such as ``85.00 ±27.76``, aligned below each other."""
     means = ["" if one is None else measure.shown(one.mean, sign) for one in estimates]
     widths = ["" if one is None else measure.shown(one.half_width) for one in estimates]
     intervals = [f" ±{width}" if width else "" for width in widths]

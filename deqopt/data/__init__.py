@@ -1,9 +1,9 @@
 """Images that several tasks share: embedded digits and photographs, folders, `.npz` archives and published data sets.
 
-Every source gives float32 tensors (channels, size, size) in [0, 1], from black to white, with labels where it has them.
-`open_images` and `open_labelled` find the right source for what a user points at, `ImageDataModule` serves its splits
-to Lightning, and `save_image` writes a result. A network that works in [-1, 1] maps at its door, by `signed` and
-`unsigned`.
+Every source gives float32 tensors (channels, size, size) in [0, 1], from black to white, with labels if they are known.
+`open_images` and `open_labelled` find the right source for a path of the user, `ImageDataModule` serves its splits to
+Lightning, and `save_image` writes a result. A network that works in [-1, 1] converts its input and output by `signed`
+and `unsigned`.
 """
 
 from deqopt.data.archive import ImageArchive

@@ -48,11 +48,11 @@ class ImageArchive(ImageArray):
         size: height and width of the images.
         channels: 1 or 3 (default).
         key: the array of images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or floats in [0, 1].
-        groups: an array (N,) of integers, such as the person in each image: a split then holds all images
-            of a group or none, and the shares of the splits count groups.
+        groups: name of an array (N,) of integers, such as the person in each image: a split then holds all images of a
+            group or none, and the shares of the splits count groups.
 
     Raises:
-        DataError: anything else in the file, or no such file.
+        DataError: the file does not exist or has other contents.
 
     Example:
         >>> import numpy as np, os, tempfile
@@ -79,7 +79,7 @@ class ImageArchive(ImageArray):
 
 
 def checked_images(images: NDArray[Any], where: str) -> NDArray[Any]:
-    """Images (N, H, W[, 1 or 3]), N at least 1, as they are if uint8, as float32 if floats in [0, 1].
+    """Images (N, H, W[, 1 or 3]), N at least 1: unchanged if uint8, converted to float32 if floats in [0, 1].
 
     Raises:
         DataError: anything else.
@@ -102,7 +102,7 @@ def checked_images(images: NDArray[Any], where: str) -> NDArray[Any]:
 
 
 def check_integers(numbers: NDArray[Any], images: int, where: str) -> None:
-    """Refuse what is not (images,) of integers."""
+    """Raise DataError unless ``numbers`` are integers of shape (images,)."""
     if numbers.shape != (images,) or numbers.dtype.kind not in "iu":
         found = f"has shape {numbers.shape} of {numbers.dtype}"
         raise DataError(f"{where} {found}: it should be ({images},) of integers, one for every image")

@@ -1,4 +1,4 @@
-"""Images to train on, moved and mirrored at random."""
+"""Random shifts and mirroring of training images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from deqopt.ranges import not_negative
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Moves every image of a batch by up to `shift` pixels in each direction, and mirrors half of them.
+    """Shifts every image of a batch by up to `shift` pixels in each direction, and mirrors it with probability 1/2.
 
-    All moves are equally likely, 0 included. What a move uncovers is black.
+    All shifts are equally likely, including 0. Uncovered pixels are black.
 
     Args:
-        shift: the most pixels that an image moves; 0, the default, moves none.
+        shift: largest shift of an image in pixels; 0 (default) for no shift.
         flip: whether to swap left and right with probability 1/2; off by default.
 
     Raises:
@@ -37,11 +37,11 @@ class Augmentation:
         not_negative("Augmentation", shift=self.shift)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, channels, size, size) of the same, with black as 0; a new tensor where anything is changed.
+        """The augmented images, (B, channels, size, size); black is 0. A new tensor if anything is changed.
 
         Args:
             images: (B, channels, size, size).
-            generator: of the draws; by default PyTorch's global one.
+            generator: generator of the random numbers; by default the global one of PyTorch.
         """
         if self.flip:
             mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5

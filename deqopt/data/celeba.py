@@ -16,22 +16,23 @@ LONGEST_PARTITION = 2**28
 
 
 class CelebAFaces(ImageFiles):
-    """CelebA's aligned faces: the central 140x140 of 178x218 pixels (of less, the largest square), resized.
+    """CelebA's aligned faces: the central 140x140 of 178x218 pixels (of smaller images, the largest square), resized.
 
-    The layout is torchvision's: `root/celeba/img_align_celeba/000001.jpg` and on, and
-    `root/celeba/list_eval_partition.txt`, whose lines `000001.jpg 0` make the splits: 0 train, 1 val, 2 test.
-    Other images in that layout do as well; the files of attributes and identities are not needed. A file that has
-    several names, through links, is one image, rather of test than of val, and of val than of train.
+    The layout is that of torchvision: `root/celeba/img_align_celeba/000001.jpg` and so on, and
+    `root/celeba/list_eval_partition.txt`, whose lines `000001.jpg 0` define the splits: 0 train, 1 val, 2 test.
+    Other images in this layout work too; the files of attributes and identities are not needed. A file that has
+    several names, through links, counts as one image. If the names are in different splits, the image is in test rather
+    than in val, and in val rather than in train.
 
     Args:
         root: the folder that holds `celeba`.
         size: height and width of the images.
         channels: 1 or 3 (default).
-        download: fetch what is missing through torchvision, which checks it (1.4 GB; needs `gdown`).
+        download: whether torchvision downloads and checks missing files (1.4 GB; needs `gdown`).
 
     Raises:
-        DataError: a folder of another layout, a partition that does not fit the images, a failed download;
-            on access, an image that cannot be read.
+        DataError: the folder has another layout, the partition does not fit the images, or the download failed;
+            on access, an image cannot be read.
 
     Example:
         >>> import os, tempfile
@@ -65,7 +66,7 @@ class CelebAFaces(ImageFiles):
         self._splits = Splits(*indices)
 
     def splits(self, seed: int) -> Splits:
-        """The official partition, whatever the seed."""
+        """The official partition, for every seed."""
         return self._splits.without(self.unreadable, self.where)
 
 
@@ -73,7 +74,7 @@ def holds_celeba(root: Path) -> bool:
     """Whether `root` holds CelebA in torchvision's layout, or a part of it.
 
     Raises:
-        DataError: `root` is the inside of it.
+        DataError: `root` is the folder inside that layout, not the one that holds it.
     """
     if (root / "celeba" / IMAGES).is_dir() or (root / "celeba" / PARTITION).is_file():
         return True
@@ -129,7 +130,7 @@ def _check_present(folder: Path, names: list[str]) -> None:
 
 
 def _each_once(folder: Path, parts: dict[str, int]) -> dict[str, int]:
-    """The images without those that are the same file as another."""
+    """The images without those that are the same file as another image."""
     by_part = sorted(parts, key=lambda name: -parts[name])
     repeated = repeated_files(folder / name for name in by_part)
     if repeated:

@@ -1,4 +1,4 @@
-"""Labelled images from folders: one subfolder a class."""
+"""Labelled images from folders: one subfolder per class."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -18,14 +18,16 @@ LAYOUT = "CLASS/NAME.png, or train/CLASS/NAME.png and test/CLASS/NAME.png"
 
 
 def open_class_folders(root: Path, *, size: int, channels: int, classes: int) -> LabelledSource:
-    """A folder with one subfolder a class, or with `train/`, `test/` and perhaps `val/` that have these.
+    """Open a folder with one subfolder per class, or with `train/`, `test/` and optionally `val/`, each with one
+    subfolder per class.
 
-    The classes are the names of the subfolders, sorted; images in folders below them belong to them. Beside `train/`,
-    `val/` and `test/` nothing in `root` is read. A file that several of them hold, through links, counts once.
+    The classes are the sorted names of the subfolders; images in deeper folders belong to their class too. If there are
+    `train/`, `val/` and `test/`, nothing else in `root` is read. A file that several of them hold, through links,
+    counts once.
 
     Raises:
-        DataError: no images, or images in no class folder; a class folder without images; fewer than two; `train/`
-            without `test/` or the reverse; class folders that differ between them.
+        DataError: no images, or images outside the class folders; a class folder without images; fewer than two
+            classes; `train/` without `test/` or the reverse; class folders that differ between the parts.
     """
     in_parts = is_in_parts(root, (Part.TRAIN, Part.TEST), LAYOUT)
     images, labels, names = (_parts if in_parts else _whole)(root, size, channels)
@@ -35,15 +37,15 @@ def open_class_folders(root: Path, *, size: int, channels: int, classes: int) ->
 
 
 def is_in_parts(root: Path, needed: Collection[Part], layout: str) -> bool:
-    """Whether the subfolders of `root` are parts; else they are classes, one of which may be called train.
+    """Whether the subfolders of `root` are parts; otherwise they are classes, one of which may be called train.
 
     Args:
         root: the folder.
-        needed: the parts without which the others are none.
-        layout: what the folder should be, for the message.
+        needed: the parts that must be there if any part is there.
+        layout: description of the expected folder, for the message.
 
     Raises:
-        DataError: some parts, but not all that are needed; or a folder that cannot be listed.
+        DataError: some parts are there, but not all that are needed; or a folder cannot be listed.
     """
     folders = set(subfolders(root))
     present = [part for part in Part if part.value in folders]
@@ -75,12 +77,13 @@ def _parts(root: Path, size: int, channels: int) -> tuple[ImageSource, NDArray[n
 
 
 def part_folders(root: Path, size: int, channels: int) -> dict[Part, ImageFolder]:
-    """The images of those of `train/`, `val/` and `test/` that are there.
+    """The images of the existing folders among `train/`, `val/` and `test/`.
 
-    A file that is in two of them through links counts in one, rather in test than in val, and in val than in train.
+    A file that is in two of them, through links, counts in only one: in test rather than in val, and in val rather than
+    in train.
 
     Raises:
-        DataError: one that cannot be listed, or without images.
+        DataError: a folder cannot be listed, or has no images.
     """
     present = [part for part in Part if (root / part.value).is_dir()]
     listings = reversed(list_images([root / part.value for part in reversed(present)]))
@@ -91,10 +94,10 @@ def part_folders(root: Path, size: int, channels: int) -> dict[Part, ImageFolder
 
 
 def class_labels(images: ImageFolder) -> tuple[NDArray[np.int64], list[str]]:
-    """The class of every image, (N,), and the names of the classes: those of the subfolders, sorted.
+    """The class of every image, (N,), and the names of the classes, which are the sorted names of the subfolders.
 
     Raises:
-        DataError: an image in no subfolder; a subfolder without images.
+        DataError: an image is in no subfolder, or a subfolder has no images.
     """
     root, names = images.root, [folder for folder in images.folders if "/" not in folder]
     homes = []

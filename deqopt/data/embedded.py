@@ -20,7 +20,7 @@ class EmbeddedDigits(ImageArray):
 
     Args:
         size: height and width they are resized to, 16 by default.
-        channels: 1 (default) or 3 equal ones.
+        channels: 1 (default), or 3 equal channels.
 
     Example:
         >>> from deqopt.data import EmbeddedDigits
@@ -44,15 +44,15 @@ class EmbeddedDigits(ImageArray):
 class EmbeddedPhotographs(ImageSource):
     """The two sample photographs of scikit-learn, china and flower, cut into patches that do not overlap.
 
-    Each is 427 pixels high and 640 wide, in colour. Its patches are read row by row, left to right; what is left at the
-    right and at the bottom is not used. With the default size there are 520.
+    Each photograph is 427 pixels high and 640 pixels wide, in colour. Its patches are read row by row, left to right;
+    the rest at the right and at the bottom is not used. With the default size there are 520 patches.
 
     Args:
         size: height and width of the patches, which are not resized; 32 by default.
-        channels: 1 (their luma) or 3 (default).
+        channels: 1 (the luma) or 3 (default).
 
     Raises:
-        DataError: a size that leaves fewer than the three columns of patches that the splits need.
+        DataError: the size gives fewer than three columns of patches, which the splits need.
 
     Example:
         >>> from deqopt.data import EmbeddedPhotographs
@@ -88,9 +88,9 @@ class EmbeddedPhotographs(ImageSource):
         return self._photographs[photograph][top : top + self.size, left : left + self.size]
 
     def splits(self, seed: int) -> Splits:
-        """Whole columns of patches of each photograph: a tenth of them each (at least one) are val and test.
+        """Splits by whole columns of patches of each photograph: val and test get a tenth of them each (at least one).
 
-        So no patch has patches of another split above or below it, and every split has both photographs.
+        So no patch has a patch of another split above or below it, and every split has patches of both photographs.
         """
         columns = np.arange(self._rows * self._columns) % self._columns
         one = split_groups(columns, seed, self.where)

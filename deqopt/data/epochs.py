@@ -1,4 +1,4 @@
-"""Random numbers of a place, and the order of an epoch: what makes a resumed run go on as if it had never stopped."""
+"""Random numbers by position, and the order of an epoch: they make a resumed run go on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch.utils.data import Dataset, Sampler
 
 
 def generator_of(seed: int, *place: int) -> torch.Generator:
-    """Random numbers that depend on a seed and a place, such as (epoch, index), alone.
+    """Random numbers that depend only on a seed and a place, such as (epoch, index).
 
     Args:
         seed: 0 or larger.
-        place: numbers that are 0 or larger; places of other lengths are other places.
+        place: numbers that are 0 or larger; tuples of different lengths are different places.
     """
     state = np.random.SeedSequence(seed, spawn_key=place).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 class EpochOrder(Sampler[int]):
-    """``epoch * count + i`` for every i below ``count``, in an order that comes from the seed and the epoch alone.
+    """``epoch * count + i`` for every i below ``count``, in an order that depends only on the seed and the epoch.
 
-    It is therefore the same in all processes of a run, which may each take a share; and a worker learns the epoch from
-    the item that it is asked for.
+    So the order is the same in all processes of a run, each of which may take a share of it. A worker can compute the
+    epoch from the requested item.
 
     Args:
-        count: of the samples.
+        count: number of samples.
         seed: 0 or larger.
-        epoch: says which epoch it is; asked once in every pass.
+        epoch: function that returns the number of the epoch; called once in every pass.
 
     Example:
         >>> from deqopt.data import EpochOrder
@@ -56,14 +56,14 @@ class EpochOrder(Sampler[int]):
 class EpochSamples(Dataset[Any]):
     """Samples that are changed at random in every epoch: item ``epoch * len + i`` is the i-th sample in an epoch.
 
-    So a worker learns the epoch from what a sampler such as `EpochOrder` asks for.
+    So a worker can compute the epoch from the items that a sampler such as `EpochOrder` requests.
 
     Args:
-        source: where the samples are.
-        indices: of those that are served, in this order.
+        source: dataset of the samples.
+        indices: indices of the samples that are served, in this order.
         seed: 0 or larger.
-        change: makes another sample of a sample, with a generator that comes from the seed, the epoch and the index in
-            the source alone; by default samples stay as they are.
+        change: function that changes a sample, with a generator that depends only on the seed, the epoch and the index
+            in the source; by default samples stay unchanged.
 
     Example:
         >>> from deqopt.data import EpochSamples
@@ -92,6 +92,6 @@ class EpochSamples(Dataset[Any]):
 
 
 def epochs_of(trainer: Trainer | None) -> Callable[[], int]:
-    """Says which epoch it is: that of the trainer, so that a run that is resumed goes on where it was; without a
-    trainer 0, 1 and so on, one a call."""
+    """A function that returns the number of the epoch: that of the trainer, so that a resumed run goes on where it was;
+    without a trainer 0, 1 and so on, one more at each call."""
     return counting().__next__ if trainer is None else lambda: trainer.current_epoch

@@ -1,4 +1,4 @@
-"""The files of a user's folder: each one once, however many names and links lead to it."""
+"""The files of a user's folder: each file once, even if several names and links lead to it."""
 
 import errno
 import os
@@ -13,14 +13,14 @@ from deqopt.errors import DataError
 
 @dataclass(frozen=True)
 class Listing:
-    """What is in a folder and its subfolders, hidden names left out. A path of `repeated` is in neither of the others.
+    """The contents of a folder and its subfolders without hidden names. Paths in `repeated` are in no other attribute.
 
     Attributes:
         root: the folder.
-        files: the files, sorted by their paths below the root. Links to nothing and what is not a regular file are
-            among them, so that they are named where they are read.
+        files: the files, sorted by their paths below the root. Broken links and entries that are not regular files are
+            included, so that an error names them when they are read.
         folders: the subfolders, as paths below the root with slashes, sorted.
-        repeated: names of files and folders that were found under another name, and that other name.
+        repeated: names of files and folders that were already found under another name, with that other name.
     """
 
     root: Path
@@ -30,14 +30,14 @@ class Listing:
 
 
 def list_files(roots: Sequence[Path], suffixes: Collection[str]) -> list[Listing]:
-    """List folders together, following links: what is in two of them or twice in one is listed once.
+    """List folders together, following links: a file that is in two of them, or twice in one, is listed once.
 
-    Of the names of a file or folder, the one with the fewest links on its way counts; of these, the one in the folder
-    that is given first; of these, the first in sorted order.
+    If a file or folder has several names, the name with the fewest links in its path counts; among these, the name in
+    the folder that is given first; among these, the first in sorted order.
 
     Args:
         roots: existing folders.
-        suffixes: those of the files, in lower case with their dots; other files are not listed.
+        suffixes: suffixes of the files, in lower case with their dots; other files are not listed.
 
     Raises:
         DataError: a folder that cannot be listed.
@@ -78,7 +78,7 @@ def list_files(roots: Sequence[Path], suffixes: Collection[str]) -> list[Listing
 
 
 def repeated_files(paths: Iterable[Path]) -> dict[Path, Path]:
-    """Those of some files that are the same file as one before them, and which; files that are not there are not."""
+    """The files that are the same as an earlier file, with that earlier file; missing files are ignored."""
     repeated: dict[Path, Path] = {}
     met: dict[tuple[int, int], Path] = {}
     for path in paths:
@@ -93,7 +93,7 @@ def repeated_files(paths: Iterable[Path]) -> dict[Path, Path]:
 
 
 def said_of(repeated: dict[Path, Path], where: object) -> str:
-    """A warning that names what `repeated` leaves out of a data set called `where`."""
+    """A warning that names the `repeated` files, which are left out of a data set called `where`."""
     path, first = next(iter(repeated.items()))
     count = f"{len(repeated)} files or folders" if len(repeated) > 1 else "a file or folder"
     return f"{where} holds {count} twice, through links: each counts once; {path} is the same as {first}"
@@ -103,7 +103,7 @@ def require_regular(path: Path) -> os.stat_result:
     """The status of a regular file.
 
     Raises:
-        OSError: nothing is there, or it is a folder, or a pipe or a device, which may never come to an end.
+        OSError: the path does not exist, or is a folder, or a pipe or device, reading from which may never end.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -112,10 +112,10 @@ def require_regular(path: Path) -> os.stat_result:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, hidden ones left out, sorted.
+    """The sorted names of the subfolders of a folder, without hidden folders.
 
     Raises:
-        DataError: a folder that cannot be listed.
+        DataError: the folder cannot be listed.
     """
     try:
         return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

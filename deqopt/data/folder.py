@@ -13,10 +13,10 @@ SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".p
 
 
 class ImageFolder(ImageFiles):
-    """Every image in a folder and its subfolders, hidden ones left out, sorted by path.
+    """Every image in a folder and its subfolders, without hidden files and folders, sorted by path.
 
-    Each is cut to its central square and resized. Files are decoded when they are asked for; `unreadable` names those
-    that cannot be. A file that has several names, through links, is one image; a warning says so.
+    Each image is cut to its central square and resized. Files are decoded on access; `unreadable` names the files that
+    cannot be decoded. A file that has several names, through links, is one image; a warning says so.
 
     Attributes:
         root: the folder.
@@ -27,13 +27,13 @@ class ImageFolder(ImageFiles):
         root: the folder.
         size: height and width of the images.
         channels: 1 or 3 (default).
-        every_name: whether each name of a file is an image, as where the names of masks matter; off by default.
-        listing: what is in the folder, where `list_images` has listed it together with others; by default it is listed
-            alone.
+        every_name: whether each name of a file counts as an image, for example if the names of masks matter; off by
+            default.
+        listing: the contents of the folder, if `list_images` has listed it together with other folders; by default it
+            is listed alone.
 
     Raises:
-        DataError: a folder that is missing, unreadable or without images; on access, an image that cannot
-            be read.
+        DataError: the folder is missing, unreadable or without images; on access, an image cannot be read.
 
     Example:
         >>> import os, tempfile
@@ -75,10 +75,10 @@ class ImageFolder(ImageFiles):
 
 
 def list_images(roots: Sequence[Path]) -> list[Listing]:
-    """The image files of folders, as of `list_files`; warns where some have several names.
+    """The image files of folders, see `list_files`; warns if some files have several names.
 
     Raises:
-        DataError: a folder that cannot be listed.
+        DataError: a folder cannot be listed.
     """
     listings = list_files(roots, SUFFIXES)
     repeated = {path: first for listing in listings for path, first in listing.repeated.items()}

@@ -14,26 +14,26 @@ from deqopt.data.source import ImageSource
 from deqopt.errors import DataError, printable
 
 LONGEST_NAME = 200
-"""Bytes of a name for output files: file systems take 255, and more is put around it."""
+"""Largest length in bytes of a name for output files: file systems allow 255, and more text is added to the name."""
 
 READERS = 4
-"""Threads that look for files that cannot be read: more would hold more images in memory at once."""
+"""Number of threads that search for unreadable files: more threads would hold more images in memory at once."""
 
 
 class ImageFiles(ImageSource):
-    """Images in files, decoded when they are asked for.
+    """Images in files, decoded on access.
 
     Attributes:
         root: the folder of the files.
         paths: the files, in the order of the indices.
 
     Args:
-        root: the folder, below which all files are.
+        root: the folder that contains all files.
         paths: the files.
-        where, size, channels, crop: as of every `ImageSource`.
+        where, size, channels, crop: see `ImageSource`.
 
     Raises:
-        UnreadableImageError: on access, an image that cannot be read.
+        UnreadableImageError: on access, an image cannot be read.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ImageFiles(ImageSource):
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The stem of the file; with its position before it if two files share a stem."""
+        """The stem of the file; preceded by its position if two files have the same stem."""
         return self._names[index]
 
     def file(self, index: int) -> str:
@@ -64,7 +64,7 @@ class ImageFiles(ImageSource):
         Of a JPEG the header and the end are looked at, which takes a tenth of the time; all others are decoded.
 
         Raises:
-            DataError: none can be read.
+            DataError: no file can be read.
         """
         with ThreadPoolExecutor(READERS) as pool:
             found = {index: reason for index, reason in enumerate(pool.map(_reason, self.paths)) if reason}
@@ -76,14 +76,15 @@ class ImageFiles(ImageSource):
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """The stems of files, each with its position before it if two share a stem; `printable`, and not too long."""
+    """The stems of files, each preceded by its position if two files have the same stem; `printable`, and not too
+    long."""
     stems = [printable(path.stem).encode()[:LONGEST_NAME].decode(errors="ignore") for path in paths]
     unique = len({stem.casefold() for stem in stems}) == len(stems)
     return stems if unique else [f"{i:06d}_{stem}" for i, stem in enumerate(stems)]
 
 
 def _reason(path: Path) -> str:
-    """Why a file cannot be read; empty where it can."""
+    """The reason why a file cannot be read; empty if it can be read."""
     try:
         check_readable(path)
     except UnreadableImageError as error:

@@ -19,12 +19,12 @@ MOST_NAMES = 2**20
 
 
 def open_archive(path: Path, *, size: int, channels: int, classes: int) -> LabelledSource:
-    """An `.npz` with `images`, as of an `ImageArchive`, and `labels`, (N,) of integers.
+    """Open an `.npz` file with `images`, as for an `ImageArchive`, and `labels`, (N,) integers.
 
-    If there are `classes`, one string a class, these are the names.
+    If the file has an array `classes` with one string per class, these strings are the names of the classes.
 
     Raises:
-        DataError: anything else in the file.
+        DataError: the file has other contents.
     """
     images = ImageArchive(path, size, channels)
     labels, names = _labels(path, len(images))
@@ -32,10 +32,10 @@ def open_archive(path: Path, *, size: int, channels: int, classes: int) -> Label
 
 
 def open_archives(root: Path, *, size: int, channels: int, classes: int) -> LabelledSource:
-    """A folder with `train.npz` and `test.npz`, each as for `open_archive`; test is the official test split.
+    """Open a folder with `train.npz` and `test.npz`, each as for `open_archive`; test is the official test split.
 
     Raises:
-        DataError: one is missing or holds anything else; or their `classes` differ.
+        DataError: a file is missing or has other contents, or the `classes` of the files differ.
     """
     parts = _parts(root, size, channels)
     labels, names = zip(*(_labels(_path(root, part), len(images)) for part, images in parts.items()), strict=True)
@@ -51,7 +51,7 @@ def archive_images(root: Path, *, size: int, channels: int) -> ImageSource:
     """The images of `train.npz` and `test.npz` in a folder; labels are not read.
 
     Raises:
-        DataError: one is missing or has no proper `images`.
+        DataError: a file is missing, or has no valid `images`.
     """
     return OfficialParts(str(root), _parts(root, size, channels))
 

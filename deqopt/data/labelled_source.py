@@ -1,4 +1,4 @@
-"""Images with the class of each."""
+"""Images with labels."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,21 +14,21 @@ from deqopt.errors import DataError, printable
 
 
 class LabelledSource(ImageSource):
-    """The images of a source with labels; all else is theirs.
+    """Adds labels to the images of a source; everything else comes from that source.
 
     Attributes:
         images, labels: as given; the labels as int64.
         classes: as given.
-        class_names: one a class, `printable`; a class that was given no name is called by its number.
+        class_names: one name per class, `printable`; a class without a given name is called by its number.
 
     Args:
         images: the source of the images.
         labels: (N,) integers in 0 .. classes - 1.
-        class_names: of classes 0, 1 and on; possibly of none.
-        classes: how many the network tells apart; at least 2, and enough for all names and labels.
+        class_names: names of the classes 0, 1 and so on; may be empty.
+        classes: number of classes that the network distinguishes; at least 2, and enough for all names and labels.
 
     Raises:
-        DataError: labels of another number or type, or outside the classes; more names than classes.
+        DataError: labels of the wrong number or type, or outside the classes; more names than classes.
 
     Example:
         >>> from deqopt.data import open_labelled
@@ -78,5 +78,5 @@ class LabelledSource(ImageSource):
         return self.images.unreadable
 
     def splits(self, seed: int) -> Splits:
-        """As of the images: 80, 10 and 10 percent drawn by `seed`, or the official parts."""
+        """The splits of the images: 80, 10 and 10 percent drawn by `seed`, or the official parts."""
         return self.images.splits(seed)

@@ -19,10 +19,10 @@ class Division:
     """How an epoch is divided into batches in one process.
 
     Args:
-        samples: of the epoch, in all processes together.
-        batch_size: samples a batch.
-        batches: of the epoch in this process.
-        seed: of the order.
+        samples: number of samples of the epoch, in all processes together.
+        batch_size: samples per batch.
+        batches: number of batches of the epoch in this process.
+        seed: seed of the order.
     """
 
     samples: int
@@ -37,16 +37,16 @@ class Division:
 
 
 class EpochLoader(DataLoader[Any]):
-    """A loader that can leave out the first batches of an epoch without loading them.
+    """A loader that can skip the first batches of an epoch without loading them.
 
-    An epoch begins when its first batch is asked for, and not when `iter` is called: Lightning calls `iter` in a run
-    that is resumed before it has put the number of the epoch right, on which the order may depend. No pass draws from
-    the global generators.
+    An epoch begins when its first batch is requested, not when `iter` is called: in a resumed run, Lightning calls
+    `iter` before it has set the number of the epoch, on which the order may depend. The loader does not draw from the
+    global random-number generators.
 
     Args:
-        dataset: of the samples.
-        seed: of the order, 0 or larger; the seeds of the workers come from it, too.
-        settings: as of `torch.utils.data.DataLoader`.
+        dataset: dataset of the samples.
+        seed: seed of the order and of the workers, 0 or larger.
+        settings: arguments of `torch.utils.data.DataLoader`.
 
     Example:
         >>> from deqopt.data import EpochLoader
@@ -68,7 +68,7 @@ class EpochLoader(DataLoader[Any]):
         """Begin the next epoch with this batch; 0 is the first.
 
         Raises:
-            CheckpointError: the state that was loaded is of an epoch that is divided otherwise.
+            CheckpointError: in the loaded state, the epoch is divided into other batches.
         """
         written, self._written = self._written, None
         if batch and written is not None and written != self.division:
@@ -80,7 +80,7 @@ class EpochLoader(DataLoader[Any]):
         self._first = batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The division; where in the epoch a run is, its trainer knows better than a loader that loads ahead."""
+        """The division. The position in the epoch is not included: the trainer knows it, and the loader loads ahead."""
         return asdict(self.division)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The Lightning data module over a source of images, and what it has in common with those of other samples."""
+"""The Lightning data module for a source of images, and its base class, which other kinds of samples share."""
 
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -26,10 +26,10 @@ Collate = Callable[[list[Any]], Any]
 class SplitDataModule(LightningDataModule, Generic[SourceT]):
     """Batches of the splits of a source.
 
-    Training is shuffled, anew in every epoch: its order comes from the global seed (`seed_everything`) and the epoch
-    alone, and a run that is resumed keeps the seed that it began with. A last, smaller batch is dropped there, unless
-    it is the only one. What a batch is, and what to predict on, a subclass says. An image that cannot be read is named
-    by a warning when the data are opened, and the others are served.
+    Training data are shuffled again in every epoch. The order depends only on the global seed (`seed_everything`) and
+    the epoch, and a resumed run keeps the seed that it began with. In training, the last batch is dropped if it is
+    smaller, unless it is the only one. A subclass defines the batches and the samples to predict on. When the data are
+    opened, a warning names every image that cannot be read; the remaining images are served.
 
     Args:
         source: opens the source, for example `functools.partial(open_images, "faces", size=32, channels=1)`;
@@ -41,7 +41,7 @@ class SplitDataModule(LightningDataModule, Generic[SourceT]):
 
     Raises:
         ProblemError: a batch size below 1 or workers below 0.
-        DataError: later, all that opening and splitting raise.
+        DataError: later, if opening or splitting the source fails.
 
     Example:
         >>> from deqopt.data import EmbeddedDigits, SplitDataModule
@@ -68,21 +68,22 @@ class SplitDataModule(LightningDataModule, Generic[SourceT]):
 
     @property
     def order_seed(self) -> int:
-        """The seed of all that is random in training data, 0 or larger: the global one, where a run began."""
+        """The seed of all randomness in training data, 0 or larger: the global seed at the beginning of the run."""
         return torch.initial_seed() if self._resumed is None else self._resumed
 
     def order(self, count: int) -> Sampler[int]:
-        """What draws the order of an epoch of training; made once, iterated in every epoch, in the main process."""
+        """The sampler that draws the order of a training epoch; created once, iterated in every epoch, in the main
+        process."""
         return EpochOrder(count, self.order_seed, epochs_of(self.trainer))
 
     def state_dict(self) -> dict[str, Any]:
         return {"order_seed": self.order_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the seed that the run began with, and say so where the present one is another."""
+        """Go on with the seed that the run began with, and report it if the present seed is different."""
         here, self._resumed = self.order_seed, state_dict["order_seed"]
         if here != self.order_seed:
-            rank_zero_info(f"The run goes on with the seed that it began with, {self.order_seed}, and not with {here}")
+            rank_zero_info(f"The run goes on with the seed that it began with, {self.order_seed}, not with {here}")
 
     @cached_property
     def source(self) -> SourceT:
@@ -125,7 +126,7 @@ class SplitDataModule(LightningDataModule, Generic[SourceT]):
         return self.trainer.strategy.broadcast(find() if self.trainer.is_global_zero else cast(FoundT, None))
 
     def _training_loader(self, samples: Dataset[Any], count: int) -> DataLoader[Any]:
-        """Of samples of which an epoch has ``count``."""
+        """The training loader for samples of which an epoch has ``count``."""
         devices = 1 if self.trainer is None else self.trainer.world_size
         return self._loader(samples, order=self.order(count), drop_last=count > self._batch_size * devices)
 
@@ -146,23 +147,25 @@ class SplitDataModule(LightningDataModule, Generic[SourceT]):
 
 
 class ImageDataModule(SplitDataModule[ImageSource]):
-    """Batches (`ImageBatch`) of the splits of a source, and to predict, of all images of one in order.
+    """Batches (`ImageBatch`) of the splits of a source; for predict, batches of all images of a source, in order.
 
-    Images to train on are moved and mirrored at random, anew in every epoch: by the global seed, the epoch and the
-    index of an image alone. Images of the other splits never are. Images to predict on have the label -1, and are those
-    that can be read.
+    Training images are shifted and mirrored at random, differently in every epoch. The random changes depend only on
+    the global seed, the epoch and the index of the image. Images of the other splits stay unchanged. Predict serves
+    all images that can be read, with the label -1.
 
     Args:
-        source: opens the source, for example `functools.partial(open_labelled, None, size=8, channels=1, classes=10)`.
-        batch_size, workers, seed: as of every `SplitDataModule`.
-        predict_source: opens the images to predict on, for example `functools.partial(open_images, "photos",
-            size=8, channels=1)`; by default those of `source`.
-        shift: the most pixels that an image moves to each side; what is uncovered is black. 0, the default: none.
-        flip: whether to swap left and right in half of the images; off by default, as digits and letters need it.
+        source: function that opens the source, for example `functools.partial(open_labelled, None, size=8, channels=1,
+            classes=10)`.
+        batch_size, workers, seed: see `SplitDataModule`.
+        predict_source: function that opens the images to predict on, for example `functools.partial(open_images,
+            "photos", size=8, channels=1)`; by default predict uses the images of `source`.
+        shift: largest shift of a training image in pixels; uncovered pixels are black. 0 (default) for no shift.
+        flip: whether to swap left and right in half of the training images; off by default, because digits and letters
+            must not be mirrored.
 
     Raises:
-        DataError: as every `SplitDataModule`; at `setup`, a shift that is not below the images' size.
-        ProblemError: as every `SplitDataModule`; a negative shift.
+        DataError: see `SplitDataModule`; at `setup`, a shift that is not smaller than the size of the images.
+        ProblemError: see `SplitDataModule`; a negative shift.
 
     Example:
         >>> from functools import partial
@@ -188,7 +191,7 @@ class ImageDataModule(SplitDataModule[ImageSource]):
 
     @cached_property
     def predict_source(self) -> ImageSource:
-        """The images to predict on; its `name` says what an index in a batch is called."""
+        """The images to predict on; its method `name` gives the name of an image for its index in a batch."""
         return self.source if self._open_to_predict is None else self._open_to_predict()
 
     def samples(self, split: list[int], training: bool = False) -> Dataset[Any]:
@@ -214,12 +217,12 @@ class ImageDataModule(SplitDataModule[ImageSource]):
         if stage == "predict":
             _ = self.predict_source.readable
         elif shift >= (size := self.source.size):
-            right = f"0 to {size - 1}, so that a part stays in sight"
+            right = f"0 to {size - 1}, so that a part stays visible"
             raise DataError(f"shift is {shift}, but the images have size {size}: it should be {right}")
 
 
 def batch_of(kind: type[BatchT], samples: list[Any]) -> BatchT:
-    """A batch of some samples that are tuples: a named tuple with the same fields, stacked."""
+    """A batch of samples that are tuples: a named tuple with the same fields, stacked."""
     return kind(*default_collate(samples))
 
 

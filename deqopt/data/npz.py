@@ -1,4 +1,4 @@
-"""Arrays from `.npz` files that anyone may have written."""
+"""Arrays from `.npz` files of unknown origin, read safely."""
 
 import io
 import math
@@ -15,11 +15,12 @@ from deqopt.errors import DataError, reason_of
 
 Members = dict[str, zipfile.ZipInfo]
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Those of `numpy.savez` and `numpy.savez_compressed`; others can blow up a few bytes to any size at once."""
+"""The methods of `numpy.savez` and `numpy.savez_compressed`; others can expand a few bytes to any size at once."""
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 LONGEST_HEADER = 2**14
 MOST_INFLATED, ALWAYS_INFLATED = 100, 2**28
-"""How many times an array may be larger than what is in the file, and up to how many bytes that is not asked."""
+"""Largest allowed ratio of the size of an array to its size in the file, and the size in bytes below which the ratio
+does not matter."""
 
 
 class _PickledArrayError(DataError):
@@ -27,13 +28,13 @@ class _PickledArrayError(DataError):
 
 
 def read_arrays(path: Path, keys: list[str], optional: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
-    """Arrays of an `.npz` file by name; of the optional ones those that are there and need no pickle.
+    """Arrays of an `.npz` file by name; of the optional arrays, those that exist and need no pickle.
 
-    Nothing is allocated for an array before its header is found to fit the bytes that are there.
+    No memory is allocated for an array before its header has been checked against the number of stored bytes.
 
     Raises:
-        DataError: no such file, another file, an array that is missing, damaged or holds Python objects, or one of more
-            than 256 MiB that is packed more than 100 times smaller.
+        DataError: the file is missing or not an `.npz` file; an array is missing, damaged or holds Python objects, or
+            has more than 256 MiB and is compressed by more than a factor of 100.
     """
     try:
         require_regular(path)
@@ -72,7 +73,7 @@ def _array(archive: zipfile.ZipFile, members: Members, key: str, path: Path) -> 
 
 
 def _check(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, length: int) -> None:
-    """Refuse an array that is not in a file of this length, by its header alone."""
+    """Refuse an array that cannot be in a file of this length, according to its header."""
     if member.compress_type not in METHODS:
         raise DataError(f"{where} is packed by an unknown method: write the file anew with np.savez")
     with archive.open(member) as stream:

@@ -1,4 +1,4 @@
-"""Images whose split into train and test is official."""
+"""Images with an official split into train and test."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,11 +12,11 @@ from deqopt.data.splits import Part, Splits, hold_out
 
 
 class OfficialParts(ImageSource):
-    """Several sources as one: a data set that comes as train and test, and perhaps val.
+    """Several sources combined into one: a data set with separate train and test parts, and optionally val.
 
     Args:
-        where: what the images are read from, for messages.
-        parts: the source of every part, in the order of the indices; all of one size and number of channels.
+        where: source of the images, for messages.
+        parts: the source of every part, in the order of the indices; all with the same size and number of channels.
     """
 
     def __init__(self, where: str, parts: Mapping[Part, ImageSource]) -> None:
@@ -32,7 +32,7 @@ class OfficialParts(ImageSource):
         return sum(len(source) for _, source in self._parts.values())
 
     def name(self, index: int) -> str:
-        """The name in its part, with the name of the part before it."""
+        """The name of the image in its part, preceded by the name of the part."""
         part, source, position = self._find(index)
         return f"{part.value}_{source.name(position)}"
 
@@ -53,7 +53,7 @@ class OfficialParts(ImageSource):
         }
 
     def splits(self, seed: int) -> Splits:
-        """The official parts. Without an official val, a tenth of train is held out for it, drawn by `seed` alone."""
+        """The official parts. Without an official val, it is a random tenth of train that depends only on `seed`."""
         indices = {part: list(members) for part, (members, _) in self._parts.items()}
         if Part.VAL not in indices:
             indices[Part.TRAIN], indices[Part.VAL] = hold_out(indices[Part.TRAIN], seed, self.where)

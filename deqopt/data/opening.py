@@ -1,4 +1,4 @@
-"""From what a user points at to a source of images."""
+"""Finds and opens the right source of images for a path."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,8 +19,8 @@ from deqopt.errors import DataError
 OpenedT = TypeVar("OpenedT")
 Opens = Callable[[Path], OpenedT]
 Layout = tuple[Callable[[Path], object], Opens[OpenedT]]
-"""``(recognises, opens)``: whether what is at a path is stored in a certain way, and what opens it then. Either may
-raise DataError."""
+"""``(recognises, opens)``: a function that tells whether a path has a certain layout, and a function that opens it.
+Both may raise DataError."""
 
 TORCHVISION = "with torchvision's MNIST/, cifar-10-batches-py/ or cifar-100-python/"
 IMAGES = (
@@ -41,18 +41,18 @@ def open_first(
     accepted: str,
     download: tuple[str, Opens[OpenedT]] | None = None,
 ) -> OpenedT:
-    """Open what is at `root` by the first of some layouts that recognises it.
+    """Open `root` by the first layout that recognises it.
 
     Args:
         root: a file or folder; None for the data that come with the program.
-        layouts: of which the first counts that fits.
-        embedded: opens the data that come with the program.
-        accepted: what the layouts are, for messages.
-        download: the name of a data set, and what fetches it into the folder `root` and opens it: then no layout is
-            asked.
+        layouts: layouts to try; the first that fits is used.
+        embedded: function that opens the data that come with the program.
+        accepted: description of the layouts, for messages.
+        download: the name of a data set, and a function that downloads it into the folder `root` and opens it; if
+            given, the layouts are not tried.
 
     Raises:
-        DataError: nothing that a layout recognises; no folder to download to.
+        DataError: no layout recognises `root`, or there is no folder to download to.
     """
     path = None if root is None else Path(root).expanduser()
     if download is not None:
@@ -78,21 +78,22 @@ def open_images(
     groups: str | None = None,
     embedded: Callable[[int, int], ImageSource] = EmbeddedDigits,
 ) -> ImageSource:
-    """Open the images at `root`, whatever they are stored as, without labels.
+    """Open the images at `root`, in any supported layout, without labels.
 
-    Folders, of classes or not, are read with all their subfolders; labels in an `.npz` file are not looked at.
+    Folders are read with all their subfolders, whether these are classes or not. Labels in an `.npz` file are ignored.
 
     Args:
         root: None for embedded images; a folder with CelebA, MNIST, CIFAR-10 or CIFAR-100 in torchvision's layout, or
             with `train.npz` and `test.npz`; any other folder of images; or an `.npz` file.
         size: height and width of the images.
         channels: 1 or 3.
-        download: fetch CelebA into the folder `root` if it is not there.
-        groups: for an `.npz` file, the array of integers whose groups are not to be split.
-        embedded: the images without a root, of a size and a number of channels; scikit-learn's digits by default.
+        download: whether to download CelebA into the folder `root` if it is missing.
+        groups: for an `.npz` file, the name of the array of integers whose groups must stay in one split.
+        embedded: function from size and number of channels to the images that are used without a root; scikit-learn's
+            digits by default.
 
     Raises:
-        DataError: none of these, data that cannot be read, or settings that do not fit the data.
+        DataError: `root` has none of these layouts, data cannot be read, or settings do not fit the data.
     """
     fetch = ("CelebA", partial(CelebAFaces, size=size, channels=channels, download=True)) if download else None
     layouts: list[Layout[ImageSource]] = [
@@ -111,10 +112,10 @@ def open_images(
 def open_labelled(
     root: str | Path | None, *, size: int, channels: int, classes: int, download: Download | None = None
 ) -> LabelledSource:
-    """Open the labelled images at `root`, whatever they are stored as.
+    """Open the labelled images at `root`, in any supported layout.
 
-    Without official parts, the splits are 80, 10 and 10 percent drawn by their seed. An official test split is kept;
-    where there is no official val, it is a tenth of the official train, drawn by the seed.
+    Without official parts, the splits are 80, 10 and 10 percent, drawn by their seed. An official test split is kept.
+    Without an official val, it is a tenth of the official train, drawn by the seed.
 
     Args:
         root: None for scikit-learn's digits (ten classes), or one of
@@ -123,15 +124,15 @@ def open_labelled(
             - a folder with `train.npz` and `test.npz`, or a single `.npz` file: each with `images`, (N, H, W) or
               (N, H, W, 1 or 3), uint8 or floats in [0, 1], and `labels`, (N,) integers; `classes`, an array of
               strings, names them;
-            - a folder with one subfolder a class, or with `train/`, `test/` and perhaps `val/` that have these; the
-              classes are numbered in the sorted order of the names.
+            - a folder with one subfolder per class, or with `train/`, `test/` and optionally `val/`, each with one
+              subfolder per class; the classes are numbered in the sorted order of their names.
         size: height and width of the images.
         channels: 1 or 3.
-        classes: how many the network tells apart; labels must be 0 to classes - 1.
-        download: the data set to use from `root`; torchvision fetches and unpacks what is missing there.
+        classes: number of classes that the network distinguishes; labels must be 0 to classes - 1.
+        download: the data set to use from `root`; torchvision downloads and unpacks missing files.
 
     Raises:
-        DataError: none of these, data that cannot be read, labels that do not fit, or a failed download.
+        DataError: `root` has none of these layouts, data cannot be read, labels do not fit, or the download failed.
     """
     layouts: list[Layout[LabelledSource]] = [
         (published_in, partial(open_published, size=size, channels=channels, classes=classes)),

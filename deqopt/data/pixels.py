@@ -1,4 +1,4 @@
-"""Pixels in and out: image files to arrays, arrays to tensors, tensors to PNG files."""
+"""Conversions of pixels: image files to arrays, arrays to tensors, tensors to PNG files."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,8 @@ from deqopt.errors import DataError, reason_of
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, the weights PIL uses for grey
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What is opened. PIL knows more formats, and of some, such as PostScript, it starts a program that runs the file."""
+"""The accepted formats. PIL knows more formats, but for some, such as PostScript, it starts a program that runs the
+file."""
 LARGEST_FILE = 2**30
 JPEG_END = b"\xff\xd9"
 
@@ -31,11 +32,11 @@ def read_pixels(path: Path) -> NDArray[np.generic]:
     """Decode an image file, upright by its EXIF tag, without transparency and, if animated, its first frame.
 
     Returns:
-        (H, W) for grey and (H, W, 3) for colour; uint8, or float32 in [0, 1] for images of 16 bits a pixel.
+        (H, W) for grey and (H, W, 3) for colour; uint8, or float32 in [0, 1] for images with 16 bits per pixel.
 
     Raises:
-        UnreadableImageError: a file that cannot be opened, is truncated, is no image of `FORMATS`, has no known range,
-            more than 1 GiB, or more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, 89 million by default.
+        UnreadableImageError: the file cannot be opened, is truncated, is not an image of `FORMATS`, has an unknown
+            range of values, more than 1 GiB, or more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, 89 million by default.
     """
     with _opened(path) as file:
         image = ImageOps.exif_transpose(file)
@@ -83,7 +84,7 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
 
 
 def _require_pixels(image: Image.Image, path: Path) -> None:
-    """PIL warns from its limit on and refuses from twice as much on."""
+    """Raise an error above the limit of PIL. PIL itself only warns there, and raises an error above twice the limit."""
     width, height = image.size
     if not width * height:
         raise UnreadableImageError(f"{path} has no pixels, {width} x {height}: delete or replace it")
@@ -95,18 +96,18 @@ def _require_pixels(image: Image.Image, path: Path) -> None:
 def _deep_pixels(values: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
     """PIL would clip 16 bits to 8 instead of scaling them."""
     if not (values.min() >= 0 and values.max() <= 65535 and np.array_equal(values, np.round(values))):
-        raise UnreadableImageError(f"{path} has pixels outside 0..65535: save it with 8 or 16 bits a channel")
+        raise UnreadableImageError(f"{path} has pixels outside 0..65535: save it with 8 or 16 bits per channel")
     return values / np.float32(65535)
 
 
 def to_tensor(pixels: NDArray[np.generic], *, size: int, channels: int, crop: int | None = None) -> Tensor:
-    """Cut the central square, convert the channels and resize (bilinear, antialiased where it shrinks).
+    """Cut the central square, convert the channels and resize (bilinear, with antialiasing if it gets smaller).
 
     Args:
         pixels: (H, W), (H, W, 1) or (H, W, 3); uint8 or floats in [0, 1].
         size: height and width of the result.
-        channels: 1 (colours become their luma) or 3 (grey is repeated).
-        crop: side of the central square, at most min(H, W), which is also the default.
+        channels: 1 (colours are converted to luma) or 3 (grey is repeated).
+        crop: side of the central square, at most min(H, W), which is the default.
 
     Returns:
         (channels, size, size), float32 in [0, 1].
@@ -121,7 +122,7 @@ def to_tensor(pixels: NDArray[np.generic], *, size: int, channels: int, crop: in
 
 
 def whole_tensor(pixels: NDArray[np.generic], *, channels: int) -> Tensor:
-    """The same at its own size, neither cut nor resized: (channels, H, W), float32 in [0, 1]."""
+    """Like :func:`to_tensor`, but without cutting and resizing: (channels, H, W), float32 in [0, 1]."""
     height, width = pixels.shape[:2]
     whole = torch.tensor(pixels).reshape(height, width, -1).permute(2, 0, 1)
     image = whole.float() / (255 if whole.dtype == torch.uint8 else 1)
@@ -131,7 +132,7 @@ def whole_tensor(pixels: NDArray[np.generic], *, channels: int) -> Tensor:
 
 
 def signed(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] as the networks here take and give them, in [-1, 1].
+    """Map pixels in [0, 1] to [-1, 1], the range that the networks here use.
 
     Example:
         >>> signed(torch.tensor([0.0, 0.25, 1.0]))
@@ -141,19 +142,19 @@ def signed(pixels: Tensor) -> Tensor:
 
 
 def unsigned(values: Tensor) -> Tensor:
-    """The pixels in [0, 1] of values in [-1, 1]: the inverse of :func:`signed`."""
+    """Map values in [-1, 1] to pixels in [0, 1]: the inverse of :func:`signed`."""
     return (values + 1) / 2
 
 
 def save_image(path: str | Path, image: Tensor) -> None:
-    """Write an image as PNG, whole or not at all; missing folders are made, an older file is replaced.
+    """Write an image as PNG, completely or not at all. Missing folders are created, and an older file is replaced.
 
     Args:
-        path: where to, ending in `.png`.
-        image: (1 or 3, H, W), floating point in [0, 1]; what lies outside is clipped.
+        path: file to write, ending in `.png`.
+        image: (1 or 3, H, W), floating point in [0, 1]; values outside this range are clipped.
 
     Raises:
-        DataError: another suffix, shape or type, NaN or infinite pixels, or a place that cannot be written.
+        DataError: a wrong suffix, shape or type, NaN or infinite pixels, or a file that cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":

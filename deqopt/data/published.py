@@ -19,7 +19,7 @@ from deqopt.errors import DataError, reason_of
 
 @dataclass(frozen=True)
 class _Stored:
-    """What torchvision reads of a part: images (N, H, W[, 3]), labels (N,) and the names of the classes."""
+    """A part as torchvision reads it: images (N, H, W[, 3]), labels (N,) and the names of the classes."""
 
     images: NDArray[Any]
     labels: NDArray[np.int64]
@@ -27,7 +27,7 @@ class _Stored:
 
 
 class Download(Enum):
-    """A data set that torchvision can fetch; the value is the folder, below the root, in which it keeps it."""
+    """A data set that torchvision can download; the value is its folder below the root."""
 
     CIFAR10 = "cifar-10-batches-py"
     CIFAR100 = "cifar-100-python"
@@ -37,14 +37,14 @@ class Download(Enum):
 def open_published(
     root: Path, *, size: int, channels: int, classes: int, download: Download | None = None
 ) -> LabelledSource:
-    """A data set as torchvision keeps it in `root`; its official test split is the test split.
+    """Open a data set in torchvision's layout in `root`; its official test split is the test split.
 
     Args:
-        download: the data set, of which what is missing is fetched and what is packed is unpacked, into `root`; what
-            is there stays. By default the one that is there.
+        download: the data set. Missing files are downloaded into `root` and packed files are unpacked; existing files
+            stay. By default the data set that is there.
 
     Raises:
-        DataError: files that are missing, packed or damaged; a failed download.
+        DataError: files are missing, packed or damaged, or the download failed.
     """
     where, parts = _read(root, download)
     labels = np.concatenate([part.labels for part in parts.values()])
@@ -53,24 +53,24 @@ def open_published(
 
 
 def published_images(root: Path, *, size: int, channels: int, download: Download | None = None) -> ImageSource:
-    """The images of a data set as torchvision keeps it in `root`; `download` as of `open_published`.
+    """The images of a data set in torchvision's layout in `root`; for `download`, see `open_published`.
 
     Raises:
-        DataError: files that are missing, packed or damaged; a failed download.
+        DataError: files are missing, packed or damaged, or the download failed.
     """
     return _images(*_read(root, download), size, channels)
 
 
 def published_in(root: Path) -> Download | None:
-    """Which of the data sets `root` holds, if any.
+    """The data set that `root` holds, if any.
 
     Raises:
-        DataError: more than one, or `root` is the inside of one.
+        DataError: `root` holds more than one, or is itself the folder inside the layout.
     """
     found = [which for which in Download if (root / which.value).is_dir()]
     if len(found) > 1:
         names = " and ".join(which.name for which in found)
-        raise DataError(f"{root} holds {names}: set download to the one to use; what is there is not fetched again")
+        raise DataError(f"{root} holds {names}: set download to the one to use; existing files are kept")
     here = root.resolve()
     for which in Download:
         for holder in here.parents[:2]:
@@ -82,9 +82,9 @@ def published_in(root: Path) -> Download | None:
 
 
 def _read(root: Path, download: Download | None) -> tuple[str, dict[Part, _Stored]]:
-    """What it is called, and its parts.
+    """The name of the data set, and its parts.
 
-    CIFAR's files are pickles: torchvision opens those alone whose checksums are the authors'.
+    CIFAR's files are pickles: torchvision opens only files with the checksums of the authors.
     """
     which = download or published_in(root)
     assert which is not None

@@ -1,4 +1,4 @@
-"""What every source of images offers."""
+"""The base classes of all sources of images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ class ImageSample(NamedTuple):
 
     Attributes:
         image: (channels, size, size), float32 in [0, 1], from black to white.
-        label: its class, 0 or larger; -1 where it is not known.
-        index: in the source.
+        label: the class, 0 or larger; -1 if it is unknown.
+        index: index of the image in the source.
 
     Example:
         >>> from deqopt.data import EmbeddedDigits
@@ -43,8 +43,8 @@ class ImageBatch(NamedTuple):
 
     Attributes:
         image: (B, channels, size, size), float32 in [0, 1], from black to white.
-        label: (B,) int64, the classes, 0 or larger; -1 where they are not known, as in images to predict on.
-        index: (B,) int64, in the source.
+        label: (B,) int64, the classes, 0 or larger; -1 where they are unknown, as for images to predict on.
+        index: (B,) int64, indices of the images in the source.
 
     Example:
         >>> from functools import partial
@@ -64,10 +64,10 @@ SampleT = TypeVar("SampleT", covariant=True)
 
 
 class Source(Dataset[SampleT], ABC):
-    """Samples with names and fixed splits: what a data module serves.
+    """Samples with names and fixed splits, which a data module serves.
 
     Attributes:
-        where: what the images are read from, for messages.
+        where: source of the images, for messages.
         size: height and width of the images.
         channels: 1 or 3.
 
@@ -95,29 +95,29 @@ class Source(Dataset[SampleT], ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """A name for output files, without suffix and unlike that of any other sample of the source."""
+        """The name for output files, without suffix and different for all samples of the source."""
 
     @abstractmethod
     def splits(self, seed: int) -> Splits:
-        """Train, val, test: fixed by `seed` alone, unless the source has official ones."""
+        """Train, val, test: determined by `seed` alone, unless the source has official splits."""
 
 
 class ImageSource(Source[ImageSample]):
     """Square images with names and fixed splits.
 
-    A new source says how many images it has (`__len__`), what they are called (`name`) and what their pixels
-    are (`pixels`), and calls `super().__init__`; cropping, resizing, channels and splits come from here. One that knows
-    the classes of its images says them too (`label`).
+    A new source defines the number of images (`__len__`), their names (`name`) and their pixels (`pixels`), and calls
+    `super().__init__`; this class adds cropping, resizing, channels and splits. A source that knows the classes of its
+    images also defines `label`.
 
     Attributes:
         crop: as given.
 
     Args:
-        where, size, channels: as of every `Source`.
-        crop: side of the central square that is kept, in pixels; by default the largest.
+        where, size, channels: see `Source`.
+        crop: side of the central square that is kept, in pixels; by default the largest possible.
 
     Raises:
-        DataError: as every `Source`.
+        DataError: see `Source`.
 
     Example:
         >>> import numpy as np
@@ -142,16 +142,16 @@ class ImageSource(Source[ImageSample]):
         """The original image: (H, W), (H, W, 1) or (H, W, 3); uint8 or floats in [0, 1]."""
 
     def file(self, index: int) -> str:
-        """What an image is called in messages and tables; by default by its name."""
+        """The name of an image in messages and tables; by default `name`."""
         return self.name(index)
 
     def label(self, index: int) -> int:
-        """The class of an image; -1, by default, where it is not known."""
+        """The class of an image; -1 (default) if it is unknown."""
         return UNKNOWN
 
     @cached_property
     def unreadable(self) -> Mapping[int, str]:
-        """By index, what is wrong with the images that cannot be read; by default none. They are in no split."""
+        """The errors of the images that cannot be read, by index; by default none. Such images are in no split."""
         return {}
 
     @cached_property
@@ -168,11 +168,11 @@ class ImageSource(Source[ImageSample]):
         return ImageSample(self.tensor(index), self.label(index), index)
 
     def splits(self, seed: int) -> Splits:
-        """Train, val, test: 80, 10 and 10 percent drawn by `seed` alone, unless the source has official ones.
+        """Train, val, test: 80, 10 and 10 percent, determined by `seed` alone, unless the source has official splits.
 
-        An image that cannot be read is missing in its split, and changes no other.
+        An image that cannot be read is missing from its split; the place of all other images stays the same.
 
         Raises:
-            DataError: too few images to give every split one.
+            DataError: there are too few images for three splits.
         """
         return split_groups(np.arange(len(self)), seed, self.where).without(self.unreadable, self.where)

@@ -1,4 +1,4 @@
-"""Honest splits: fixed by a seed, disjoint, and with no group in two of them."""
+"""Splits that are determined by a seed and disjoint, with no group in two of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deqopt.errors import DataError
 
 
 class Part(Enum):
-    """A part of a data set; the value is what its folder or file is called."""
+    """A part of a data set; the value is the name of its folder or file."""
 
     TRAIN = "train"
     VAL = "val"
@@ -22,7 +22,7 @@ class Part(Enum):
 
 @dataclass(frozen=True)
 class Splits:
-    """Ascending indices into one source; disjoint, and together all of it that can be read.
+    """Ascending indices into one source; disjoint, and together all images that can be read.
 
     Example:
         >>> Splits([0, 1, 4], [2], [3, 5]).without({1, 5}, "the faces")[Part.TEST]
@@ -38,14 +38,14 @@ class Splits:
         return indices
 
     def without(self, lost: Container[int], where: str) -> Splits:
-        """The same without some indices.
+        """The same splits without some indices.
 
         Args:
-            lost: the indices.
+            lost: the indices to leave out.
             where: the source, for the error message.
 
         Raises:
-            DataError: a split of which nothing is left.
+            DataError: nothing is left of a split.
         """
         left = Splits(*([index for index in self[part] if index not in lost] for part in Part))
         for part in Part:
@@ -55,11 +55,11 @@ class Splits:
 
 
 def split_groups(groups: NDArray[np.integer], seed: int, where: str) -> Splits:
-    """Deal whole groups out: a tenth of them each (at least one) to val and test, the rest to train.
+    """Distribute whole groups: a tenth of them each (at least one) to val and test, the rest to train.
 
     Args:
-        groups: (N,) the group of every image; `np.arange(N)` deals single images.
-        seed: 0 to 2**32 - 1; the splits depend on it and on `groups`, and on nothing else.
+        groups: (N,) the group of every image; `np.arange(N)` distributes single images.
+        seed: 0 to 2**32 - 1; the splits depend only on `seed` and `groups`.
         where: the source, for the error message.
 
     Raises:
@@ -79,7 +79,7 @@ def split_groups(groups: NDArray[np.integer], seed: int, where: str) -> Splits:
 
 
 def hold_out(indices: list[int], seed: int, where: str) -> tuple[list[int], list[int]]:
-    """Hold a tenth of some ascending indices (at least one) out for val; the rest is train, which comes first.
+    """Hold out a tenth of some ascending indices (at least one) for val. Returns train (the rest), then val.
 
     Raises:
         DataError: fewer than two indices, or a seed out of range.

@@ -1,4 +1,4 @@
-"""What every feasible set does, and the measures of samples that sets share."""
+"""The base class of feasible sets, and the measures of samples that the sets share."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from deqopt.errors import ProblemError
 
 A_SAMPLE = MappingProxyType({"deqopt.feasible": "one row a sample"})
-"""Metadata of a field whose tensors, unless they are scalars, have one row a sample, whatever their other dimensions:
+"""Metadata of a field whose tensors, unless they are scalars, have one row per sample, with any other dimensions:
 ``radius: Tensor = field(metadata=A_SAMPLE)``."""
 
 
 class FeasibleSet(ABC):
-    """A closed convex set of inputs, known by its projection.
+    """A closed convex set of inputs, defined by its projection.
 
     Example:
         >>> from dataclasses import dataclass
@@ -43,15 +43,15 @@ class FeasibleSet(ABC):
         return length(x - self.project(x))
 
     def pick(self, keep: Tensor, dim: int) -> FeasibleSet | None:
-        """The set for the samples where ``keep``, (B,), is true, of inputs with ``dim`` dimensions.
+        """The set for the samples where ``keep``, (B,), is true, for inputs with ``dim`` dimensions.
 
-        Of a dataclass, it has the rows of these samples: of tensors with ``dim`` dimensions and B rows, of tensors in
-        fields with the metadata :data:`A_SAMPLE`, and of sets; also within tuples, lists and dicts. All other values
-        are shared by all samples. A shared tensor must not have ``dim`` dimensions and B rows.
+        For a set that is a dataclass, the rows of these samples are taken from tensors with ``dim`` dimensions and B
+        rows, from tensors in fields with the metadata :data:`A_SAMPLE`, and from sets, also within tuples, lists and
+        dicts. All samples share all other values. A shared tensor must not have ``dim`` dimensions and B rows.
 
-        None says that the set cannot be had for some samples; then samples that have converged stay in the batch. It is
-        the answer for a set that is no dataclass, that has attributes besides its fields, or whose tensor has ``dim``
-        dimensions and neither one row nor B: such a set defines its own ``pick``.
+        None means that the set cannot be restricted to some samples; then converged samples stay in the batch. This is
+        the result for a set that is not a dataclass, that has attributes besides its fields, or that has a tensor with
+        ``dim`` dimensions and neither one row nor B rows. Such a set should define its own ``pick``.
         """
         own = {one.name: one for one in fields(self)} if is_dataclass(self) else {}
         if not is_dataclass(self) or own.keys() != vars(self).keys():
@@ -66,7 +66,7 @@ class FeasibleSet(ABC):
 
 
 class _Unknown(Exception):
-    """It cannot be told whose the rows of a tensor are."""
+    """It is unclear to which samples the rows of a tensor belong."""
 
 
 def _is_a_sample(field: Field[Any]) -> bool:
@@ -74,7 +74,7 @@ def _is_a_sample(field: Field[Any]) -> bool:
 
 
 def _picked(value: Any, keep: Tensor, dim: int | None) -> Any:
-    """The rows of the samples ``keep``; with ``dim`` None of every tensor that is no scalar."""
+    """The rows of the samples ``keep``; if ``dim`` is None, of every tensor that is not a scalar."""
     if isinstance(value, FeasibleSet):
         picked = None if dim is None else value.pick(keep, dim)
         if picked is None:
@@ -95,7 +95,7 @@ def _picked(value: Any, keep: Tensor, dim: int | None) -> Any:
 
 
 def like(value: float | Tensor, x: Tensor, what: str) -> Tensor:
-    """A number, or a tensor that broadcasts to x, in precision and place of x.
+    """A number, or a tensor that broadcasts to x, as a tensor with the precision and on the device of x.
 
     Raises:
         ProblemError: it does not broadcast.
@@ -110,25 +110,25 @@ def like(value: float | Tensor, x: Tensor, what: str) -> Tensor:
 
 
 def one_a_sample(value: float | Tensor, x: Tensor, what: str) -> Tensor:
-    """A number, or a tensor of one a sample, (B,), as a tensor that broadcasts to x, (B, *input).
+    """A number, or a tensor (B,) with one number per sample, as a tensor that broadcasts to x, (B, *input).
 
     Raises:
-        ProblemError: it has another number of entries than x has samples.
+        ProblemError: the number of entries differs from the number of samples of x.
     """
     numbers = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     if numbers.dim() and len(numbers) not in (1, len(x)):
-        raise ProblemError(f"{what} has {len(numbers)} entries for {len(x)} samples: give a number, or one a sample")
+        raise ProblemError(f"{what} has {len(numbers)} entries for {len(x)} samples: give a number, or one per sample")
     return numbers.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def largest(x: Tensor) -> Tensor:
-    """(B, 1, ...) the largest magnitude in a sample, at least the smallest normal number; without a gradient."""
+    """(B, 1, ...) the largest magnitude in each sample, at least the smallest normal number; without a gradient."""
     magnitude = x.detach().abs().flatten(1)
     highest = magnitude.amax(1) if magnitude.shape[1] else magnitude.sum(1)
     return highest.clamp_min(torch.finfo(x.dtype).tiny).reshape(-1, *[1] * (x.dim() - 1))
 
 
 def length(x: Tensor) -> Tensor:
-    """(B,) the Euclidean norm of every sample; neither overflows nor underflows where the norm itself does not."""
+    """(B,) the Euclidean norm of every sample; overflows or underflows only if the norm itself does."""
     unit = largest(x)
     return (x / unit).flatten(1).norm(dim=1) * unit.flatten()

@@ -17,32 +17,32 @@ from deqopt.feasible.within_ball import NO_COMMON_POINT
 Projection = Callable[[Tensor], Tensor]
 
 MEMORY = 10
-"""How many sweeps Anderson mixing remembers."""
+"""The number of sweeps that Anderson mixing remembers."""
 RIDGE = 1e-12
 APART, AT_REST = 1e-4, 1e-3
-"""Sets are taken to have no point in common where projecting in turn comes to rest, moving by less than ``AT_REST`` of
-the distance that is left, further than ``APART`` (1 + norm) outside of one of them."""
+"""Sets count as having no point in common if projecting onto them in turn comes to rest outside of one of them: moves
+are shorter than ``AT_REST`` times the remaining distance, and this distance is above ``APART`` (1 + norm)."""
 
 
 def dykstra(projections: Sequence[Projection], x: Tensor, sweeps: int, tol: float) -> Tensor:
     """The nearest point to x, (B, *input), that lies in all sets.
 
-    A sweep of Dykstra's algorithm (Boyle and Dykstra 1986) replaces the correction c_i of one set after the other,
+    A sweep of Dykstra's algorithm (Boyle and Dykstra 1986) replaces the corrections c_i, one set after the other,
 
         y_i = Proj_i(y_(i-1) + c_i),    c_i <- y_(i-1) + c_i - y_i,    y_0 = x - c_1 - c_2 - ...
 
-    and raises the dual objective ``D = <x, c> - |c|^2 / 2 - sum_i <c_i, y_i>``, c the sum of all. Anderson mixing of
-    the corrections proposes further ones; a proposal after which D is lower is replaced by the plain sweep. With every
-    y_i at one point u, ``D = |u - x|^2 / 2`` and u is the nearest point; for any u of the intersection, ``sqrt(2 sum_i
-    <c_i, y_i - u>)`` bounds how far it is from that.
+    and raises the dual objective ``D = <x, c> - |c|^2 / 2 - sum_i <c_i, y_i>``, where c is the sum of all corrections.
+    Anderson mixing proposes new corrections; a proposal that lowers D is replaced by the plain sweep. When all y_i are
+    one point u, ``D = |u - x|^2 / 2`` and u is the nearest point. For any u in the intersection, ``sqrt(2 sum_i
+    <c_i, y_i - u>)`` bounds its distance to the nearest point.
 
-    The derivative is that of the nearest point: the same iteration with the derivatives of the projections. It can be
-    taken once.
+    The derivative is that of the nearest point: the same iteration with the derivatives of the projections. The result
+    can be differentiated once.
 
     Args:
-        sweeps: the most that are made. Where they do not suffice, a warning says how far off a point may be.
-        tol: a sample is done when a sweep moves its point and its corrections by less than this, relative to the sizes
-            of x and its image, and the bound is less than its root, relative to the same.
+        sweeps: largest number of sweeps. If they do not suffice, a warning bounds the error of a point.
+        tol: tolerance: a sample is done when a sweep moves its point and its corrections by less than ``tol``, and the
+            bound is less than the square root of ``tol``, both relative to the sizes of x and its image.
 
     Raises:
         ProblemError: the sets are found to have no point in common.
@@ -58,12 +58,12 @@ def dykstra(projections: Sequence[Projection], x: Tensor, sweeps: int, tol: floa
 
 @dataclass(frozen=True)
 class _Found:
-    """Where the sweeps ended: (B, *input) each, one a set.
+    """The result of the sweeps: tensors (B, *input), one per set.
 
     Attributes:
-        shifted: what was projected.
+        shifted: the projected points.
         images: y_i, the projections.
-        corrections: c_i, what they took away.
+        corrections: c_i, the differences of ``shifted`` and ``images``.
         unsettled: (B,) whether the last sweep still moved a sample.
     """
 
@@ -74,14 +74,14 @@ class _Found:
 
 
 def _settled(maps: Sequence[Projection], x: Tensor, sweeps: int, tol: float, share: float) -> _Found:
-    """Sweep until every sample by itself has settled.
+    """Sweep until every sample has settled independently.
 
     Args:
         maps: projections, or their derivatives, which are symmetric with eigenvalues between 0 and 1.
-        share: of ``<c_i, y_i>`` in D: 1 for projections, 1/2 for linear maps.
+        share: factor of ``<c_i, y_i>`` in D: 1 for projections, 1/2 for linear maps.
     """
     width = x[0].numel() if len(x) else 0
-    rows = x.new_zeros(len(x), width * (len(maps) - 1))  # the corrections of all sets but the first, which needs none
+    rows = x.new_zeros(len(x), width * (len(maps) - 1))  # corrections of all sets except the first, which needs none
     size = length(x) + length(maps[0](x))
     tol = max(tol, 8 * torch.finfo(x.dtype).eps)
     rounding = 4 * torch.finfo(x.dtype).eps * size.double().square()
@@ -123,7 +123,7 @@ def _sweep(
 
 
 class _Mixing:
-    """Anderson mixing, type II, of rows (B, width): each has differences of its own."""
+    """Anderson mixing, type II, of rows (B, width), independently for each row."""
 
     def __init__(self, rows: Tensor) -> None:
         self._residuals = rows.new_zeros(len(rows), MEMORY, rows.shape[1])
@@ -133,10 +133,11 @@ class _Mixing:
         self._trust = torch.ones_like(self._seen)
 
     def proposal(self, rows: Tensor, images: Tensor, accepted: Tensor) -> Tensor:
-        """What the differences suggest after ``images``.
+        """The next proposal after ``images``, from the remembered differences.
 
-        A row that was not ``accepted``, (B,), because the last proposal went too far, is not remembered, and the next
-        goes a quarter of its way only; every accepted one four times as far again, up to all of it.
+        A row is not ``accepted``, (B,), if its last proposal went too far. It is then not remembered, and the
+        correction in the next proposal is divided by four. Every accepted proposal multiplies the correction by four
+        again, up to its full length.
         """
         now, before, keep = (images - rows, images), self._last, accepted[:, None]
         slot, self._count = self._count % MEMORY, self._count + 1
@@ -155,7 +156,7 @@ class _Mixing:
 
 
 def _inside(projections: Sequence[Projection], found: _Found, sweeps: int) -> Tensor:
-    """The points found, projected in turn until each is in all sets; a warning where they had not settled."""
+    """The points of the sweeps, projected in turn until each is in all sets; warns of samples that had not settled."""
     point, moving = found.images[-1], torch.ones_like(found.unsettled)
     moved, eps = length(torch.zeros_like(point)), torch.finfo(point.dtype).eps
     for _ in range(sweeps):
@@ -184,16 +185,17 @@ def _inside(projections: Sequence[Projection], found: _Found, sweeps: int) -> Te
 
 
 def _bound(images: Sequence[Tensor], corrections: Sequence[Tensor], point: Tensor) -> Tensor:
-    """(B,) how far a point of the intersection may be from the nearest, in double precision."""
+    """(B,) a bound of the distance from a point of the intersection to the nearest point, in double precision."""
     pairs = zip(corrections, images, strict=True)
     return (2 * torch.stack([_inner(c, y - point).abs() for c, y in pairs]).sum(0)).sqrt()
 
 
 class _Nearest(torch.autograd.Function):
-    """The point that was found; backward solves for the derivative of the nearest point.
+    """The point that was found; its backward pass solves for the derivative of the nearest point.
 
-    With the derivatives J_i of the projections where these were taken, the cotangent of x is the y, and the cotangent
-    of ``Proj_i(shifted_i)`` the ``y + c_i``, to which the sweeps converge for x = v, the cotangent of the point.
+    The backward pass sweeps with the derivatives J_i of the projections at the projected points, from x = v, the
+    cotangent of the point. The sweeps converge to y, the cotangent of x, and to ``y + c_i``, the cotangent of
+    ``Proj_i(shifted_i)``.
     """
 
     @staticmethod
@@ -214,7 +216,7 @@ class _Nearest(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise ProblemError(
-                "the projection onto an Intersection of these sets can be differentiated once: leave out "
+                "the projection onto an Intersection of these sets can be differentiated only once: leave out "
                 "create_graph=True"
             )
         sweeps, tol = ctx.settings
@@ -230,7 +232,7 @@ class _Nearest(torch.autograd.Function):
 
 
 def _derivative(project: Projection, at: Tensor) -> Projection:
-    """The derivative of a projection at a point, which is symmetric: its product with a vector by one pull-back."""
+    """The derivative of a projection at a point. It is symmetric, so one pull-back gives its product with a vector."""
     with torch.enable_grad():
         leaf = at.detach().requires_grad_()
         image = project(leaf)

@@ -18,25 +18,26 @@ from deqopt.feasible.within_ball import NO_COMMON_POINT, TOUCHING, within_ball
 Projection = Callable[[Tensor], Tensor]
 
 MOST_BALLS = 2
-"""The search for the multiplier of one ball contains those of all others, so more balls are left to the iteration."""
+"""Searches for the multipliers of several balls are nested, so the iteration handles more balls than this."""
 
 
 @dataclass(frozen=True)
 class Intersection(FeasibleSet):
     """The points that lie in all of several sets. The sets must have a point in common.
 
-    Boxes and balls in the maximum norm are one box. The nearest point in one or two Euclidean balls and at most one
-    other set (a box, or any set) is found to rounding: see :func:`deqopt.feasible.within_ball.within_ball`. More sets
-    need an iteration, which warns where it does not find the nearest point: see
-    :func:`deqopt.feasible.dykstra.dykstra`.
+    All boxes and all balls in the maximum norm are combined into one box. For one or two Euclidean balls and at most
+    one other set (a box, or any set), the nearest point is exact up to rounding: see
+    :func:`deqopt.feasible.within_ball.within_ball`. More sets need an iteration, which warns if it does not find the
+    nearest point: see :func:`deqopt.feasible.dykstra.dykstra`.
 
     Args:
-        sets: at least one.
-        sweeps: the most sweeps of that iteration over all sets.
-        tol: it has found a sample once a sweep moves point and corrections by less than ``tol`` of their size.
+        sets: feasible sets, at least one.
+        sweeps: largest number of sweeps of the iteration over all sets.
+        tol: tolerance of the iteration: a sample is done once a sweep moves its point and corrections by less than
+            ``tol`` times their size.
 
     Raises:
-        ProblemError: no set given, or the sets are found to have no point in common.
+        ProblemError: no set is given, or the sets have no point in common.
 
     Example:
         >>> import torch
@@ -75,7 +76,7 @@ class Intersection(FeasibleSet):
 
 
 def _parts(sets: tuple[FeasibleSet, ...]) -> list[FeasibleSet]:
-    """The sets that these are made of. Only the classes themselves: a subclass may project otherwise."""
+    """The basic sets that these sets are made of. Subclasses stay whole, because they may project differently."""
     parts: list[FeasibleSet] = []
     for one in sets:
         if type(one) is Intersection:

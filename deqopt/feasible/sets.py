@@ -1,4 +1,4 @@
-"""The sets whose projections are known in closed form, or all but one number of them."""
+"""Sets whose projections are known in closed form, or in closed form up to one number."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class Ball(FeasibleSet):
     """All points within ``radius`` of ``center`` in some norm.
 
     Args:
-        radius: not negative; a number, or a tensor of one a sample, (B,).
-        center: broadcasts to x; the origin if None.
+        radius: radius, not negative; a number, or a tensor (B,) with one number per sample.
+        center: centre, which broadcasts to x; the origin if None.
 
     Raises:
-        ProblemError: a negative radius, or one that is neither a number nor one a sample.
+        ProblemError: a radius that is negative, or neither one number nor one per sample.
 
     Example:
         >>> import torch
@@ -103,7 +103,7 @@ class Ball(FeasibleSet):
 
 
 class L2Ball(Ball):
-    """``|x - center|_2 <= radius`` a sample.
+    """``|x - center|_2 <= radius`` for every sample.
 
     Example:
         >>> import torch
@@ -136,16 +136,16 @@ class LinfBall(Ball):
 
 @dataclass(frozen=True)
 class L2BallInBox(FeasibleSet):
-    """``|x|_2 <= radius`` and ``low <= x <= high`` a sample, where ``low <= 0 <= high``: a ball of perturbations that
-    keeps pixels valid.
+    """``|x|_2 <= radius`` and ``low <= x <= high`` for every sample, where ``low <= 0 <= high``: a ball of
+    perturbations that keep pixels valid.
 
-    The nearest point is ``clip(t x, low, high)`` with the largest t in [0, 1] that leaves it in the ball: shrinking is
-    what the ball's multiplier does, and clipping what the box's does. t is found exactly: starting where nothing is
-    clipped, ``t^2 = (radius^2 - sum of squares of the clipped) / (sum of squares of the others)`` only grows, and what
-    is clipped stays clipped.
+    The nearest point is ``clip(t x, low, high)`` with the largest t in [0, 1] for which it is in the ball. The factor t
+    comes from the multiplier of the ball, and the clipping from the multipliers of the box. t is found exactly. The
+    search starts with no clipped entries; then ``t^2 = (radius^2 - sum of squares of the clipped entries) / (sum of
+    squares of the other entries)`` only grows, and clipped entries stay clipped.
 
     Args:
-        radius: not negative; a number, or a tensor of one a sample, (B,).
+        radius: radius, not negative; a number, or a tensor (B,) with one number per sample.
         low, high: numbers, or tensors that broadcast to x.
 
     Raises:
@@ -176,7 +176,7 @@ class L2BallInBox(FeasibleSet):
         too_long = length(clipped) > radius.flatten()
         if not bool(too_long.any()):
             return clipped
-        # Bounds in radii and x in its largest entry, in double precision: no square overflows or is lost.
+        # Bounds in units of the radius and x in units of its largest entry, in double precision: squares stay in range.
         entries, radii = (x / unit).double(), torch.where(radius > 0, radius, 1).double()
         limits = (torch.where(x > 0, high, low) / radii).clamp(-2, 2).square().flatten(1)
         shrink = _shrinking(entries.square().flatten(1), limits, too_long).reshape(unit.shape)
@@ -185,7 +185,7 @@ class L2BallInBox(FeasibleSet):
 
 
 def _shrinking(squares: Tensor, limits: Tensor, active: Tensor) -> Tensor:
-    """(B,) the t with ``sum_i min(t^2 squares_i, limits_i) = 1`` where ``active``; squares and limits are (B, n)."""
+    """(B,) the t with ``sum_i min(t^2 squares_i, limits_i) = 1`` for ``active`` samples; squares, limits are (B, n)."""
     clipped = torch.zeros_like(squares, dtype=torch.bool)
     while True:
         left = 1 - torch.where(clipped, limits, 0).sum(1)
@@ -204,11 +204,11 @@ def clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def check_radius(radius: float | Tensor, kind: str) -> None:
-    """Raise ProblemError unless every radius is 0 or larger, and they are a number or one a sample."""
+    """Raise ProblemError unless there is one radius or one per sample, and every radius is 0 or larger."""
     numbers = torch.as_tensor(radius)
     if numbers.dim() > 1:
         raise ProblemError(
-            f"{kind}: radius must be a number, or one a sample, (B,), got a tensor {tuple(numbers.shape)}"
+            f"{kind}: radius must be one number, or one per sample, (B,), got a tensor {tuple(numbers.shape)}"
         )
     if not bool((numbers >= 0).all()):
         worst = radius if numbers.dim() == 0 and not isinstance(radius, Tensor) else float(numbers.min())

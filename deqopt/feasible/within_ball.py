@@ -1,4 +1,4 @@
-"""The projection onto a ball within any other set, from the projection onto that set."""
+"""The projection onto the intersection of a ball and any other set, computed from the projection onto that set."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from deqopt.errors import ProblemError
 from deqopt.feasible.base import largest, length
 
 NO_COMMON_POINT = "the sets have no point in common, at least for one sample"
-# Sets count as touching where rounding in float32 may be what is between them, relative to where they lie.
+# Sets count as touching if the gap between them, relative to their position, may be due to rounding in float32.
 TOUCHING = 2e-6
 MOST = 200
 
 
 def within_ball(project: Callable[[Tensor], Tensor], x: Tensor, center: Tensor, radius: Tensor) -> Tensor:
-    """The nearest point to x, (B, *input), of those in a set C with ``|u - center|_2 <= radius``.
+    """The point u nearest to x, (B, *input), among the points of a set C with ``|u - center|_2 <= radius``.
 
     It is ``u(t) = Proj_C(center + t (x - center))`` with the largest t in [0, 1] for which u is in the ball: ``1 / t -
-    1`` is the multiplier of ``|u - center|^2 <= radius^2``. Only this number is searched for. ``|u(t) - center|`` does
-    not fall, so it is found whatever C is, to rounding, also where ball and C nearly touch: see :func:`_searched`. The
-    result is twice differentiable in all that ``project``, x, center and radius reach.
+    1`` is the multiplier of ``|u - center|^2 <= radius^2``. Only the number t is searched for. ``|u(t) - center|`` does
+    not decrease with t, so t is found for any C, up to rounding, even if the ball and C nearly touch: see
+    :func:`_searched`. The result is twice differentiable in x, center, radius and everything that ``project`` depends
+    on.
 
     Args:
-        project: onto C, closed and convex, sample by sample.
-        center: shaped like x.
-        radius: not negative, broadcasts to x: () or (B, 1, ...).
+        project: projection onto C, which must be closed and convex, sample by sample.
+        center: centre of the ball, shaped like x.
+        radius: radius, not negative; broadcasts to x: () or (B, 1, ...).
 
     Raises:
-        ProblemError: ball and C have no point in common, for at least one sample.
+        ProblemError: the ball and C have no point in common, for at least one sample.
     """
     radii = radius.expand(len(x), *[1] * (x.dim() - 1)).flatten()
     offset = x - center
@@ -69,10 +70,11 @@ def _searched(
     farthest: Tensor,
     active: Tensor,
 ) -> Tensor:
-    """(B,) the s in [0, longest] with ``|Proj_C(center + s direction) - center| = radius`` where ``active``.
+    """(B,) the s in [0, longest] with ``|Proj_C(center + s direction) - center| = radius`` for ``active`` samples.
 
-    A secant of the squared distance over s^2, exact where C is a box and its clipped entries are known, keeps the
-    root between two ends (the Illinois method); every third step halves what is between them, in the logarithm.
+    The search uses secants of the squared distance as a function of s^2, and keeps the root between two ends (the
+    Illinois method). The secant is exact if C is a box and its clipped entries are known. Every fourth step halves the
+    interval instead, in the logarithm.
 
     Args:
         farthest: the distance at ``longest``.
@@ -90,7 +92,7 @@ def _searched(
 
     scale = torch.where(radius > 0, radius, 1).double()
     low = ((radius - nearest).double() / length(direction).double()).clamp_min(0).square()
-    active = active & (radius > 0) & (low > 0)  # else they touch: s is 0
+    active = active & (radius > 0) & (low > 0)  # otherwise they touch: s is 0
     found, high = low, longest.double().square()
     above = (farthest.double() / scale).square() - 1
     below = excess(low)
@@ -109,7 +111,7 @@ def _searched(
         over = value > 0
         found = torch.where(active, torch.where(over & (value > 8 * eps), low, middle), found)
         high, low = torch.where(over, middle, high), torch.where(over, low, middle)
-        # Illinois: an end that stays twice counts half, lest it stay for ever.
+        # Illinois: the value at an end that stays twice is halved, so that the end moves again.
         again = torch.where((over == was_over) & ~open_end, 0.5, 1.0)
         above, below = torch.where(over, value, above * again), torch.where(over, below * again, value)
         was_over, open_end, growth = over, open_end & ~over, growth.square()

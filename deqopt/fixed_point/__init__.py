@@ -1,4 +1,4 @@
-"""Plain fixed points ``z = f(z)``, usable without anything else of deqopt."""
+"""Plain fixed points ``z = f(z)``, usable without the rest of deqopt."""
 
 from deqopt.equilibrium import FixedPoint
 from deqopt.fixed_point.anderson import Anderson, AndersonMixing, MixingType

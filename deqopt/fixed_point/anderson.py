@@ -15,7 +15,7 @@ from deqopt.ranges import not_negative
 
 
 class MixingType(Enum):
-    """Which secant condition the mixture meets (Fang and Saad 2009)."""
+    """The secant condition that the mixture satisfies (Fang and Saad 2009)."""
 
     I = "I"  # noqa: E741
     """``S^T (r - Y gamma) = 0``: the Jacobian is approximated, as by Broyden's good update."""
@@ -26,22 +26,23 @@ class MixingType(Enum):
 class AndersonMixing(Mixing):
     """The memory of Anderson mixing.
 
-    With residuals ``r_k = T(w_k) - w_k`` of the last ``history_size`` points, Y their differences and S those of the
-    points, it solves
+    Let ``r_k = T(w_k) - w_k`` be the residuals of the last ``history_size`` points, Y the differences of the residuals
+    and S the differences of the points. The method solves
 
         Y^T D (r - Y gamma) = 0   (type II)       S^T D (r - Y gamma) = 0   (type I)
 
     and proposes ``w + damping r - (S + damping Y) gamma``. D weights the blocks (z, mu, x) by ``1 / |T^b(w)|^2``. Both
-    systems are solved for columns of unit length with Tikhonov regularisation, so that an empty column counts for
-    nothing. Of wide blocks, D sees every so many entries only: a few thousand tell as much about a few columns as all
-    do. So S and Y are kept for these entries alone, products are kept a block and only the newest are computed, and
-    what a step mostly costs is to read ``S + damping Y`` once.
+    systems are solved for columns of unit length with Tikhonov regularisation, so that an empty column has no effect.
+    Of wide blocks, D uses only a sample of the entries at regular intervals: a few thousand entries determine the few
+    coefficients as well as all entries do. So S and Y are kept for these entries alone. Products are kept per block,
+    and only the newest are computed. Most of the cost of a step is to read ``S + damping Y`` once.
 
     Args:
         like: the rows to be mixed.
-        history_size: how many points are mixed, one more than differences are remembered; with 1 it is the damped step.
-        ridge: of the regularisation, relative to the columns.
-        widths: of the blocks; they cover the row.
+        history_size: number of points that are mixed, one more than the number of remembered differences; with 1 it is
+            the damped step.
+        ridge: strength of the regularisation, relative to the columns.
+        widths: widths of the blocks; together they cover the row.
 
     Example:
         >>> w = torch.zeros(3, 2)
@@ -75,16 +76,17 @@ class AndersonMixing(Mixing):
         return image
 
     def _sampled(self, rows: Tensor) -> Tensor:
-        """The entries of (B, width) that D sees."""
+        """The entries of the rows (B, width) that D uses."""
         if max(self._strides) == 1:
             return rows
         blocks = rows.split(self._all_widths, dim=1)
         return torch.cat([block[:, ::stride] for block, stride in zip(blocks, self._strides, strict=True)], dim=1)
 
     def _multiply(self, slot: int, filled: int) -> None:
-        """Enter the products of the newest difference, and bring those of the residual up to date.
+        """Enter the products of the newest difference, and update the products of the residual.
 
-        The residual grew by the newest change, so its product with an older difference did by the product of the two.
+        The residual grew by the newest change. So its product with an older difference grew by the product of this
+        change with that difference.
         """
         left = self._moves if self._kind is MixingType.I else self._changes
         column = row = self._per_block(left[:, :filled], self._changes[:, slot])
@@ -120,7 +122,7 @@ class AndersonMixing(Mixing):
 
 
 def sampling_stride(width: int) -> int:
-    """Every how many entries of a block D sees: all up to 8192, of wider ones about 2000 to 4000.
+    """The stride at which D uses the entries of a block: all entries up to 8192, about 2000 to 4000 of wider blocks.
 
     No stride has a factor that is common in image sizes, so that the entries do not line up in columns.
     """
@@ -141,8 +143,8 @@ class Anderson(MixingSolver):
     """Anderson mixing for ``z = f(z)``: see :class:`MixingSolver` for its first settings.
 
     Args:
-        ridge: regularises the mixture, relative to differences of unit length.
-        kind: type I or II.
+        ridge: regularisation of the mixture, relative to differences of unit length.
+        kind: type of mixing, I or II.
 
     Example:
         >>> Anderson(tol=1e-6).solve(torch.cos, torch.zeros(1, 2)).z

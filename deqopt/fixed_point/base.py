@@ -1,4 +1,4 @@
-"""What every fixed-point solver shares: its settings, its result, the way into the loop."""
+"""The base class of all fixed-point solvers: settings, result, and the call of the loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deqopt.loop_settings import LoopSettings
 from deqopt.memory import Memory, MemoryT
 from deqopt.state import Layout, State, check_same_layout, state_of, tensors_of, work_dtype
 
-# A fixed point counts as zero at this share of the length of the first image: relative to zero nothing is small.
+# A fixed point counts as zero below this share of the length of the first image: no residual is small relative to 0.
 ZERO = 1e-6
 
 
@@ -47,7 +47,7 @@ class FixedPointSystem:
         return Measured(w, target, residual, zero, distance, torch.ones_like(zero), length, w[:, :0])
 
     def confirm(self, at: Measured, claimed: Tensor) -> Measured:
-        """The evaluation as it is: its residual says all."""
+        """The evaluation unchanged: its residual needs no further check."""
         return at
 
     def pick(self, keep: Tensor) -> FixedPointSystem | None:
@@ -56,7 +56,7 @@ class FixedPointSystem:
         return replace(self, data=pick(self.data, keep), size=pick(self.size, keep))
 
     def _image(self, w: Tensor) -> Tensor:
-        """``f(z)``. f gets a z of its own, because it may work in place."""
+        """``f(z)``. f gets a copy of z, because it may change z in place."""
         rows = self.layout.unpack(w)
         z = state_of((part.clone() for part in tensors_of(rows)), rows)
         image = self.f(z) if self.data is None else self.f(z, self.data)
@@ -66,7 +66,7 @@ class FixedPointSystem:
 
 @dataclass(frozen=True)
 class FixedPointSolver(LoopSettings, ABC, Generic[MemoryT]):
-    """Settings that all fixed-point solvers have: those of :class:`deqopt.loop_settings.LoopSettings`.
+    """Base class of fixed-point solvers, with the settings of :class:`deqopt.loop_settings.LoopSettings`.
 
     Example:
         >>> import torch
@@ -85,23 +85,23 @@ class FixedPointSolver(LoopSettings, ABC, Generic[MemoryT]):
 
     @abstractmethod
     def step(self, at: Measured, memory: MemoryT) -> Tensor:
-        """The next point from an evaluation, ``at.image = f(at.point)`` in rows. Must not couple rows."""
+        """Compute the next point from an evaluation ``at.image = f(at.point)``, in rows. Must not couple rows."""
 
     def solve(
         self, f: Callable[..., State], z0: State, data: Any = None, *, adjoint: Adjoint | None = None
     ) -> FixedPoint:
-        """Solve ``z = f(z)`` from ``z0`` for every sample alone.
+        """Solve ``z = f(z)`` from ``z0``, independently for every sample.
 
         Args:
-            f: keeps the shapes of z; must not couple samples.
-            z0: (B, *state) or a tuple of such.
-            data: per-sample data: tensors with the batch first, in tuples, lists, dicts or dataclasses. With it
-                ``f(z, data)`` is called, and samples that have converged are left out of the batch; without it they are
-                only frozen.
-            adjoint: how gradients reach what f reaches; with None, and under ``no_grad``, the result carries none.
+            f: map that keeps the shapes of z; must not couple samples.
+            z0: (B, *state), or a tuple of such tensors.
+            data: per-sample data: tensors with the batch first, in tuples, lists, dicts or dataclasses. If given,
+                ``f(z, data)`` is called, and converged samples leave the batch; otherwise they are only frozen.
+            adjoint: method by which gradients reach everything that f depends on; with None, or under ``no_grad``, the
+                result carries no gradient.
 
         Raises:
-            ProblemError: an adjoint that is for joint problems alone.
+            ProblemError: the adjoint is for joint problems only.
 
         Example:
             >>> from deqopt.adjoints import Implicit

@@ -15,9 +15,9 @@ from deqopt.memory import write_difference
 class BroydenUpdates(Mixing):
     """The memory of Broyden's good method.
 
-    For the root of ``r(w) = T(w) - w`` it begins at the inverse Jacobian ``B_0 = -damping``, and for each of the last
-    ``history_size - 1`` differences s of points and y of residuals, the oldest first, makes the least change of the
-    Jacobian in the metric D after which ``B y = s``; by Sherman and Morrison,
+    To find the root of ``r(w) = T(w) - w``, it starts from the inverse Jacobian ``B_0 = -damping``. For each of the
+    last ``history_size - 1`` differences s of points and y of residuals, oldest first, it makes the smallest change of
+    the Jacobian, in the metric D, after which ``B y = s``. By Sherman and Morrison, this is
 
         B <- B + (s - B y) s^T D B / (s^T D B y)
 
@@ -25,10 +25,10 @@ class BroydenUpdates(Mixing):
 
         w - B r = w + damping r - P gamma,    (S^T D P - N) gamma = S^T D (damping r)
 
-    where S are the differences s, P those of the damped steps ``w + damping r``, and N is the upper triangle of
-    ``S^T D S`` with its diagonal. So an update that is dropped leaves no trace in the others. D weights the blocks
-    (z, mu, x) by ``1 / |T^b(w)|^2``. Products are kept a block; a step reads S once and P twice. A row whose system is
-    singular takes the damped step, until what makes it so is dropped.
+    where S are the differences s, P the differences of the damped steps ``w + damping r``, and N is the upper triangle
+    of ``S^T D S`` with its diagonal. So an update that is dropped has no effect on the remaining updates. D weights the
+    blocks (z, mu, x) by ``1 / |T^b(w)|^2``. Products are kept per block; a step reads S once and P twice. A row whose
+    system is singular takes the damped step, until the difference that makes it singular is dropped.
 
     Example:
         >>> w = torch.zeros(3, 2)
@@ -46,8 +46,8 @@ class BroydenUpdates(Mixing):
         self._steepest = torch.finfo(like.dtype).eps ** (-2 / 3)
 
     def _remember(self, slot: int, filled: int, w: Tensor, target: Tensor) -> Tensor:
-        """The column of the newest difference is ``S^T (p - s) = S^T y``, by how much ``S^T r`` grew; its row, outside
-        of N, ``s^T P``."""
+        """The column of the newest difference is ``S^T (p - s) = S^T y``, the increase of ``S^T r``; its row, outside
+        of N, is ``s^T P``."""
         residual = self._proposal - w
         change = (residual - self._residual) * self._seen
         self._moves = write_difference(self._moves, slot, w, self._point, self._seen)
@@ -65,7 +65,7 @@ class BroydenUpdates(Mixing):
         return target
 
     def _coefficients(self, filled: int, weights: Tensor) -> Tensor:
-        """gamma, (B, filled); zero where the system is singular, up to what rounding makes of it."""
+        """gamma, (B, filled); zero where the system is singular up to rounding."""
         squares = torch.einsum("bk,bki->bi", weights.detach(), self._lengths[:, :, :filled])
         least = weights.detach().sum(1, keepdim=True) * least_square(self._proposal.dtype)
         unit = power_or_zero(squares, -0.5, least)

@@ -14,10 +14,11 @@ from deqopt.ranges import positive_share
 
 @dataclass(frozen=True)
 class Damped(FixedPointSolver):
-    """Plain iteration; with ``damping`` below 1 also for cells that only their damped map contracts.
+    """Plain iteration; a ``damping`` below 1 also solves cells that are not contractive but have a contractive damped
+    map.
 
     Args:
-        damping: in (0, 1]; 1 is the plain iteration.
+        damping: share of the residual that is added in every step, in (0, 1]; 1 is the plain iteration.
 
     Example:
         >>> Damped(damping=0.7, tol=1e-6).solve(torch.cos, torch.zeros(1, 2)).z

@@ -1,4 +1,4 @@
-"""What Anderson mixing and Broyden's method share: a memory that turns ``w`` and ``T(w)`` into the next point."""
+"""The base of Anderson mixing and Broyden's method: a memory that computes the next point from ``w`` and ``T(w)``."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from deqopt.memory import Memory, write_difference
 from deqopt.ranges import at_least, positive_share
 from deqopt.state import known_all
 
-# A block of the image that has shrunk counts as at least this share of the longest that it was. Else one that tends to
-# zero, as the multiplier of a perfect fit, would be all that is solved for.
+# The length of a block of the image counts as at least this share of its largest length so far. Otherwise a block that
+# tends to zero, such as the multiplier of a perfect fit, would dominate the system.
 FADED = 1e-4
 
 
 class Mixing(Memory):
-    """Remembers points w and their images T(w), and proposes ``p - P gamma``: p is the damped step
-    ``w + damping (T(w) - w)``, P are the differences of those of the last points, and the method says what gamma is.
+    """Remembers points w and their images T(w), and proposes ``p - P gamma``. p is the damped step
+    ``w + damping (T(w) - w)``, P are the differences of the last damped steps, and the method defines gamma.
 
     Args:
         like: the rows to be mixed.
-        history_size: how many points are remembered, one more than differences are; with 1 it is the damped step.
-        widths: of the blocks; they cover the row.
+        history_size: number of remembered points, one more than that of differences; with 1 it is the damped step.
+        widths: widths of the blocks; together they cover the row.
     """
 
     def __init__(self, like: Tensor, history_size: int, widths: Sequence[int]) -> None:
@@ -65,7 +65,7 @@ class Mixing(Memory):
         """gamma, (B, filled), for weights (B, blocks); zero where there is none."""
 
     def _weights(self, image: Tensor) -> Tensor:
-        """D, a number a block, (B, blocks), for images T: ``1 / |T^b|^2``, zero for zeros."""
+        """The weights D, one per block, (B, blocks), for images T: ``1 / |T^b|^2``, or zero where the block is zero."""
         squares = self._sums(image.square())
         self._longest = torch.maximum(self._longest, squares.detach())
         return power_or_zero(torch.maximum(squares, FADED**2 * self._longest), -1.0, least_square(image.dtype))
@@ -77,7 +77,7 @@ class Mixing(Memory):
     def _per_block(self, rows: Tensor, vectors: Tensor) -> Tensor:
         """The products of ``rows`` (B, n, width) and ``vectors`` (B, width) over each block, (B, blocks, n)."""
         pairs = zip(rows.split(self._widths, dim=2), vectors.split(self._widths, dim=1), strict=True)
-        # the other way round bmm is far slower on a CPU
+        # with the factors the other way round, bmm is much slower on a CPU
         return torch.stack([torch.bmm(one.unsqueeze(1), some.mT).squeeze(1) for some, one in pairs], 1).double()
 
 
@@ -86,8 +86,8 @@ class MixingSolver(FixedPointSolver[Mixing]):
     """Solvers of ``z = f(z)`` that remember earlier points.
 
     Args:
-        history_size: how many points are remembered.
-        damping: in (0, 1]: the share of the residual that is taken in directions in which nothing is known yet.
+        history_size: number of points that are remembered.
+        damping: share of the residual that is taken in directions without remembered differences, in (0, 1].
     """
 
     history_size: int = 6
@@ -105,30 +105,30 @@ class MixingSolver(FixedPointSolver[Mixing]):
 
 
 def check_mixing(history_size: int, damping: float) -> None:
-    """Raise ProblemError for settings that cannot be meant."""
+    """Raise ProblemError for invalid settings."""
     at_least(1, history_size=history_size)
     positive_share(damping=damping)
 
 
 def least_square(dtype: torch.dtype) -> float:
-    """A sum of squares in ``dtype`` that counts as zero: one over a smaller one overflows on its way back."""
+    """A sum of squares in ``dtype`` that counts as zero: dividing by a smaller sum overflows in the backward pass."""
     info = torch.finfo(dtype)
     return info.tiny / info.eps
 
 
 def power_or_zero(squares: Tensor, exponent: float, least: Tensor | float) -> Tensor:
-    """``squares`` to a negative power; zero where they are at most ``least``, and so is the derivative there."""
+    """``squares`` to a negative power; where they are at most ``least``, the result and its derivative are zero."""
     known = squares > least
     return torch.where(known, torch.where(known, squares, 1.0).pow(exponent), 0.0)
 
 
 def solved_or_zero(matrix: Tensor, right: Tensor, longest: Tensor | float) -> Tensor:
-    """u of ``matrix u = right``, (B, n), row by row; zero, and so is the derivative, where none is finite and at most
-    ``longest``."""
+    """The solution u of ``matrix u = right``, (B, n), row by row. Where no finite solution of at most the length
+    ``longest`` is found, u and its derivative are zero."""
     solution, info = torch.linalg.solve_ex(matrix, right)
     length = solution.detach().norm(dim=1)
     usable = (info == 0) & length.isfinite() & (length <= longest)
-    if solution.requires_grad and not known_all(usable):  # the derivative of an inverse that is none would be NaN
+    if solution.requires_grad and not known_all(usable):  # the derivative at a singular matrix would be NaN
         eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
         matrix = torch.where(usable[:, None, None], matrix, eye)
         solution, _ = torch.linalg.solve_ex(matrix, torch.where(usable[:, None], right, 0.0))

@@ -1,4 +1,4 @@
-"""Cells, what goes into them and what comes out: networks that several tasks may use."""
+"""Networks that several tasks may use: cells, injections into cells, and heads on their states."""
 
 from deqopt.nn.bounded import BoundedCell
 from deqopt.nn.decoder import Decoder

@@ -13,14 +13,14 @@ from deqopt.nn.multiscale import Branches, resampling
 
 
 class BoundedCell(nn.Module):
-    """``f(z, u)``: branch i becomes ``tanh(sum_j W_ij z_j + u_i)``. W_ii is a 3x3 convolution, the others resample.
+    """``f(z, u)``: branch i becomes ``tanh(sum_j W_ij z_j + u_i)``. W_ii is a 3x3 convolution, all other W_ij resample.
 
-    An evaluation is little more than a convolution and its transpose. Its second derivatives, which every gradient
-    through a joint solve needs, are cheap: those of a normalisation are a dozen operations on a CPU. And z = 0 is a
-    point like all others. The size of u decides how far from linear f is: hand over one of unit variance.
+    An evaluation costs little more than a convolution and its transpose. The second derivatives, which every gradient
+    through a joint solve needs, are cheap, while those of a normalisation take a dozen operations on a CPU. There is no
+    singularity at z = 0. The size of u determines how nonlinear f is: use a u of unit variance.
 
     Args:
-        channels: of the branches, finest first; each has half the resolution of the one before.
+        channels: channels of the branches, finest first; each branch has half the resolution of the one before.
 
     Example:
         >>> import torch
@@ -43,7 +43,7 @@ class BoundedCell(nn.Module):
         )
 
     def forward(self, z: Branches, u: Branches) -> Branches:
-        """``z`` and ``u`` are tuples of (B, channels, height, width), one a branch, and so is the result."""
+        """``z``, ``u`` and the result are tuples of tensors (B, channels, height, width), one per branch."""
         images = []
         for maps, total in zip(self.maps, u, strict=True):
             for one, part in zip(cast(nn.ModuleList, maps), z, strict=True):

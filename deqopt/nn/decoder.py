@@ -17,8 +17,8 @@ class Decoder(nn.Module):
     Args:
         latent: length of x.
         widths: channels of the cell's branches, finest first; each branch has half the resolution of the one before.
-        resolution: of the finest branch.
-        image_channels, size: of the image; ``size`` is a multiple of ``resolution``.
+        resolution: height and width of the finest branch.
+        image_channels, size: colour channels and size of the image; ``size`` must be a multiple of ``resolution``.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What comes out of a multiscale cell: images."""
+"""Heads that convert the state of a multiscale cell to images."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from deqopt.nn.multiscale import Branches, group_norm
 
 
 class PixelHead(nn.Module):
-    """The branches as values of pixels: resampled to the finest, mixed, and painted by a sub-pixel convolution.
+    """Converts the branches to pixels: resamples them to the finest branch, mixes them, and applies a sub-pixel
+    convolution.
 
     Args:
-        channels: of the branches, finest first.
-        pixel_channels: of the result.
-        factor: height and width of the result over those of the finest branch.
+        channels: channels of the branches, finest first.
+        pixel_channels: channels of the result.
+        factor: height and width of the result divided by those of the finest branch.
 
     Example:
         >>> import torch
@@ -44,12 +45,12 @@ class PixelHead(nn.Module):
 
 
 class ImageHead(PixelHead):
-    """The branches as an image in (-1, 1): a :class:`PixelHead` and tanh.
+    """Converts the branches to an image in (-1, 1): a :class:`PixelHead` and tanh.
 
     Args:
-        channels: of the branches, finest first.
-        resolution: of the finest branch.
-        image_channels: of the image.
+        channels: channels of the branches, finest first.
+        resolution: height and width of the finest branch.
+        image_channels: colour channels of the image.
         size: height and width of the image, a multiple of ``resolution``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What goes into a multiscale cell: latents and images as one feature map a branch."""
+"""Injections into a multiscale cell: they convert latents and images to one feature map per branch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from deqopt.nn.multiscale import Branches
 
 GAIN = 4.0
-"""By how much the first weights of :class:`ImageInjection` exceed PyTorch's: the state of an untrained cell then
-follows the image more than itself, and plain updates shrink the residual to 0.3 instead of 0.85 of it."""
+"""Factor by which the initial weights of :class:`ImageInjection` are larger than PyTorch's. The state of an untrained
+cell then depends more on the image than on itself, and a plain update shrinks the residual to 0.3 of it, not 0.85."""
 
 
 class LatentInjection(nn.Module):
-    """A latent (B, latent) as one feature map a branch: learned projections to all of them.
+    """Converts a latent (B, latent) to one feature map per branch, by learned projections.
 
     Example:
         >>> import torch
@@ -36,12 +36,13 @@ class LatentInjection(nn.Module):
 
 
 class ImageInjection(nn.Module):
-    """Images, (B, channels, H, W) with values around -1 to 1, as one feature map a branch, by strided convolutions.
+    """Converts images, (B, channels, H, W) with values of about -1 to 1, to one feature map per branch, by strided
+    convolutions.
 
     Args:
-        image_channels: of the images.
-        widths: channels of the branches, finest first; each has half the resolution of the one before.
-        stride: height and width of the images over those of the finest branch.
+        image_channels: colour channels of the images.
+        widths: channels of the branches, finest first; each branch has half the resolution of the one before.
+        stride: height and width of the images divided by those of the finest branch.
 
     Example:
         >>> import torch

@@ -1,9 +1,9 @@
-"""A multiscale equilibrium cell in the manner of MDEQ (Bai, Koltun, Kolter 2020), without coupling of samples.
+"""A multiscale equilibrium cell similar to MDEQ (Bai, Koltun, Kolter 2020), without coupling of samples.
 
-Branch i has ``channels[i]`` channels at ``resolution / 2**i``. All normalisation is GroupNorm, all convolutions are
-weight-normalised, so that the Jacobian's size is set by few scales. Unlike MDEQ's blocks these have no identity
-path from z to z: it keeps the Jacobian near the identity, where plain updates of z and mu hardly contract, and the
-same decoder trained with it reached a seven times larger error on digits.
+Branch i has ``channels[i]`` channels at ``resolution / 2**i``. All normalisation is GroupNorm, and all convolutions are
+weight-normalised, so that a few scales determine the size of the Jacobian. Unlike the blocks of MDEQ, these blocks have
+no identity path from z to z. Such a path keeps the Jacobian near the identity, where plain updates of z and mu hardly
+contract; the same decoder trained with an identity path had a seven times larger error on digits.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ def branch_shapes(channels: Sequence[int], resolution: int) -> list[tuple[int, i
 
 
 class MultiscaleCell(nn.Module):
-    """``f(z, injection)``: two convolutions and the injection a branch, then every branch gets the sum of all.
+    """``f(z, injection)``: two convolutions and the injection in every branch; then every branch gets the sum of all
+    branches.
 
     Args:
-        channels: of the branches, finest first.
-        groups: of every GroupNorm, at most; a divisor of the channels is taken.
+        channels: channels of the branches, finest first.
+        groups: largest number of groups of every GroupNorm; the number used divides the channels.
 
     Example:
         >>> import torch
@@ -62,7 +63,7 @@ class MultiscaleCell(nn.Module):
         self.norms = nn.ModuleList(group_norm(count, groups) for count in channels)
 
     def forward(self, z: Branches, injection: Branches) -> Branches:
-        """``z`` and ``injection`` are tuples of (B, channels, height, width), one a branch, and so is the result."""
+        """``z``, ``injection`` and the result are tuples of tensors (B, channels, height, width), one per branch."""
         h = [block(part, u) for block, part, u in zip(self.blocks, z, injection, strict=True)]
         fused = []
         for fusion, norm in zip(self.fusions, self.norms, strict=True):

@@ -1,4 +1,4 @@
-"""What every regulariser does."""
+"""The base class of all regularisers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Regularizer(ABC):
     name: ClassVar[str]
     weight: float
     visits: int = 0
-    """Iterates of the trajectory that the penalty wants to see besides the equilibrium."""
+    """Number of iterates of the trajectory that the penalty uses in addition to the equilibrium."""
 
     def __post_init__(self) -> None:
         """Called for a dataclass. Raises ProblemError where weight or visits cannot be meant."""

@@ -20,12 +20,12 @@ from deqopt.usable import UsablePoint
 class JacobianPenalty(Regularizer):
     """Hutchinson's estimate of ``|d_z f|_F^2 / dim z``: the mean of ``|(d_z f)^T v|^2 / dim z`` over Gaussian v.
 
-    A small value makes f contract, so that z and mu are found by few evaluations.
+    A small value makes f contract, so that z and mu are found with few evaluations.
 
     Args:
-        weight: of the penalty in the loss.
-        probes: Gaussian vectors v a point.
-        visits: at how many random iterates of the trajectory it is taken besides the equilibrium.
+        weight: weight of the penalty in the loss.
+        probes: number of Gaussian vectors v per point.
+        visits: number of random iterates of the trajectory at which the penalty is computed, besides the equilibrium.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.regularizers import JacobianPenalty

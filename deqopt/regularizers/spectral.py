@@ -1,4 +1,4 @@
-"""The gain of the adjoint iteration, penalised where it is largest."""
+"""A penalty on the largest gain of the adjoint iteration."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from deqopt.usable import UsablePoint
 
 @dataclass(frozen=True)
 class SpectralPenalty(Regularizer):
-    """``|(d_z f)^T u|^2`` for the unit vector u in which the multiplier's iteration grows most, a sample.
+    """``|(d_z f)^T u|^2`` per sample, for the unit vector u along which the iteration of the multiplier grows most.
 
-    ``mu <- d_z J + (d_z f)^T mu`` is a power iteration already: its growing part turns mu to the dominant direction.
+    ``mu <- d_z J + (d_z f)^T mu`` is already a power iteration: its growing part turns mu to the dominant direction.
     So u is the multiplier of the solve after ``products`` more products with ``(d_z f)^T``, and the penalty tends to
-    the square of the spectral radius. :class:`JacobianPenalty` averages over all directions and hardly sees the few,
-    in a classifier those of the classes, whose gain is above 1. Miyato et al. (Spectral normalization, 2018) keep a
-    power iteration across training steps for the weights; here the solve brings it along.
+    the square of the spectral radius. :class:`JacobianPenalty` averages over all directions. It hardly depends on the
+    few directions with a gain above 1, which in a classifier are those of the classes. Miyato et al. (Spectral
+    normalization, 2018) keep a power iteration for the weights across training steps; here the solve provides it.
 
     Args:
-        weight: of the penalty in the loss.
-        products: of the power iteration after the solve, 0 or more.
+        weight: weight of the penalty in the loss.
+        products: number of products of the power iteration after the solve, 0 or more.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.regularizers import SpectralPenalty

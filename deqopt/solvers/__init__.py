@@ -1,4 +1,4 @@
-"""How (z, x, mu) is found: one file a strategy."""
+"""Solvers for (z, x, mu): one file per method."""
 
 from deqopt.memory import Memory
 from deqopt.solvers.base import JointSolver

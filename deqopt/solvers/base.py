@@ -1,4 +1,4 @@
-"""What every joint solver shares: its settings, its start, the way into the loop."""
+"""The base class of all joint solvers: settings, start of a solve, and the call of the loop."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from deqopt.state import State, check_same_layout, state_of, tensors_of
 
 @dataclass(frozen=True)
 class JointSolver(LoopSettings, ABC, Generic[MemoryT]):
-    """Settings that all joint solvers have: those of :class:`deqopt.loop_settings.LoopSettings`.
+    """Base class of joint solvers, with the settings of :class:`deqopt.loop_settings.LoopSettings`.
 
-    One evaluation is one forward of f and J and one vector-Jacobian product. A solver is written as
-    ``JointSolver[MyMemory]``, or as ``JointSolver`` where a step remembers nothing.
+    One evaluation is one forward pass of f and J and one vector-Jacobian product. A new solver is a subclass of
+    ``JointSolver[MyMemory]``, or of ``JointSolver`` if its step needs no memory.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.solvers import JointAnderson
@@ -37,15 +37,15 @@ class JointSolver(LoopSettings, ABC, Generic[MemoryT]):
     """
 
     def begin(self, system: JointSystem, states: Tensor, x: Tensor) -> MemoryT:
-        """The empty memory of a solve from the rows ``states = [z | mu]`` and ``x``, (B, width) each."""
+        """The empty memory of a solve that starts at the rows ``states = [z | mu]`` and ``x``, (B, width) each."""
         return Memory(x)  # type: ignore[return-value]
 
     @abstractmethod
     def step(self, system: JointSystem, at: JointEvaluation, memory: MemoryT) -> tuple[Tensor, Tensor]:
-        """The next rows of states ``[z | mu]`` and of inputs from an evaluation.
+        """Compute the next rows of states ``[z | mu]`` and of inputs from an evaluation.
 
-        The inputs must be feasible (``system.project``), rows must not be coupled, and no tensor that was handed in may
-        be changed in place.
+        The inputs must be feasible (``system.project``), the step must not couple rows, and it must not change any of
+        the given tensors in place.
         """
 
     def solve(
@@ -62,17 +62,18 @@ class JointSolver(LoopSettings, ABC, Generic[MemoryT]):
         """Find the stationary point of every sample from ``(z0, x0)``.
 
         Args:
-            z0: (B, *state) or a tuple of such.
+            z0: (B, *state), or a tuple of such tensors.
             x0: (B, *input); projected, with a warning, where it is not feasible.
-            mu0: start of the multiplier, shaped like z0; zero if None. A start that is itself learned gets a gradient
-                from an adjoint that differentiates the solve, Unrolled; the optimum depends on no start, so that all
-                others give it none.
-            adjoint: how gradients reach theta; with None, and under ``no_grad``, the result carries none.
-            record: keep the trace of objective and residual.
-            visits: keep that many iterates of the trajectory, drawn at random.
+            mu0: start of the multiplier, shaped like z0; zero if None. Only the adjoint Unrolled, which differentiates
+                the solve, gives a gradient to a learned start; all other adjoints give none, because the optimum does
+                not depend on the start.
+            adjoint: method by which gradients reach theta; with None, or under ``no_grad``, the result carries no
+                gradient.
+            record: whether to keep the trace of objective and residual.
+            visits: number of iterates of the trajectory to keep, drawn at random.
 
         Raises:
-            ProblemError: the problem does not keep its contract (see :meth:`JointProblem.check`).
+            ProblemError: the problem or its start is invalid (see :meth:`JointProblem.check`).
         """
         if torch.is_inference_mode_enabled():
             raise ProblemError(
@@ -129,7 +130,7 @@ def _equilibrium(system: JointSystem, outcome: Outcome) -> Equilibrium:
 
 
 def _own(state: State) -> State:
-    """The same values in memory of their own, not in that of all rows."""
+    """The same values in separate memory, instead of views of the memory of all rows."""
     return state_of((part.clone(memory_format=torch.contiguous_format) for part in tensors_of(state)), state)
 
 

@@ -1,4 +1,4 @@
-"""Descent in x with z and mu solved anew at every step: what the literature does, and the baseline to beat."""
+"""Descent in x that solves z and mu again at every step: the usual method of the literature, and the baseline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Count = TypeVar("Count", int, Tensor)
 
 
 class Solves(Memory):
-    """Where the solve began, which rows have been solved since, (B, 1), and what the descent remembers."""
+    """The start of the solve, which rows have been solved since, (B, 1), and the memory of the descent."""
 
     def __init__(self, states: Tensor, descent: Memory, cost: int) -> None:
         super().__init__(states)
@@ -35,22 +35,24 @@ class Solves(Memory):
 
 @dataclass(frozen=True)
 class Bilevel(JointSolver[Solves]):
-    """Descent on ``J(z(x), x)``: after every move of x, z and mu are solved by a fixed-point solver.
+    """Descent on ``J(z(x), x)``: after every move of x, a fixed-point solver solves for z and mu.
 
         x  <- Proj(x - descent step along g_x)
         z  <- the solution of z = f(z, x)
         mu <- the solution of mu = d_z J + (d_z f)^T mu
 
-    An evaluation of f alone and a vector-Jacobian product alone count one half each. So a step, with the evaluation
-    that follows it, takes at most ``inner.max_nfe + 2``; the default budget is for 40 of them. The first only solves.
+    An evaluation of f alone and a vector-Jacobian product alone count as half an evaluation each. So a step, with the
+    evaluation that follows it, takes at most ``inner.max_nfe + 2`` evaluations; the default budget is enough for 40
+    steps. The first step solves for z and mu, and does not move x.
 
     Args:
-        descent: how x moves.
-        inner: solves for z, and for mu. Where its ``tol`` is not below that of the whole, no sample converges.
-        warm: both solves start where the last ones ended; else where this solve began, as the literature does.
+        descent: method that moves x.
+        inner: solver for z and for mu. Its ``tol`` must be below that of ``Bilevel``, or no sample converges.
+        warm: whether both inner solves start where the last ones ended; otherwise they start where the whole solve
+            began, as is usual in the literature.
 
     Raises:
-        ProblemError: x would never move; an adjoint that differentiates through the solve (its inner ones keep no
+        ProblemError: x would never move, or the adjoint differentiates through the solve (the inner solves keep no
             graph).
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
@@ -73,7 +75,7 @@ class Bilevel(JointSolver[Solves]):
         if self.max_nfe < needed:
             raise ProblemError(
                 f"Bilevel would never move x: with inner.max_nfe = {self.inner.max_nfe} a step takes up to "
-                f"{self._cost} evaluations, and the first only solves: max_nfe must be at least {needed}, "
+                f"{self._cost} evaluations, and the first step does not move x: max_nfe must be at least {needed}, "
                 f"got {self.max_nfe}"
             )
 
@@ -92,7 +94,7 @@ class Bilevel(JointSolver[Solves]):
             )
         moved = self.descent.step(system, at, memory.descent)
         inputs = torch.where(memory.solved > 0, moved, at.x)
-        memory.descent.forget(memory.solved[:, 0] == 0)  # of what it saw of a gradient that was not solved for
+        memory.descent.forget(memory.solved[:, 0] == 0)  # its memory of gradients at unsolved states
         memory.solved = torch.ones_like(memory.solved)
 
         z, mu, x = system.unpack(system.join(at.states if self.warm else memory.start, inputs))
@@ -103,5 +105,5 @@ class Bilevel(JointSolver[Solves]):
 
 
 def _spent(states: Count, multipliers: Count) -> Count:
-    """Halves of the two solves and of the graph of f and J between them, rounded up."""
+    """Evaluations of the two solves and of the graph of f and J between them: half of each count, rounded up."""
     return (states + multipliers + 2) // 2

@@ -1,4 +1,4 @@
-"""How :class:`deqopt.solvers.Bilevel` moves the input: projected gradient, Adam, L-BFGS, a row a sample."""
+"""Methods by which :class:`deqopt.solvers.Bilevel` moves the input: projected gradient, Adam, L-BFGS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deqopt.state import unit
 
 
 class Descent(ABC, Generic[MemoryT]):
-    """A step of x along ``g_x``, which at solved z and mu is the gradient of ``J(z(x), x)``.
+    """Base class of methods that move x by ``g_x``, which is the gradient of ``J(z(x), x)`` where z and mu are solved.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> from deqopt.solvers import PGD, Bilevel
@@ -39,9 +39,9 @@ class PGD(Descent):
     """Projected gradient descent ``x <- Proj(x - lr d)``.
 
     Args:
-        lr: the step; with a norm its length in that norm, in units of x.
-        norm: None for ``d = g_x``; else d is the direction of steepest descent in that norm, as attacks use it:
-            ``g_x / |g_x|`` for L2, ``sign(g_x)`` for LINF. Such steps do not shrink.
+        lr: step size; if ``norm`` is given, the length of every step in that norm, in units of x.
+        norm: None for ``d = g_x``. Otherwise d is the direction of steepest descent in this norm, as in adversarial
+            attacks: ``g_x / |g_x|`` for L2, ``sign(g_x)`` for LINF. Such steps do not get shorter near the optimum.
 
     Example:
         >>> PGD(lr=0.05, norm=Norm.LINF)
@@ -74,12 +74,12 @@ class Moments(Memory):
 
 @dataclass(frozen=True)
 class Adam(Descent[Moments]):
-    """Adam (Kingma and Ba 2015) on the projected gradient, projected.
+    """Adam (Kingma and Ba 2015) with the projected gradient; the result of every step is projected too.
 
     Args:
-        lr: about how far an entry of x moves in a step, in units of x.
-        betas: decay of the averages of the gradient and of its square.
-        eps: added to the root of the latter.
+        lr: approximate distance that an entry of x moves in one step, in units of x.
+        betas: decay rates of the averages of the gradient and of its square.
+        eps: number added to the root of the average square.
 
     Example:
         >>> Adam(lr=0.05, betas=(0.9, 0.99)).eps
@@ -110,7 +110,7 @@ class Adam(Descent[Moments]):
 
 
 class Curvature(Memory):
-    """The inverse Hessian of L-BFGS: pairs ``s`` and ``y`` of differences of points and gradients, newest last."""
+    """The inverse Hessian of L-BFGS: pairs of differences of points, ``s``, and of gradients, ``y``, newest last."""
 
     def __init__(self, x: Tensor, history_size: int) -> None:
         super().__init__(x)
@@ -122,7 +122,7 @@ class Curvature(Memory):
         self._point, self._gradient = torch.zeros_like(x), torch.zeros_like(x)
 
     def see(self, x: Tensor, g: Tensor) -> None:
-        """Enter the pair of ``(x, g)`` and the point before, where ``s^T y`` is positive enough; else an empty one."""
+        """Store the differences of ``(x, g)`` and the last point if ``s^T y`` is large enough, else an empty pair."""
         s, y = (x - self._point) * self._seen, (g - self._gradient) * self._seen
         product, ss, yy = ((a * b).sum(1, keepdim=True) for a, b in ((s, y), (s, s), (y, y)))
         curved = product > LEAST_CURVATURE * (ss * yy).sqrt()
@@ -134,7 +134,7 @@ class Curvature(Memory):
         self._point, self._gradient, self._seen = x, g, torch.ones_like(self._seen)
 
     def times(self, g: Tensor, otherwise: Tensor) -> Tensor:
-        """The two-loop recursion: the inverse Hessian times ``g``, ``otherwise`` g where no pair is known."""
+        """The two-loop recursion: the inverse Hessian times ``g``, or ``otherwise * g`` while no pair is known."""
         newest_first = [(self._written - 1 - age) % self._slots for age in range(min(self._written, self._slots))]
         shares = {}
         for i in newest_first:
@@ -148,12 +148,12 @@ class Curvature(Memory):
 
 @dataclass(frozen=True)
 class LBFGS(Descent[Curvature]):
-    """L-BFGS (Nocedal 1980) on the projected gradient, projected; without line search.
+    """L-BFGS (Nocedal 1980) with the projected gradient, without line search; the result of every step is projected.
 
     Args:
-        lr: length of the first step where the terms of ``g_x`` do not cancel, in units of x.
-        history_size: how many pairs of differences are kept. Those without positive curvature are left out.
-        longest: no step is longer, in units of x.
+        lr: length of the first step if the terms of ``g_x`` do not cancel, in units of x.
+        history_size: number of pairs of differences that are kept. Pairs without positive curvature are left out.
+        longest: largest length of a step, in units of x.
 
     Example:
         >>> LBFGS(history_size=5).longest
@@ -185,9 +185,10 @@ LEAST_CURVATURE = 1e-4
 
 
 def projected_gradient(system: JointSystem, at: JointEvaluation, reach: float) -> Tensor:
-    """``(x - Proj(x - a g_x)) / a`` where a gradient as long as ``size`` moves x by ``reach``: zero at the optimum.
+    """``(x - Proj(x - a g_x)) / a``, with a such that a gradient of length ``size`` moves x by ``reach``. It is zero at
+    the optimum.
 
-    Methods that turn or rescale ``g_x`` itself have other fixed points where a constraint is active.
+    Methods that rotate or rescale ``g_x`` itself have other fixed points where a constraint is active.
     """
     return system.projected_gradient(at.x, at.g_x, reach / at.size[:, None])
 

@@ -1,4 +1,4 @@
-"""The feasible point: z and mu solved exactly for a given input, so that results can be compared and trusted."""
+"""The feasible point: solves z and mu exactly for a given input, so that results can be compared and trusted."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from deqopt.state import State, leaf, state_of, tensors_of
 def solve_exactly(
     problem: JointProblem, equilibrium: Equilibrium, solver: FixedPointSolver | None = None
 ) -> Equilibrium:
-    """The point with the same x and ``z = f(z, x)``, ``mu = d_z J + (d_z f)^T mu`` solved from where they are.
+    """The point with the same x, with ``z = f(z, x)`` and ``mu = d_z J + (d_z f)^T mu`` solved from the given values.
 
-    Its ``objective`` is J on the constraint, its ``residual`` what is left of the whole stationary system. Its ``nfe``
-    and ``status`` stay those of the solve.
+    Its ``objective`` is J on the constraint, and its ``residual`` that of the whole stationary system. ``nfe`` and
+    ``status`` stay those of the original solve.
 
     Args:
-        solver: for both systems; by default Anderson mixing with 100 evaluations and a tolerance of 1e-5.
+        solver: solver for both systems; by default Anderson mixing with 100 evaluations and a tolerance of 1e-5.
     """
     solver = solver or Anderson(max_nfe=100, tol=1e-5)
     x = equilibrium.x.detach()
@@ -49,7 +49,7 @@ def solve_exactly(
 
 
 def solve_state(problem: JointProblem, x: Tensor, z: State, solver: FixedPointSolver) -> FixedPoint:
-    """``z = f(z, x)`` from z; samples that have converged are left out where the problem has ``data``."""
+    """Solve ``z = f(z, x)`` from z; if the problem has ``data``, converged samples leave the batch."""
     if problem.data is None:
         return solver.solve(lambda z: problem.f(z, x), z)
 
@@ -61,7 +61,7 @@ def solve_state(problem: JointProblem, x: Tensor, z: State, solver: FixedPointSo
 
 
 def solve_multiplier(problem: JointProblem, z: State, x: Tensor, mu: State, solver: FixedPointSolver) -> FixedPoint:
-    """``mu = d_z J + (d_z f)^T mu`` at ``(z, x)`` from mu: vector-Jacobian products of one graph of f."""
+    """Solve ``mu = d_z J + (d_z f)^T mu`` at ``(z, x)`` from mu, by vector-Jacobian products of one graph of f."""
     with torch.enable_grad():
         at = leaf(z)
         f_parts = tensors_of(problem.f(at, x))

@@ -1,4 +1,4 @@
-"""Anderson mixing of the whole stationary system (Gurumurthy et al. 2021), kept feasible."""
+"""Anderson mixing of the whole stationary system (Gurumurthy et al. 2021), with feasible inputs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class JointAnderson(JointMixing):
     """Anderson mixing of z, mu and x at once.
 
     Args:
-        ridge: regularises the mixture, relative to differences of unit length.
-        kind: type I approximates the Jacobian, type II minimises the residual. The solution is a saddle of the
-            Lagrangian, far from which a smaller residual is no progress: there type II gets stuck more often.
+        ridge: regularisation of the mixture, relative to differences of unit length.
+        kind: type of mixing: type I approximates the Jacobian, type II minimises the residual. The solution is a
+            saddle of the Lagrangian, and far from it a smaller residual does not mean progress. So type II gets stuck
+            more often.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> JointAnderson(tol=1e-5).solve(problem, z0, x0).x[0]

@@ -1,4 +1,4 @@
-"""Broyden's good method on the whole stationary system, kept feasible."""
+"""Broyden's good method for the whole stationary system, with feasible inputs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from deqopt.solvers.system import JointSystem
 class JointBroyden(JointMixing):
     """Broyden's good method with limited memory for z, mu and x at once.
 
-    It wants shorter steps than :class:`JointAnderson`: of random problems of about unit size it solves 93 to 100 % with
-    normalised steps of 0.1, 18 to 52 % with steps of 1.
+    It needs shorter steps than :class:`JointAnderson`. Of random problems of about unit size, it solves 93 to 100 %
+    with normalised steps of 0.1, but only 18 to 52 % with steps of 1.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> JointBroyden(tol=1e-5).solve(problem, z0, x0).x[0]

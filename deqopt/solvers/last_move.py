@@ -1,4 +1,5 @@
-"""The last move of the input and what it did to its gradient: how far the minimum is, and whether it is one."""
+"""The last move of the input and the change of the gradient: an estimate of the distance to the minimum and of the
+curvature, which tells a minimum from a saddle."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# A curvature counts where it changes the gradient by this many times what z and mu may be off.
+# A curvature counts if it changes the gradient by this many times the error of the gradient due to z and mu.
 CLEAR = 3.0
 
 
@@ -17,10 +18,10 @@ class LastMove:
 
     Attributes:
         x, g: (B, width of x) the newest input and its projected gradient.
-        s, y: (B, width of x) the last move of x, and the change of g over it; zero before the first.
-        blur: (B,) by how much g may be off because z and mu lag behind.
-        noise: (B,) by how much y may be off.
-        curvature: (B,) ``s^T y / s^T s`` of the last move over which it was clear; NaN before the first.
+        s, y: (B, width of x) the last move of x, and the change of g over this move; zero before the first move.
+        blur: (B,) largest error of g, because z and mu lag behind.
+        noise: (B,) largest error of y.
+        curvature: (B,) ``s^T y / s^T s`` of the last move with a clear curvature; NaN before the first such move.
     """
 
     x: Tensor
@@ -37,7 +38,7 @@ class LastMove:
         return cls(x, g, zero, zero, blur, torch.zeros_like(blur), torch.full_like(blur, torch.nan))
 
     def then(self, x: Tensor, g: Tensor, blur: Tensor) -> LastMove:
-        """With another input; where it has not moved, only its gradient is newer."""
+        """The secant after one more input. Where x has not moved, only its gradient is updated."""
         step = x - self.x
         moved = (step != 0).any(1)
         s = torch.where(moved[:, None], step, self.s)
@@ -50,11 +51,11 @@ class LastMove:
         return replace(self, x=x, g=g, s=s, y=y, blur=blur, noise=noise, curvature=curvature)
 
     def length(self) -> Tensor:
-        """(B,) of the move; zero where the gradient is, and no secant is needed to say so."""
+        """(B,) the length of the last move; zero where the gradient is zero, because no secant is needed there."""
         return torch.where(self.g.any(1), self.s.norm(dim=1), 0.0)
 
     def distance(self) -> Tensor:
-        """(B,) how far the secant puts the zero of the gradient, along it; infinite where the secant is not clear."""
+        """(B,) distance to the zero of the gradient, estimated by the secant; infinite where it is not clear."""
         size = self.g.norm(dim=1)
         change = (self.y * self.g).sum(1).abs() / torch.where(size > 0, size, 1.0)
         clear = change > CLEAR * self.noise

@@ -1,4 +1,4 @@
-"""What the solvers share that mix the whole stationary system: the map, its damping, the way back into the set."""
+"""The base class of the solvers that mix the whole stationary system: the map, its damping and the projection."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from deqopt.solvers.system import JointEvaluation, JointSystem
 
 
 class StepRule(Enum):
-    """What the step size of x multiplies."""
+    """The vector that the step size of x multiplies."""
 
     PLAIN = "plain"
-    """The gradient itself: the step size has the units of x squared over those of J."""
+    """The gradient itself: the step size has the units of x squared divided by the units of J."""
     NORMALISED = "normalised"
-    """The gradient over the length that it has where its terms do not cancel: the step size is a length, as x, and does
-    not depend on the units of J."""
+    """The gradient divided by the length that it would have if its terms did not cancel: the step size is a length in
+    units of x, and does not depend on the units of J."""
 
 
 @dataclass(frozen=True)
 class JointMixing(JointSolver[Mixing]):
     """Solvers of ``T(z, mu, x) = (f, g_z, Proj(x - step_size g_x)) = (z, mu, x)`` that remember earlier points.
 
-    What they propose may lie outside the feasible set, so its input is projected before it is evaluated.
+    A proposal may lie outside the feasible set, so its input is projected before it is evaluated.
 
     Args:
-        step_size: of the gradient step in x. Too large diverges, too small converges slowly.
-        step_rule: by default NORMALISED, where the step size is a length in units of x.
-        history_size: how many points are mixed.
-        damping: in (0, 1]: the share of the new residual; one number, or one each for z, mu and x.
+        step_size: size of the gradient step in x. Too large steps diverge, too small steps converge slowly.
+        step_rule: meaning of ``step_size``; by default NORMALISED, where it is a length in units of x.
+        history_size: number of points that are mixed.
+        damping: share of the new residual, in (0, 1]; one number, or three numbers for z, mu and x.
     """
 
     step_size: float = 0.3
@@ -63,7 +63,7 @@ class JointMixing(JointSolver[Mixing]):
         proposal = memory.mix(at.point, system.join(at.image, x), self._damping(system, at.point))
         states, mixed = system.split(proposal)
         mixed = system.project(mixed)
-        # A sample that has started again may have been on its way to a saddle: its input only moves downhill.
+        # A sample that has started again may have been on its way to a saddle, so its input may only move downhill.
         uphill = (memory.rate < 1) & (((mixed - at.x) * at.g_x).sum(1, keepdim=True) > 0)
         return states, torch.where(uphill, x, mixed)
 

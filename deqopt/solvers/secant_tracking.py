@@ -1,4 +1,4 @@
-"""Secant tracking: states that know from remembered secants where the equilibrium goes when the input moves."""
+"""Secant tracking: predicts from remembered secants how the equilibrium moves when the input moves."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from deqopt.solvers.tracking import Tracking, TrackingMemory
 
 @dataclass(frozen=True)
 class SecantTracking(Tracking):
-    """:class:`Tracking` whose states are predicted, so that x can move at every evaluation.
+    """:class:`Tracking` with predicted states, so that x can move at every evaluation.
 
-    A move of x spoils plain updates: z and mu lag behind. But earlier evaluations tell what a move does. With
-    ``s = [z | mu]``, its residual ``r = [f | g_z] - s``, the differences R of the last residuals, P of the last images
-    and X of the last inputs, and the coming move d of x,
+    With plain updates, z and mu lag behind when x moves. But earlier evaluations show the effect of a move. Let
+    ``s = [z | mu]`` with the residual ``r = [f | g_z] - s``. Let R be the differences of the last residuals, P those of
+    the last images and X those of the last inputs, and d the coming move of x. Then
 
         gamma = argmin |r + R gamma|^2 + coupling |X gamma - d|^2,        s <- [f | g_z] + P gamma
 
-    is the mixture of secants that explains d and leaves the least residual behind it. Without a move it is Anderson
-    mixing; the secants survive the move because x is part of them. The two terms are weighted so that R and X count
-    alike at a coupling of 1.
+    is the mixture of secants that explains the move d and leaves the smallest residual. Without a move it is Anderson
+    mixing. The secants stay valid after a move because they contain x. The two terms are weighted such that R and X
+    have equal weight at a coupling of 1.
 
     Args:
-        history_size: how many points are remembered.
-        coupling: how strictly the mixture must explain the move of x.
+        history_size: number of points that are remembered.
+        coupling: weight of the condition that the mixture explains the move of x.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> eq = SecantTracking(max_nfe=48, step_size=0.5).solve(problem, z0, x0)
@@ -53,7 +53,7 @@ class SecantTracking(Tracking):
 
 
 class SecantMemory(TrackingMemory):
-    """What :class:`Tracking` remembers, and the secants."""
+    """The memory of :class:`Tracking`, and the secants."""
 
     def __init__(self, states: Tensor, x: Tensor, history_size: int, coupling: float, widths: list[int]) -> None:
         super().__init__(x)
@@ -88,6 +88,6 @@ class CoupledMixing(AndersonMixing):
         size = squares.diagonal(dim1=1, dim2=2).sum(1)
         trace = matrix.diagonal(dim1=1, dim2=2).sum(1)
         weight = self._coupling * trace * power_or_zero(size, -1.0, least_square(self._inputs.dtype))
-        # mix() subtracts its gamma, which is minus the one above.
+        # mix() subtracts its gamma, which is minus the gamma above.
         explained = (inputs @ self._move.double().unsqueeze(2)).squeeze(2)
         return matrix + weight[:, None, None] * squares, right - weight[:, None] * explained

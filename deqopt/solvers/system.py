@@ -1,4 +1,4 @@
-"""What the loop evaluates: the stationary system with the scale by which it is measured."""
+"""The stationary system that the loop evaluates, with the scale of its residuals."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ from deqopt.solvers.last_move import LastMove
 from deqopt.state import Layout, State, state_of, tensors_of
 from deqopt.stationary import StationarySystem, rows_dtype
 
-# A state or multiplier counts as zero at this share of its length at the start: relative to zero nothing is small.
+# A state or multiplier counts as zero below this share of its length at the start: no residual is small relative to 0.
 ZERO = 1e-6
-# A claim to have converged stands if its residual, by the scale of the claimed point, is at most this times the
+# A claim of convergence is confirmed if its residual, on the scale of the claimed point, is at most this times the
 # tolerance.
 CONFIRMED = 4.0
-# Or if the gradient of x vanishes within this times the tolerance, in lengths of x.
+# It is also confirmed if the gradient of x vanishes within this times the tolerance, in lengths of x,
 NEAR = 10.0
-# By a secant over a move that is at most this long, in the same lengths.
+# by a secant over a move that is at most this long, in the same lengths.
 PLACE = 0.1
 
 
 @dataclass(frozen=True)
 class JointEvaluation(Measured):
-    """An evaluation: where it was made, what it yielded, and its measures, a row a sample.
+    """An evaluation: its point, its results and its measures, one row per sample.
 
-    Beside what :class:`deqopt.iteration.Measured` has, whose ``point`` is ``[z | mu | x]`` and ``image`` ``[f | g_z]``:
+    It adds the attributes below to those of :class:`deqopt.iteration.Measured`, where ``point`` is ``[z | mu | x]`` and
+    ``image`` is ``[f | g_z]``.
 
     Attributes:
         g_x: the gradient of the Lagrangian in x.
-        lag: (B,) how far z and mu are from their equilibrium: the larger of ``|f - z| / |f|`` and of ``|g_z - mu|``
-            relative to ``|g_z|`` or, where that is longer, to the natural length of a multiplier.
-        size: (B,) what normalised steps divide g_x by: the length that it has where its terms do not cancel, for the
-            multiplier of the start or this one, whichever is longer (see :meth:`Scale.gradient`); at least ``|g_x|``,
-            and 1 where that is zero too. So steps shrink with mu where a fit becomes perfect.
+        lag: (B,) distance of z and mu from their equilibrium: the larger of ``|f - z| / |f|`` and of ``|g_z - mu|``
+            relative to ``|g_z|`` or to the natural length of a multiplier, whichever is longer.
+        size: (B,) the divisor of g_x in normalised steps: the length that g_x would have if its terms did not cancel,
+            for the multiplier of the start or the present one, whichever is longer (see :meth:`Scale.gradient`). It is
+            at least ``|g_x|``, and 1 where this is zero too. So steps shrink with mu when a fit becomes perfect.
 
-    The residual is the larger of ``lag`` and the projected gradient of x relative to its natural length, the objective
-    J, the distance ``|f - z|_2`` and the slope ``|g_z|_2``. For a convex J and a linear f, ``J(z, x) + |mu| |f - z|``
-    with the multiplier mu of the exact equilibrium of x bounds J there from above; the merit of an iterate is this
-    bound, as far as mu is known. The scope is ``|g_z| |f| + |natural g_x| |x|``: how much J may change over the lengths
-    of z and x. The figures, (B, 9), are lag, the part of it that is of z, natural length of g_x, curvature and the
-    :class:`Scale` by which all was measured.
+    The residual is the larger of ``lag`` and the projected gradient of x relative to its natural length. The objective
+    is J, the distance is ``|f - z|_2`` and the slope is ``|g_z|_2``. For a convex J and a linear f, let mu be the
+    multiplier of the exact equilibrium of x: then ``J(z, x) + |mu| |f - z|`` is an upper bound of J at that
+    equilibrium. The merit of an iterate is this bound, as far as mu is known. The scope is ``|g_z| |f| + |natural g_x|
+    |x|``: the largest change of J over the lengths of z and x. The figures, (B, 9), are the lag, its part due to z, the
+    natural length of g_x, the curvature and the :class:`Scale` of all measures.
 
     Example:
         >>> from deqopt.solvers import Tracking
@@ -62,12 +63,12 @@ class JointEvaluation(Measured):
 
     @property
     def states(self) -> Tensor:
-        """``[z | mu]`` where it was made."""
+        """``[z | mu]`` of the evaluated point."""
         return self.point[:, : self.image.shape[1]]
 
     @property
     def x(self) -> Tensor:
-        """The input where it was made."""
+        """The input of the evaluated point."""
         return self.point[:, self.image.shape[1] :]
 
 
@@ -76,12 +77,12 @@ class JointSystem(StationarySystem):
     """The stationary system as the loop sees it.
 
     Attributes:
-        settings: norm and tolerances by which residuals are measured.
-        scale: by what residuals are measured; from the first evaluation, unless it is given. It may get smaller, see
+        settings: norm and tolerances of the residuals.
+        scale: scale of the residuals; taken from the first evaluation unless given. It may get smaller later, see
             :meth:`confirm`.
-        first: the scale of the first evaluation, by which normalised steps are taken.
+        first: the scale of the first evaluation, which sets the length of normalised steps.
         origin: the rows of the first inputs.
-        last_move: of x.
+        last_move: the last move of x.
 
     Example:
         >>> from deqopt.solvers import Tracking
@@ -106,18 +107,19 @@ class JointSystem(StationarySystem):
     def evaluate(self, w: Tensor) -> JointEvaluation:
         z, mu, x = self.unpack(w)
         evaluation = self.problem.evaluate(z, x, mu)
-        if self.scale is None:  # taken at f, because at a z0 of zeros x may not act yet (multiplicative injections)
+        if self.scale is None:  # taken at f, because x may have no effect at a z0 of zeros (multiplicative injections)
             self.scale = self.first = self._scale_at(evaluation.f, x, recorded=evaluation.g_x.requires_grad)
         return self.measure(w, evaluation)
 
     def measure(self, w: Tensor, evaluation: Evaluation) -> JointEvaluation:
-        """An evaluation at ``w`` in rows, with its measures: see :class:`JointEvaluation`."""
+        """An evaluation at the rows ``w``, with its measures: see :class:`JointEvaluation`."""
         image, g_x = self.states(evaluation.f, evaluation.g_z), self.x.pack(evaluation.g_x, self.dtype)
         return self._measured(w, image, g_x, evaluation.objective.to(self.dtype))
 
     def _measured(self, w: Tensor, image: Tensor, g_x: Tensor, objective: Tensor) -> JointEvaluation:
-        """The measures. The projected gradient of x is taken over a step that would move x by its own length, or
-        through the feasible set where that is smaller, if the terms of g_x did not cancel: see :meth:`_gradient`.
+        """The measures of an evaluation. The projected gradient of x is that of a step that would move x by its own
+        length, or by the width of the feasible set if that is smaller, if the terms of g_x did not cancel: see
+        :meth:`_gradient`.
         """
         assert self.scale is not None and self.first is not None
         scale, norm, relative = self.scale, self.settings.norm, self.settings.relative
@@ -134,7 +136,7 @@ class JointSystem(StationarySystem):
             state_lag = relative(off_f, torch.maximum(f_length, ZERO * self.first.state))
             lag = torch.maximum(state_lag, relative(off_g, torch.maximum(slope, mu_length)))
             distance = off_f
-            if norm is not Norm.L2:  # in which alone |mu| |f - z| is a bound
+            if norm is not Norm.L2:  # |mu| |f - z| is a bound only in L2
                 distance, slope, f_length = Norm.L2.of(off_z), Norm.L2.of(g_z), Norm.L2.of(f)
             gradient = self._gradient(x, g_x, natural)
             residual = torch.maximum(lag, relative(norm.of(gradient), natural))
@@ -144,15 +146,15 @@ class JointSystem(StationarySystem):
         return JointEvaluation(w, image, residual, objective, distance, slope, scope, figures, g_x, lag, size)
 
     def confirm(self, at: JointEvaluation, claimed: Tensor) -> JointEvaluation:
-        """Claims to have converged are measured again by the scale of the claimed point: gradients may be a thousand
-        times smaller there than at the start. A claim that stands by neither that scale nor the last secant is not
-        confirmed, and from then on the sample is measured by the new scale.
+        """Measure the rows that claim to have converged again on the scale of the claimed point: gradients may be a
+        thousand times smaller there than at the start. A claim that neither this scale nor the last secant confirms is
+        rejected, and the sample is measured on the new scale from then on.
         """
         assert self.scale is not None and self.last_move is not None and self.origin is not None
         x, tol = at.x, self.settings.tol
         travelled = (x - self.origin).norm(dim=1)
         length = torch.minimum(torch.maximum(travelled, 1e-3 * x.norm(dim=1)), self.scale.reach)
-        local = self.last_move.length() <= PLACE * length  # else the secant is that of another place
+        local = self.last_move.length() <= PLACE * length  # otherwise the secant describes another place
         doubtful = claimed & ~(local & (self.last_move.distance() <= NEAR * tol * length))
         if not bool(doubtful.any()):
             return at
@@ -178,7 +180,7 @@ class JointSystem(StationarySystem):
         return replace(self, problem=problem, **known)
 
     def _gradient(self, x: Tensor, g_x: Tensor, size: Tensor) -> Tensor:
-        """The projected gradient of x over a step that would move it by its own length, see :meth:`_measured`."""
+        """The projected gradient of x for a step that would move x by its own length, see :meth:`_measured`."""
         assert self.scale is not None
         if isinstance(self.problem.feasible, Everywhere):
             return g_x

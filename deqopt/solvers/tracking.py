@@ -16,7 +16,7 @@ from deqopt.state import unit
 
 
 class TrackingMemory(Memory):
-    """How far a solve is: evaluations in all, (B, 1) those since x moved, (B, width of x) its last move."""
+    """Progress of a solve: all evaluations, those since the last move of x, (B, 1), and that move, (B, width of x)."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
@@ -25,32 +25,32 @@ class TrackingMemory(Memory):
         self.velocity = torch.zeros_like(x)
 
     def follow(self, at: JointEvaluation, moved: Tensor) -> Tensor:
-        """The next ``[z | mu]``, where x goes from where it is to ``moved``, (B, width of x)."""
+        """The next ``[z | mu]`` when x moves from its present value to ``moved``, (B, width of x)."""
         return self.damped(at.states, at.image)
 
 
 @dataclass(frozen=True)
 class Tracking(JointSolver[TrackingMemory]):
-    """Plain updates of z and mu that follow x, which takes normalised steps.
+    """Plain updates of z and mu follow the input x, which takes normalised steps.
 
-    Every evaluation updates ``z <- f`` and ``mu <- g_z``. After ``inner`` of them, or sooner where z and mu lag little
-    behind, x moves by ``v <- momentum v - (1 - momentum) r g_x / |g_x|``,
+    Every evaluation updates ``z <- f`` and ``mu <- g_z``. After ``inner`` evaluations, or sooner if z and mu lag behind
+    only a little, x moves by ``v <- momentum v - (1 - momentum) r g_x / |g_x|``,
 
         x <- Proj(x + v),      r = step_size (1 - k / K)^decay
 
-    where k / K is the spent share of the evaluations in which x may move: the first ``warmup`` and the last ``settle``
-    leave it where it is.
-    The step is a length in the units of x, so that it needs no tuning to the scale of J.
+    where k / K is the share of evaluations already spent, among those in which x may move: x stays unchanged during the
+    first ``warmup`` and the last ``settle`` evaluations.
+    The step is a length in the units of x, so it needs no tuning to the scale of J.
 
     Args:
         step_size: length of the first step, in units of x.
-        inner: the most evaluations between two moves of x. With 1 the step must be about four times smaller.
-        lag: a sample's x moves sooner once its z and mu are this close to their equilibrium, relative; 0 for never.
-        decay: how the step falls: 1 linearly, 0 not at all.
-        momentum: in [0, 1): the share of the last move that is kept.
-        warmup: evaluations at the start in which x rests, because the first multipliers are those of the start, z0: a
-            few long steps should not be spent on them.
-        settle: evaluations at the end in which x rests.
+        inner: largest number of evaluations between two moves of x. With 1 the step must be about four times smaller.
+        lag: relative distance of z and mu from their equilibrium below which x of a sample moves sooner; 0 for never.
+        decay: exponent of the decay of the step: 1 for a linear decay, 0 for none.
+        momentum: share of the last move that is kept, in [0, 1).
+        warmup: number of evaluations at the start in which x stays unchanged. The first multipliers belong to the start
+            z0, and long steps should not be based on them.
+        settle: number of evaluations at the end in which x stays unchanged.
 
     Example, with the problem and the start of :class:`deqopt.JointProblem`'s:
         >>> eq = Tracking(max_nfe=96, step_size=0.5).solve(problem, z0, x0)

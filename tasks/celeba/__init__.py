@@ -1,1 +1,1 @@
-"""Latent fitting: a decoder is trained while the latent of every image is optimised inside it."""
+"""Latent fitting: trains an equilibrium decoder and optimises the latent of every image."""

@@ -1,4 +1,4 @@
-"""The callback that compares reconstructions of test images: ours, and the least that it must beat."""
+"""The callback that compares reconstructions of test images: ours, and the mean image as the simplest baseline."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from deqopt.image_quality import IMAGE_MEASURES, image_scores
 
 
 class ReconstructionReport(ComparisonReport):
-    """In test: PSNR and SSIM of the reconstructions, and of ``mean image``, that of the training images for every test
-    image; see `ComparisonReport`. The files are ``figures/reconstructions.*`` and ``figures/images.csv``.
+    """In test: PSNR and SSIM of the reconstructions, and of ``mean image``, the mean of the training images; see
+    `ComparisonReport`. The files are ``figures/reconstructions.*`` and ``figures/images.csv``.
 
     Args:
         data: the images.
-        reconstruct: ours: the images (B, channels, H, W) of a solved batch.
-        images: the most training images that are averaged, and the most test images that are compared.
+        reconstruct: function that returns our reconstructions (B, channels, H, W) for a solved batch.
+        images: largest number of training images that are averaged, and of test images that are compared.
     """
 
     def __init__(

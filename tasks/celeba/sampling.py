@@ -1,4 +1,4 @@
-"""Sampling: a Gaussian mixture over the training latents, drawn from, decoded, shown, and measured by FID."""
+"""Sampling: a Gaussian mixture over the training latents, whose samples are decoded, shown, and evaluated by FID."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from deqopt.trust import NoSuchKindError, trusted_class
 
 
 class LatentMixture:
-    """A Gaussian mixture over latents (N, latent), with as many components as the data can carry.
+    """A Gaussian mixture over latents (N, latent), with a number of components that fits the amount of data.
 
     Args:
-        components: at most; at least two latents a dimension are wanted for each.
-        seed: of the fit and of the samples.
+        components: largest number of components; each needs at least two latents per dimension.
+        seed: seed of the fit and of the samples.
     """
 
     def __init__(self, latents: Tensor, components: int, seed: int = 0) -> None:
         if len(latents) == 1:
-            latents = latents.repeat(2, 1)  # the least that GaussianMixture takes
+            latents = latents.repeat(2, 1)  # GaussianMixture needs at least two
         count, dimension = latents.shape
         carried = int(np.clip(count // (2 * dimension), 1, components))
         scale = float(latents.var())
@@ -56,11 +56,11 @@ class SampleGallery(Callback):
 
     Args:
         data: the images.
-        decode: latents (B, latent) to images (B, channels, size, size).
-        components: of the mixture.
+        decode: function from latents (B, latent) to images (B, channels, size, size).
+        components: number of components of the mixture.
         features: see ``fid_features`` of the task.
-        images: the most training images whose latents are used, and the most test images that FID compares.
-        batch_size: images solved at once.
+        images: largest number of training images whose latents are used, and of test images that FID compares.
+        batch_size: number of images that are solved at once.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class SampleGallery(Callback):
         self._fid: FrechetInceptionDistance | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Complains of the features before the test, not after it."""
+        """Checks the features before the test, not after it."""
         if stage == "test" and self._features is not None:
             self._fid = frechet_distance(self._features)
 
@@ -130,11 +130,11 @@ class SampleGallery(Callback):
 
 
 def frechet_distance(features: int | str) -> FrechetInceptionDistance:
-    """The FID by a number of Inception features, or by the ``nn.Module`` that is named.
+    """The FID with a number of Inception features, or with the named ``nn.Module``.
 
     Raises:
-        ProblemError: Inception is not there; or the name cannot be imported or is no ``nn.Module`` that is made
-            without arguments.
+        ProblemError: Inception is not installed; or the name cannot be imported, or is not an ``nn.Module`` that needs
+            no arguments.
     """
     extractor = features if isinstance(features, int) else _named_module(features)
     try:

@@ -31,30 +31,31 @@ from .sampling import SampleGallery
 
 
 class CelebA(Task):
-    """Fits latents to images through an equilibrium decoder, and trains the decoder meanwhile.
+    """Trains an equilibrium decoder of images; the latent of every image is optimised together with its equilibrium.
 
-    For every image y a latent x is sought with ``min_x |G(x) - y|^2 + prior |x|^2``, where ``G(x)`` is read off the
-    equilibrium ``z = f(z, x)`` and pixels count from -1 (black) to 1 (white). The outer loss is the same objective a
-    pixel, so its gradient is the envelope's.
+    For every image y, the solver finds the latent x that solves ``min_x |G(x) - y|^2 + prior |x|^2``. ``G(x)`` is read
+    off the equilibrium ``z = f(z, x)``, and pixel values go from -1 (black) to 1 (white). The outer loss is the same
+    objective divided by the number of pixels, so the envelope theorem gives its gradient.
 
     Args:
         root: a folder with torchvision's ``celeba/`` inside, any folder of images, or an ``.npz`` with ``images``;
-            without it scikit-learn's digits.
+            by default the digits of scikit-learn.
         download: let torchvision download CelebA to ``root``.
-        groups: name of an array in the ``.npz`` whose equal entries stay in one split, such as ``subject``.
-        size: images are cropped to squares and resized to this height and width.
-        image_channels: 1 or 3.
-        batch_size: images a batch and device.
+        groups: name of an array in the ``.npz``, such as ``subject``; images with equal entries in it stay in one
+            split.
+        size: height and width of the images, which are cropped to squares and resized.
+        image_channels: number of colour channels, 1 or 3.
+        batch_size: images per batch on each device.
         workers: processes that load images; 0 loads them in the main process.
-        split_seed: fixes the division into train, validation and test (80/10/10, or CelebA's own).
+        split_seed: seed of the division into train, validation and test (80/10/10, or the official one of CelebA).
         latent: length of x.
         widths: channels of the cell's branches, finest first.
-        resolution: of the finest branch; divides ``size``. By default half of ``size``.
+        resolution: height and width of the finest branch; must divide ``size``. By default half of ``size``.
         prior: weight of ``|x|^2`` against the squared error summed over pixels (on the range [-1, 1]).
-        components: of the Gaussian mixture that is fitted to the training latents to draw samples.
-        fid_features: for the FID of the samples in ``test``: a number of Inception features (64, 192, 768, 2048; needs
-            the extra ``fid`` and its weights), or ``module.Class`` of an ``nn.Module`` from uint8 images (B, 3, H, W)
-            to (B, features). Without it no FID.
+        components: number of components of the Gaussian mixture that is fitted to the training latents to draw samples.
+        fid_features: features for the FID of the samples in ``test``: a number of Inception features (64, 192, 768,
+            2048; needs the extra ``fid`` and its weights), or ``module.Class`` of an ``nn.Module`` from uint8 images
+            (B, 3, H, W) to (B, features). By default no FID is computed.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class CelebA(Task):
 
     @cached_property
     def data(self) -> ImageDataModule:
-        """The images; made once, so that predictions can be named after their files."""
+        """The images; loaded once, so that predictions can be named after the image files."""
         return self._loaded()
 
     def datamodule(self) -> ImageDataModule:
@@ -119,7 +120,7 @@ class CelebA(Task):
         return error + self.prior * x.square().sum(1)
 
     def loss(self, equilibrium: Equilibrium, batch: ImageBatch) -> Tensor:
-        """The objective a pixel, so that other weights do not depend on the size of the images."""
+        """The objective per pixel, so that the weights of penalties do not depend on the size of the images."""
         return equilibrium.objective / batch.image[0].numel()
 
     def metrics(self) -> Mapping[str, Metric]:

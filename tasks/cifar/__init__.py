@@ -1,1 +1,1 @@
-"""Task `cifar`: classifiers that withstand attacks, trained at the joint solution of state and perturbation."""
+"""Task `cifar`: robust classifiers, trained at the joint solution for state and perturbation."""

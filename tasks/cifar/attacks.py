@@ -1,4 +1,4 @@
-"""What an attack is, and those by the joint solvers of deqopt."""
+"""The base class of attacks, and the attacks by the joint solvers of deqopt."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Attack(ABC):
     """A search for a perturbation that changes the class.
 
     Args:
-        name: in tables and, in lower case with underscores, in metrics.
-        seed: of what the attack draws; the global random state is left alone.
+        name: name in tables and, in lower case with underscores, in metrics.
+        seed: seed of the random numbers of the attack, which does not change the global random state.
     """
 
     name: str
     seed: int = 0
 
     black_box: ClassVar[bool] = False
-    """Whether it sees logits only, no gradients."""
+    """Whether the attack uses logits only, no gradients."""
 
     @property
     def key(self) -> str:
@@ -47,36 +47,37 @@ class Attack(ABC):
 
     @property
     def differentiates(self) -> GradientBy | None:
-        """How it gets the gradient of the image; None where it asks for none."""
+        """How the attack computes the gradient of the image; None if it uses no gradient."""
         return None
 
     def require(self) -> None:  # noqa: B027
-        """Complain of what the attack needs and is not installed.
+        """Check that everything that the attack needs is installed.
 
         Raises:
-            ProblemError: naming what to install.
+            ProblemError: a package is missing; the message tells how to install it.
         """
 
     @abstractmethod
     def search(self, model: ExactClassifier, images: Tensor, labels: Tensor, threat: Threat) -> Tensor:
-        """Adversarial images within the threat, whose radius is positive, of images that are classified correctly.
+        """Search for adversarial images within the threat (of positive radius), for correctly classified images.
 
         Called with gradients enabled, a seeded random state and the model in evaluation mode.
         """
 
     def perturbed(self, model: ExactClassifier, images: Tensor, labels: Tensor, threat: Threat) -> Tensor:
-        """Images in [0, 1] within the threat. Those that are wrongly classified as they are stay as they are.
+        """The attacked images, in [0, 1] and within the threat. Images that are already misclassified stay unchanged.
 
-        So a search has no say where nothing is left to find, where some of those of torchattacks break, and at a
-        radius of 0 the images come back bit by bit. Mode and parameters of the model are as before, whatever happens.
+        So the search does not run on images where nothing is left to find, on which some attacks of torchattacks fail.
+        With a radius of 0, the images are returned unchanged bit for bit. Mode and parameters of the model are always
+        restored, also after an error.
 
         Args:
             images: (B, channels, H, W) in [0, 1].
             labels: (B,).
 
         Raises:
-            ProblemError: the search left its set; or under ``torch.inference_mode``.
-            NonFiniteError: it returned NaN.
+            ProblemError: the search left its set, or ``torch.inference_mode`` is on.
+            NonFiniteError: the search returned NaN.
         """
         if torch.is_inference_mode_enabled():
             raise ProblemError(
@@ -97,13 +98,13 @@ class Attack(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Joint(Attack):
-    """The joint problem of finding another class, solved by a joint solver.
+    """An attack that solves the joint problem of finding another class by a joint solver.
 
     Args:
-        problem: the joint problem of images and labels at a radius; its x is what is added to the image, and minus its
-            objective what is maximised (:class:`deqopt_tasks.cifar.losses.Evasion`).
-        start: ``(z0, x0)`` for images.
-        solver: made for a threat and images.
+        problem: function from images, labels and a radius to the joint problem. Its x is added to the image, and minus
+            its objective is maximised (:class:`deqopt_tasks.cifar.losses.Evasion`).
+        start: function from images to ``(z0, x0)``.
+        solver: function from a threat and images to the solver.
     """
 
     problem: MakeProblem
@@ -121,12 +122,12 @@ class Joint(Attack):
 
 @contextmanager
 def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
-    """Evaluation mode, gradients and a seeded random state within; after it modes, parameters that require gradients,
-    and generators as before.
+    """Within the block: evaluation mode, gradients enabled and a seeded random state. Afterwards, modes, the
+    requires_grad of parameters and the generators are restored.
     """
     modes = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    # All generators that a manual_seed reaches, also one inside of an attack.
+    # All generators that a manual_seed changes, also a manual_seed inside an attack.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The attacks that can be asked for by name, with settings in units of the radius."""
+"""The attacks by name, with settings in units of the radius."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ INNER = Anderson(max_nfe=12)
 
 
 class AttackName(Enum):
-    """What can be asked for."""
+    """The names of the attacks."""
 
     SOLVERS = "solvers"
-    """Those of deqopt, on the joint problem: secant tracking, joint Anderson, joint Broyden, bilevel PGD."""
+    """The solvers of deqopt on the joint problem: secant tracking, joint Anderson, joint Broyden, bilevel PGD."""
     PGD = "pgd"
-    """Projected gradients, by the implicit gradient."""
+    """Projected gradient ascent with the implicit gradient."""
     PGD_UNROLLED = "pgd_unrolled"
-    """The same by the gradient of plain updates, which does not need that the multiplier can be solved for."""
+    """Projected gradient ascent with the gradient of plain updates, which needs no solve for the multiplier."""
     APGD = "apgd"
-    """Auto-PGD, by the implicit gradient."""
+    """Auto-PGD with the implicit gradient."""
     SQUARE = "square"
-    """Random search by logits alone: finds what masked gradients hide."""
+    """Random search that uses only logits: finds attacks that masked gradients hide."""
     AUTOATTACK = "autoattack"
-    """The standard ensemble; takes as long as dozens of the others."""
+    """The standard ensemble; takes as long as dozens of the other attacks."""
 
 
 def attacks_named(
@@ -49,15 +49,15 @@ def attacks_named(
 ) -> list[Attack]:
     """The attacks, in the order of their names; a name that is given twice counts once.
 
-    All but SOLVERS need the extra ``adversarial``, which :meth:`Attack.require` asks for.
+    All except SOLVERS need the extra ``adversarial``; :meth:`Attack.require` checks it.
 
     Args:
-        problem: images, labels and a radius to the joint problem, whose x is added to the images.
-        start: images to ``(z0, x0)``.
-        classes: of the classifier.
-        steps: of PGD and APGD; AutoAttack keeps its published 100.
-        evaluations: of the joint solvers; bilevel PGD has three times as many.
-        queries: of Square; AutoAttack keeps its published 5000.
+        problem: function from images, labels and a radius to the joint problem, whose x is added to the images.
+        start: function from images to ``(z0, x0)``.
+        classes: number of classes of the classifier.
+        steps: steps of PGD and APGD; AutoAttack keeps its published 100.
+        evaluations: evaluations of the joint solvers; bilevel PGD gets three times as many.
+        queries: queries of Square; AutoAttack keeps its published 5000.
     """
     made: dict[AttackName, Callable[[], list[Attack]]] = {
         AttackName.SOLVERS: partial(joint_attacks, problem, start, evaluations),

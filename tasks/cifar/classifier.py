@@ -15,21 +15,21 @@ from deqopt.ranges import at_least
 Branches = tuple[Tensor, ...]
 
 POOLED = 4
-"""Height and width to which every branch is pooled before the linear layer, where it is larger."""
+"""Height and width to which every larger branch is pooled before the linear layer."""
 
 
 class Classifier(nn.Module):
     """``logits = head(z)`` with ``z = cell(z, injection(image))``, for images in [0, 1].
 
-    Normalisation belongs to the model: the injection sees ``2 image - 1``. Nothing couples the samples of a batch.
+    Normalisation is part of the model: the injection gets ``2 image - 1``. Nothing couples the samples of a batch.
 
     Args:
-        classes: how many.
-        image_channels, size: of the images.
+        classes: number of classes.
+        image_channels, size: colour channels and size of the images.
         widths: channels of the cell's branches, finest first; each branch has half the resolution of the one before.
-        resolution: of the finest branch; divides ``size``.
-        unroll: None for the equilibrium; else the network is that many applications of the same cell from zero, which
-            makes it a weight-tied feed-forward network of the same size. :meth:`f` then is a constant in z.
+        resolution: height and width of the finest branch; must divide ``size``.
+        unroll: None for the equilibrium; otherwise the number of applications of the same cell, starting from zero,
+            which gives a weight-tied feed-forward network of the same size. :meth:`f` is then constant in z.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Classifier(nn.Module):
         return z
 
     def logits(self, z: Branches) -> Tensor:
-        """(B, classes) of the state."""
+        """(B, classes) the logits of a state."""
         pooled = [
             F.adaptive_avg_pool2d(F.silu(norm(part)), side).flatten(1)
             for norm, part, side in zip(self.norms, z, self.pooled, strict=True)
@@ -74,10 +74,10 @@ class Classifier(nn.Module):
         return self.linear(torch.cat(pooled, dim=1))
 
     def start(self, image: Tensor) -> Branches:
-        """Where a solve starts: ``f(0, image)``, detached; zeros where f is a constant in z.
+        """The start of a solve: ``f(0, image)``, detached; zeros if f is constant in z.
 
-        At 0 itself normalisation is singular: multipliers come out 100,000 times too large there, and it takes ten
-        evaluations until they have decayed.
+        At 0 itself, normalisation is singular: multipliers are 100,000 times too large there, and need ten evaluations
+        to decay.
         """
         zeros = self.zeros(image)
         return zeros if self.unroll is not None else tuple(part.detach() for part in self.f(zeros, image))

@@ -17,23 +17,23 @@ from .gradients import ExactClassifier, Prediction
 from .threat import Threat
 
 NONE, WORST = "none", "worst"
-"""The names of no attack at all, and of the one that an image withstands least."""
+"""The names for no attack, and for the worst attack on each image."""
 Samples = Callable[[Any], tuple[Tensor, Tensor]]
-"""A batch to its images (B, channels, H, W) in [0, 1] and labels (B,)."""
+"""A function from a batch to its images (B, channels, H, W) in [0, 1] and labels (B,)."""
 
 
 @dataclass(frozen=True)
 class AttackPlan:
-    """What is asked of every image: all attacks at the threat's radius, and some of them at other radii.
+    """The attacks that are applied to every image: all at the radius of the threat, and some also at other radii.
 
     Args:
-        threat: norm, and the radius that was trained for.
-        attacks: at that radius.
-        swept: at all ``radii``.
-        radii: not negative.
+        threat: norm and radius that were used in training.
+        attacks: attacks at that radius.
+        swept: attacks at all ``radii``.
+        radii: radii of the swept attacks, not negative.
 
     Raises:
-        ProblemError: no attack, or two of one name.
+        ProblemError: there is no attack, or two attacks have the same name.
     """
 
     threat: Threat
@@ -49,18 +49,18 @@ class AttackPlan:
             self.threat.at(radius)
 
     def name(self, attack: Attack, radius: float) -> str:
-        """Of an attack in `Scores`: its own at the threat's radius."""
+        """The name of an attack in `Scores`; at the radius of the threat, its plain name."""
         return attack.name if radius == self.threat.radius else f"{attack.name} at {radius!r}"
 
     @cached_property
     def asked(self) -> dict[str, tuple[Attack, float]]:
-        """Attack and radius by name, each combination once."""
+        """All combinations of attack and radius by name, each once."""
         pairs = [(attack, self.threat.radius) for attack in self.attacks]
         pairs += [(attack, radius) for attack in self.swept for radius in self.radii]
         return {self.name(*pair): pair for pair in pairs}
 
     def methods(self, model: ExactClassifier, samples: Samples) -> dict[str, Callable[[Any], Prediction]]:
-        """What is seen in the images of a batch as they are, and after every attack, by name."""
+        """The predictions for the images of a batch without an attack and after every attack, by name."""
 
         def seen(batch: Any) -> Prediction:
             return model.predict(samples(batch)[0])
@@ -71,7 +71,7 @@ class AttackPlan:
         return {NONE: seen, **{name: partial(seen_after, *pair) for name, pair in self.asked.items()}}
 
     def masked(self, model: ExactClassifier, images: Tensor, labels: Tensor, correct: Tensor) -> dict[str, Tensor]:
-        """(B,) whether a correctly classified image gives an attack no gradient at all, as facts of `Scores`."""
+        """(B,) whether the gradient of a correctly classified image is exactly zero, as facts of `Scores`."""
         ways = {way for attack in self.attacks if (way := attack.differentiates)}
         without = {way: model.by(way).has_no_gradient(images, labels).cpu() & correct.bool() for way in ways}
         return {

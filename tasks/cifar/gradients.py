@@ -1,4 +1,4 @@
-"""The classifier as an attacker sees it: exactly solved logits, and their gradient in the image, two ways."""
+"""The classifier for attacks: exactly solved logits, and two ways to compute their gradient in the image."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .losses import log_odds, rescaling
 
 
 class GradientBy(Enum):
-    """How the logits' gradient reaches the image. Their values are the same."""
+    """The method for the gradient of the logits in the image. The values of the logits are the same."""
 
     IMPLICIT = "implicit"
     """``u = v + (d_z f)^T u`` is solved: the gradient of the equilibrium. v is the cotangent of z."""
     UNROLLED = "unrolled"
-    """That of plain updates of z from its start, with the cotangent v taken at the exact equilibrium."""
+    """The gradient of plain updates of z from its start, with the cotangent v at the exact equilibrium."""
 
 
 @dataclass
 class Tally:
-    """How many samples were solved for, and how many of these solves did not reach their tolerance."""
+    """The number of solved samples, and the number of these that did not reach the tolerance."""
 
     total: int = 0
     unreached: int = 0
@@ -43,24 +43,25 @@ class Tally:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes (B,) that have the largest logits, and whether the equilibrium was reached, (B,)."""
+    """The classes with the largest logits, (B,), and whether the equilibrium was reached, (B,)."""
 
     label: Tensor
     reached: Tensor
 
 
 class ExactClassifier(nn.Module):
-    """Images (B, channels, H, W) in [0, 1] to logits (B, classes) at ``z = f(z, image)``, differentiable in the image.
+    """Maps images (B, channels, H, W) in [0, 1] to logits (B, classes) at ``z = f(z, image)``, differentiable in the
+    image.
 
-    The gradient is computed when it is asked for and goes to the image alone: parameters get none, and it cannot be
-    differentiated again. Without a gradient of the image nothing is kept. Of an unrolled network both ways give
-    its plain gradient.
+    The gradient is computed in the backward pass and goes only to the image: parameters get none, and it cannot be
+    differentiated again. If the image needs no gradient, nothing is kept in memory. For an unrolled network, both
+    methods give its plain gradient.
 
     Args:
-        classifier: shared, not copied.
-        gradient: how the gradient is computed.
-        steps: plain updates that UNROLLED differentiates.
-        solver: for z and for u; by default Anderson mixing with 100 evaluations and a tolerance of 1e-5.
+        classifier: the classifier, shared, not copied.
+        gradient: method for the gradient.
+        steps: number of plain updates that UNROLLED differentiates.
+        solver: solver for z and for u; by default Anderson mixing with 100 evaluations and a tolerance of 1e-5.
 
     Attributes:
         gradients: a tally of the solves for u so far.
@@ -79,7 +80,7 @@ class ExactClassifier(nn.Module):
         self.gradients = Tally()
 
     def by(self, gradient: GradientBy) -> ExactClassifier:
-        """The same classifier with another gradient; both keep one tally."""
+        """The same classifier with another gradient; both share one tally."""
         other = ExactClassifier(self.classifier, gradient, self.steps, self.solver)
         other.gradients, other.training = self.gradients, self.training
         return other
@@ -103,11 +104,11 @@ class ExactClassifier(nn.Module):
         return Prediction(logits.argmax(1), solved.status == Status.CONVERGED)
 
     def solve(self, images: Tensor) -> FixedPoint:
-        """``z = f(z, image)`` from its start; without a gradient."""
+        """Solve ``z = f(z, image)`` from its start, without a gradient."""
         return self.solver.solve(self._f, self.classifier.start(images), images)
 
     def image_gradient(self, images: Tensor, z: State, cotangent: Tensor) -> Tensor:
-        """The gradient of ``<cotangent, logits>`` in the images, where z, (B, ...) each, is their equilibrium."""
+        """The gradient of ``<cotangent, logits>`` in the images with the equilibrium z, (B, ...) each."""
         with cached_weights(self):
             gradient, reached = self._gradient(images, z, cotangent)
         if self.gradient is GradientBy.IMPLICIT:
@@ -115,8 +116,8 @@ class ExactClassifier(nn.Module):
         return gradient
 
     def has_no_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(B,) whether the gradient of a wrong class's log-odds is exactly zero in every pixel, so that no attack can
-        follow it. Where an equilibrium or a multiplier was not reached it is not known, and False.
+        """(B,) whether the gradient of the log-odds of a wrong class is exactly zero in every pixel, so that no attack
+        can follow it. False where it is unknown, because an equilibrium or a multiplier was not reached.
         """
         images = images.detach().to(next(self.parameters()).dtype)
         with torch.enable_grad(), cached_weights(self):

@@ -1,9 +1,10 @@
-"""What training minimises over theta while the attack maximises it over x, and what attacks in evaluation maximise.
+"""The losses that training minimises over theta and the attack maximises over x, and the objective of attacks in
+evaluation.
 
-All are functions of the logits, so minus their value is the inner objective J. Of the losses of training its envelope
-gradient is the gradient of the loss at the worst perturbation that was found (Danskin's theorem).
+All of them are functions of the logits, and the inner objective J is minus their value. For the training losses, the
+envelope gradient is the gradient of the loss at the worst perturbation that was found (Danskin's theorem).
 
-Cross-entropy is no measure for an attack on a confident network: where a wrong class has the probability exp(-104), its
+Cross-entropy is not suitable for attacks on a confident network: if a wrong class has the probability exp(-104), the
 gradient is exactly zero in float32, and an attack that follows it finds nothing. So in evaluation logits
 are rescaled (:func:`rescaling`).
 """
@@ -22,25 +23,26 @@ from deqopt.errors import ProblemError, check_finite
 from deqopt.ranges import positive
 
 SPREAD = 12.0
-"""How far apart the largest and the smallest of rescaled logits are: as those of a network that was trained against
-attacks. With less, an attack works on all wrong classes at once instead of the next one, with more on one too early."""
+"""The difference of the largest and the smallest rescaled logit: about that of a network that was trained against
+attacks. With a smaller value, an attack works on all wrong classes at once instead of the closest one; with a larger
+value, it chooses one class too early."""
 
 
 class LogitLoss(ABC):
-    """A loss of the logits at the attacked image and, where it asks for them, at the clean one."""
+    """A loss of the logits of the attacked image and, if the loss needs them, of the clean image."""
 
     @property
     def sees_clean(self) -> bool:
-        """Whether the equilibrium of the clean image is solved for beside that of the attacked one."""
+        """Whether the equilibrium of the clean image is solved for too, in addition to that of the attacked image."""
         return False
 
     @abstractmethod
     def of(self, attacked: Tensor, label: Tensor, clean: Tensor | None = None) -> Tensor:
-        """(B,) the loss of logits ``attacked``, and ``clean`` where it sees them, (B, classes), and ``label``, (B,)."""
+        """(B,) the loss of the logits ``attacked`` and, if needed, ``clean``, (B, classes), with ``label``, (B,)."""
 
 
 class TrainingLoss(LogitLoss):
-    """A loss that the weights can be trained with."""
+    """A loss for training the weights."""
 
     attacks: ClassVar[bool] = True
     """Whether the images are perturbed in training."""
@@ -48,11 +50,11 @@ class TrainingLoss(LogitLoss):
 
 @dataclass(frozen=True)
 class Adversarial(TrainingLoss):
-    """``(1 - clean_weight) CE(attacked) + clean_weight CE(clean)`` (Madry et al. 2018; with the mix, Goodfellow et al.
-    2015).
+    """``(1 - clean_weight) CE(attacked) + clean_weight CE(clean)`` (Madry et al. 2018; the mixed loss: Goodfellow et
+    al. 2015).
 
     Args:
-        clean_weight: share of the clean images in the loss, in [0, 1); larger than 0 it doubles the cost.
+        clean_weight: share of the clean images in the loss, in [0, 1); values above 0 double the cost.
     """
 
     clean_weight: float = 0.0
@@ -87,7 +89,7 @@ class Trades(TrainingLoss):
     """``CE(clean) + beta KL(p(clean) | p(attacked))`` with ``p = softmax`` (Zhang et al. 2019); doubles the cost.
 
     Args:
-        beta: larger than 0; more of it trades accuracy on clean images for robustness.
+        beta: weight of the second term, larger than 0; a larger value trades clean accuracy for robustness.
     """
 
     beta: float = 6.0
@@ -108,14 +110,14 @@ class Trades(TrainingLoss):
 
 @dataclass(frozen=True)
 class Evasion(LogitLoss):
-    """The :func:`log_odds` of a wrong class: what the attacks of the evaluation maximise, of rescaled logits."""
+    """The :func:`log_odds` of a wrong class, for rescaled logits: the objective of the attacks in evaluation."""
 
     def of(self, attacked: Tensor, label: Tensor, clean: Tensor | None = None) -> Tensor:
         return log_odds(attacked, label)
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """(B,) of logits (B, classes) and labels (B,)."""
+    """(B,) the cross-entropy of logits (B, classes) and labels (B,)."""
     return F.cross_entropy(logits, label, reduction="none")
 
 
@@ -123,19 +125,19 @@ def log_odds(logits: Tensor, label: Tensor) -> Tensor:
     """``log sum_{j != label} exp(logits_j) - logits_label``, (B,): ``log(p / (1 - p))`` where p is the probability of a
     wrong class.
 
-    Cross-entropy is its softplus, so both grow together and have one direction of steepest ascent; but the slope of
-    this one is not p, which underflows where the network is sure.
+    Cross-entropy is the softplus of the log-odds, so both grow together and have the same direction of steepest ascent.
+    But the slope of cross-entropy is p times that of the log-odds, and p underflows where the network is confident.
     """
     others = logits.scatter(1, label[:, None], -torch.inf)
     return others.logsumexp(1) - logits.gather(1, label[:, None])[:, 0]
 
 
 def rescaling(logits: Tensor) -> Tensor:
-    """``SPREAD / (max - min)`` of the logits (B, classes), (B, 1): the factor that makes their confidence the same for
-    every network, without another decision. ``SPREAD`` where all are equal.
+    """``SPREAD / (max - min)`` of the logits (B, classes), (B, 1): the factor that gives all networks the same
+    confidence, without changing the predictions. ``SPREAD`` where all logits are equal.
 
-    To be held constant while an attack moves an image: with two classes, logits that were always rescaled anew would be
-    ``SPREAD`` apart wherever it moves.
+    The factor must stay constant while an attack moves an image: with two classes, logits that are rescaled again at
+    every step would always be ``SPREAD`` apart.
     """
     logits = logits.detach()
     spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)

@@ -25,7 +25,7 @@ from .gradients import ExactClassifier, Prediction
 from .threat import Threat
 
 RADII = (0.0, 0.5, 1.0, 1.5, 2.0)
-"""Of the sweep, in units of the threat's radius."""
+"""The radii of the sweep, in units of the radius of the threat."""
 ACCURACY = Measure("robust_accuracy", "accuracy in %", factor=100, digits=1, bounds=(0, 1))
 SECONDS = Measure("seconds", "s/image", digits=3, median=True)
 
@@ -40,17 +40,17 @@ class RobustnessReport(ComparisonReport):
     ``figures/attacks.*``, ``figures/images.csv``, and ``figures/robustness.*``: accuracy against radius.
 
     Args:
-        classifier: that is attacked.
-        samples: a batch to its images (B, channels, H, W) in [0, 1] and labels (B,).
-        threat: norm, and the radius that was trained for.
-        attacks: at that radius.
-        swept: at all ``radii``.
-        radii: of the sweep; by default 0, 1/2, 1, 3/2 and 2 of the threat's.
-        images: the most that are attacked, in all.
+        classifier: classifier to attack.
+        samples: function from a batch to its images (B, channels, H, W) in [0, 1] and labels (B,).
+        threat: norm and radius that were used in training.
+        attacks: attacks at that radius.
+        swept: attacks at all ``radii``.
+        radii: radii of the sweep; by default 0, 1/2, 1, 3/2 and 2 times that of the threat.
+        images: largest total number of images that are attacked.
 
     Raises:
-        ProblemError: no image or no attack, two attacks of one name; when the test starts, an attack that needs what is
-            not installed.
+        ProblemError: there is no image or no attack, or two attacks have the same name; when the test starts, an attack
+            needs a package that is not installed.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class RobustnessReport(ComparisonReport):
         super().__init__("attacks", [ACCURACY, SECONDS], self._scores, noun="images", most=images)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Complains of what is not installed before the test, not in it."""
+        """Checks that all packages are installed before the test starts."""
         if stage == "test":
             for attack, _ in self.plan.asked.values():
                 attack.require()
@@ -104,7 +104,7 @@ class RobustnessReport(ComparisonReport):
         return {name: dict(sorted(of.items())) for name, of in points.items()}
 
     def summary(self) -> Summary:
-        """Of the attacks at the threat's radius."""
+        """The summary of the attacks at the radius of the threat."""
         names = [NONE, *(attack.name for attack in self.plan.attacks), WORST]
         sees = {attack.name: "logits" if attack.black_box else "gradients" for attack in self.plan.attacks}
         return Summary(self.scores.only(names), self.measures, self.noun, {"sees": sees})

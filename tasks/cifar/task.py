@@ -34,39 +34,41 @@ SWEPT = ("pgd", "secant_tracking")
 
 
 class Cifar(Task):
-    """Trains an equilibrium classifier at the worst perturbation of every image, found while the image is classified.
+    """Trains an equilibrium classifier against attacks; the worst perturbation and the equilibrium are found together.
 
-    For an image y in [0, 1] with a label, a perturbation x is sought with ``max_x loss(head(z))``, ``z = f(z, y + x)``,
-    ``|x| <= radius`` and ``0 <= y + x <= 1``. theta minimises the same loss, so that its gradient is the envelope's.
+    For an image y in [0, 1] with a label, the solver finds the perturbation x that solves ``max_x loss(head(z))`` with
+    ``z = f(z, y + x)``, ``|x| <= radius`` and ``0 <= y + x <= 1``. theta minimises the same loss, so the envelope
+    theorem gives its gradient.
 
-    Training with ``--solver Bilevel --solver.descent PGD`` is PGD adversarial training, ``--task.loss Clean`` is
-    training without attacks (which ``--checkpoint.monitor val/clean_accuracy --checkpoint.mode max`` should judge), and
-    ``--task.unroll 8`` puts a weight-tied feed-forward network of the same size in the place of the equilibrium.
+    ``--solver Bilevel --solver.descent PGD`` is PGD adversarial training. ``--task.loss Clean`` trains without attacks;
+    choose its best checkpoint with ``--checkpoint.monitor val/clean_accuracy --checkpoint.mode max``.
+    ``--task.unroll 8`` replaces the equilibrium by a weight-tied feed-forward network of the same size.
 
     Args:
         root: a folder with MNIST, CIFAR-10 or CIFAR-100 as torchvision lays them out, with ``train.npz`` and
-            ``test.npz``, or with one subfolder of images a class; or an ``.npz`` with ``images`` and ``labels``;
-            without it scikit-learn's digits.
-        download: which data set torchvision is to download (or to unpack) into ``root``.
-        classes: of the data.
-        size: images are cropped to squares and resized to this height and width.
-        image_channels: 1 or 3.
-        batch_size: images a batch and device.
+            ``test.npz``, or with one subfolder of images per class; or an ``.npz`` with ``images`` and ``labels``;
+            by default the digits of scikit-learn.
+        download: data set that torchvision downloads (or unpacks) into ``root``.
+        classes: number of classes in the data.
+        size: height and width of the images, which are cropped to squares and resized.
+        image_channels: number of colour channels, 1 or 3.
+        batch_size: images per batch on each device.
         workers: processes that load images; 0 loads them in the main process.
-        split_seed: fixes which images validate (and test, where the data does not say which).
-        shift: training images are moved at random by up to this many pixels.
-        flip: training images are mirrored at random.
+        split_seed: seed that selects the validation images (and the test images, where the data does not define them).
+        shift: largest random shift of training images, in pixels.
+        flip: whether training images are mirrored at random.
         widths: channels of the cell's branches, finest first.
-        resolution: of the finest branch; divides ``size``. By default half of ``size``.
-        unroll: how often the cell is applied, where the network is not to be solved for its equilibrium.
-        norm: of the perturbation, L2 or LINF.
-        radius: the largest norm of a perturbation, in pixel values from 0 to 1; 0 in evaluation only. Usual are 0.5 and
-            1 in L2, and 8/255 of CIFAR and 0.3 of MNIST in LINF.
-        loss: ``Adversarial`` (the default), ``Clean`` or ``Trades``. Evaluation is under attack whatever the loss.
-        attacks: that ``test`` runs beside the solver of the training, by names of :class:`AttackName`; possibly none.
-            All but SOLVERS need the extra ``adversarial``.
-        attack_images: the most test images that they attack, in all.
-        radii: at which ``test`` sweeps PGD and secant tracking; by default 0, 1/2, 1, 3/2 and 2 of ``radius``.
+        resolution: height and width of the finest branch; must divide ``size``. By default half of ``size``.
+        unroll: number of times that the cell is applied instead of solving for its equilibrium; by default it is
+            solved.
+        norm: norm of the perturbation, L2 or LINF.
+        radius: the largest norm of a perturbation, in pixel values from 0 to 1; 0 is allowed in evaluation only. Usual
+            values are 0.5 and 1 in L2; in LINF, 8/255 for CIFAR and 0.3 for MNIST.
+        loss: ``Adversarial`` (the default), ``Clean`` or ``Trades``. Evaluation is under attack for every loss.
+        attacks: attacks that ``test`` runs in addition to the solver used in training, by names of
+            :class:`AttackName`; may be empty. All except SOLVERS need the extra ``adversarial``.
+        attack_images: the largest total number of test images that these attacks use.
+        radii: radii at which ``test`` runs PGD and secant tracking; by default 0, 1/2, 1, 3/2 and 2 times ``radius``.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class Cifar(Task):
 
     @cached_property
     def data(self) -> ImageDataModule:
-        """The images; made once, so that predictions can be named after their files."""
+        """The images; loaded once, so that predictions can be named after the image files."""
         return self._loaded(self._opened, predict_source=self._opened_to_predict)
 
     def datamodule(self) -> ImageDataModule:
@@ -128,7 +130,7 @@ class Cifar(Task):
     # -- the problem ----------------------------------------------------------------------------------------------
 
     def start(self, batch: ImageBatch) -> tuple[State, Tensor]:
-        """Beside clean images a tiny random x, because their divergence has no gradient where it is zero."""
+        """For a loss that compares with the clean image, x is tiny and random: the divergence has no gradient at 0."""
         z0, x0 = self.attack_start(batch.image)
         if not self._loss.sees_clean:
             return z0, x0
@@ -136,10 +138,10 @@ class Cifar(Task):
         return (*tensors_of(z0), *tensors_of(z0)), x0
 
     def problem(self, batch: ImageBatch) -> JointProblem:
-        """In training with the loss that was chosen; in evaluation the cross-entropy under attack, whatever the loss.
-        Its logits are scaled down where they are more than ``2 SPREAD`` apart, because its gradient could vanish.
+        """In training, the problem of the chosen loss; in evaluation, the cross-entropy under attack for every loss.
+        In evaluation, logits that are more than ``2 SPREAD`` apart are scaled down, because the gradient could vanish.
 
-        With a loss that ``sees_clean``, z is the state of the clean image and then that of the attacked one.
+        With a loss that ``sees_clean``, z holds the state of the clean image, then the state of the attacked image.
 
         Raises:
             DataError: images outside [0, 1] or labels outside the classes.
@@ -156,14 +158,14 @@ class Cifar(Task):
         return self._problem(self._loss, batch.image, self._label(batch), threat, factor)
 
     def attack_problem(self, image: Tensor, label: Tensor, radius: float) -> JointProblem:
-        """``max_x log-odds of a wrong class`` with ``z = f(z, image + x)`` over the perturbations of a radius.
+        """``max_x log-odds of a wrong class`` with ``z = f(z, image + x)`` over all perturbations within ``radius``.
 
-        Of logits times the :func:`rescaling` of those of the image itself.
+        The logits are multiplied by the :func:`rescaling` computed from the logits of the clean image.
         """
         return self._problem(Evasion(), image, label, self.threat.at(radius), self._rescaling(image))
 
     def attack_start(self, image: Tensor) -> tuple[State, Tensor]:
-        """The classifier's start, and no perturbation."""
+        """The classifier's start, and a perturbation of zero."""
         return self.classifier.start(image), torch.zeros_like(image)
 
     @property
@@ -193,29 +195,29 @@ class Cifar(Task):
 
     @torch.no_grad()
     def _rescaling(self, image: Tensor) -> Tensor:
-        """(B, 1) of the logits of images at their exact equilibrium."""
+        """(B, 1) the rescaling of the logits of images at their exact equilibrium."""
         return rescaling(ExactClassifier(self.classifier)(image))
 
     def _label(self, batch: ImageBatch) -> Tensor:
-        """The labels; those that are not known (-1) as the network sees the clean image."""
+        """The labels; an unknown label (-1) is replaced by the class that the network predicts for the clean image."""
         unknown = batch.label < 0
         return torch.where(unknown, self._seen(batch.image), batch.label) if bool(unknown.any()) else batch.label
 
     def _seen(self, image: Tensor) -> Tensor:
-        """(B,) the classes of images, at their exact equilibrium."""
+        """(B,) the predicted classes of images, at their exact equilibrium."""
         return ExactClassifier(self.classifier).predict(image).label
 
     # -- what is made of the solution -----------------------------------------------------------------------------
 
     def loss(self, equilibrium: Equilibrium, batch: ImageBatch) -> Tensor:
-        """In training minus the inner objective: what the attack maximises, theta minimises. In evaluation the
-        cross-entropy under attack."""
+        """In training, minus the inner objective: the attack maximises this loss and theta minimises it. In
+        evaluation, the cross-entropy under attack."""
         if self.training:
             return -equilibrium.objective
         return cross_entropy(self._attacked_logits(equilibrium), self._label(batch))
 
     def metrics(self) -> Mapping[str, Metric]:
-        """``robust_accuracy``: under attack by the chosen solver; in training, of the images as the loss sees them."""
+        """``robust_accuracy``: accuracy under attack by the solver; in training, accuracy on the inputs of the loss."""
         return {"robust_accuracy": MulticlassAccuracy(self.classes, average="micro")}
 
     def outcome(self, equilibrium: Equilibrium, batch: ImageBatch) -> tuple[Tensor, Tensor]:
@@ -225,7 +227,7 @@ class Cifar(Task):
         return self.classifier.logits(tensors_of(equilibrium.z)[-len(self.classifier.shapes) :])
 
     def figures(self, equilibrium: Equilibrium, batch: ImageBatch) -> Mapping[str, Figure]:
-        """Images, their perturbations (grey is none, the largest one black or white) and what is seen in them."""
+        """Images, their perturbations (grey is zero, the largest is black or white) and the predicted classes."""
         shown = slice(0, 12)
         image, x = batch.image[shown], equilibrium.x[shown]
         magnified = x / (2 * x.abs().max().clamp_min(1e-12)) + 0.5
@@ -233,7 +235,7 @@ class Cifar(Task):
         before, after = self._seen(image).tolist(), self._attacked_logits(equilibrium)[shown].argmax(1).tolist()
         notes = [f"{names[one]}\n\u2192 {names[other]}" for one, other in zip(before, after, strict=True)]
         rows = {"clean": image, "perturbation": magnified, "attacked": image + x}
-        title = f"Attacked images, {self.threat}, and the classes that are seen before and after"
+        title = f"Attacked images, {self.threat}, and the predicted classes before and after"
         return {"attacks": image_rows(rows, title, notes)}
 
     def callbacks(self) -> list[Callback]:
@@ -284,7 +286,7 @@ class Cifar(Task):
         return {"class_names": self.class_names}
 
     def set_extra_state(self, state: dict[str, list[str]]) -> None:
-        """Takes over the names; raises DataError where data that is open already calls a class by another one."""
+        """Takes over the names; raises DataError where the opened data has another name for the same class."""
         for index, (here, there) in enumerate(zip(self.class_names, state["class_names"], strict=False)):
             if here != there and str(index) not in (here, there):
                 raise DataError(
@@ -295,13 +297,13 @@ class Cifar(Task):
 
 
 def check_batch(batch: ImageBatch, classes: int) -> None:
-    """Raise DataError for images outside [0, 1] and for labels that are neither a class nor -1, unknown."""
+    """Raise DataError for images outside [0, 1] and for labels that are neither a class nor -1 (unknown)."""
     low, high = (float(bound) for bound in batch.image.aminmax())
     if not (low >= 0 and high <= 1):
-        raise DataError(f"cifar: images must be in [0, 1], those of the batch go from {low:g} to {high:g}")
+        raise DataError(f"cifar: images must be in [0, 1], but the batch has values from {low:g} to {high:g}")
     first, last = (int(bound) for bound in batch.label.aminmax())
     if not (first >= -1 and last < classes):
         raise DataError(
-            f"cifar: labels must be 0 to {classes - 1} (or -1 where unknown), the batch has {first} to {last}: "
-            "set classes to their number"
+            f"cifar: labels must be 0 to {classes - 1} (or -1 where unknown), but the batch has {first} to {last}: "
+            "set classes to the number of classes"
         )

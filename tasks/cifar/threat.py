@@ -1,4 +1,4 @@
-"""What an attacker may do."""
+"""The perturbations that an attacker may use."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Threat:
     """The attacker may add any x with ``|x| <= radius`` to an image, as long as its pixels stay in [0, 1].
 
     Args:
-        norm: L2 or LINF.
-        radius: not negative, in units of pixels from 0 to 1.
+        norm: norm of the perturbation, L2 or LINF.
+        radius: largest norm, not negative, in pixel values from 0 to 1.
 
     Raises:
         ProblemError: a negative radius.
@@ -49,11 +49,11 @@ class Threat:
         return self.radius * (1.0 if self.norm is Norm.L2 else images[0].numel() ** 0.5)
 
     def checked(self, images: Tensor, found: Tensor, name: str) -> Tensor:
-        """``found`` without what rounding has put outside.
+        """The images ``found`` by an attack, with rounding errors outside the set removed.
 
         Raises:
-            NonFiniteError: ``found`` is not finite somewhere.
-            ProblemError: it is further outside than rounding explains.
+            NonFiniteError: ``found`` contains values that are not finite.
+            ProblemError: ``found`` is further outside the set than rounding explains.
         """
         lost = int((~found.flatten(1).isfinite().all(1)).sum())
         if lost:
@@ -70,4 +70,4 @@ class Threat:
 
 
 TOLERANCE = 1e-4
-"""By which share of the radius, and of the range of pixels, a perturbation may be outside and count as rounded."""
+"""Share of the radius, and of the range of pixels, by which a perturbation may be outside due to rounding."""

@@ -1,7 +1,7 @@
 """The attacks of torchattacks (Kim 2020), an optional package, on exactly solved classifiers.
 
-They get float32 images that are contiguous, on the valid side of every pitfall that was found in version 3.5.1: see the
-comments, and :meth:`deqopt_tasks.cifar.attacks.Attack.perturbed`.
+They get contiguous float32 images, and all pitfalls that were found in version 3.5.1 are avoided: see the comments, and
+:meth:`deqopt_tasks.cifar.attacks.Attack.perturbed`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ SMALLEST = 5
 
 
 class Rescaled(nn.Module):
-    """Images to the logits of a model times their :func:`rescaling`, which is no part of the gradient.
+    """Maps images to the logits of a model times their :func:`rescaling`, which counts as constant in the gradient.
 
-    The decisions are the model's. But attacks on the cross-entropy do not depend on how confident it is, and find a
-    gradient where that of the model itself has vanished.
+    The predictions are those of the model. But attacks on the cross-entropy do not depend on the confidence of the
+    model, and get a gradient where that of the model itself has vanished.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -45,10 +45,10 @@ class Rescaled(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TorchAttack(Attack):
-    """An attack of torchattacks. Its images are float32, whatever the precision of the model."""
+    """An attack of torchattacks. Its images are float32, for every precision of the model."""
 
     squares: ClassVar[bool] = False
-    """Whether Square takes part."""
+    """Whether the attack uses Square."""
 
     def require(self) -> None:
         self._package()
@@ -57,7 +57,7 @@ class TorchAttack(Attack):
         side = min(images.shape[-2:])
         if self.squares and threat.norm is Norm.L2 and side < SMALLEST:
             raise ProblemError(
-                f"{self.name} in L2 needs images of {SMALLEST}x{SMALLEST} or larger, these have a side of {side}"
+                f"{self.name} in L2 needs images of {SMALLEST}x{SMALLEST} or larger, but these have a side of {side}"
             )
         run = self.build(self._package(), model, threat)
         found: Tensor = run(images.float().contiguous(), labels)
@@ -65,7 +65,7 @@ class TorchAttack(Attack):
 
     @abstractmethod
     def build(self, package: ModuleType, model: ExactClassifier, threat: Threat) -> Callable[[Tensor, Tensor], Tensor]:
-        """The attack, made by the package: images and labels to adversarial images."""
+        """The attack of the package: a function from images and labels to adversarial images."""
 
     def _package(self) -> ModuleType:
         try:
@@ -73,7 +73,7 @@ class TorchAttack(Attack):
         except ImportError as error:
             raise ProblemError(
                 f"the attack {self.name} needs the extra adversarial: pip install 'deqopt[adversarial]'; "
-                "--task.attacks [SOLVERS] does without"
+                "--task.attacks [SOLVERS] works without it"
             ) from error
         package: ModuleType = torchattacks
         return package
@@ -81,10 +81,10 @@ class TorchAttack(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack(TorchAttack):
-    """Those of torchattacks that differentiate.
+    """The attacks of torchattacks that use gradients.
 
     Args:
-        gradient: through the equilibrium.
+        gradient: method for the gradient through the equilibrium.
     """
 
     gradient: GradientBy = GradientBy.IMPLICIT
@@ -94,7 +94,7 @@ class GradientAttack(TorchAttack):
         return self.gradient
 
     def attacked(self, model: ExactClassifier) -> nn.Module:
-        """What the package is given."""
+        """The model that the package gets."""
         return Rescaled(model.by(self.gradient))
 
 
@@ -103,8 +103,8 @@ class PGD(GradientAttack):
     """Projected gradient ascent of the cross-entropy of rescaled logits from a random start (Madry et al. 2018).
 
     Args:
-        steps: how many.
-        step: their length, in units of ``radius / steps``.
+        steps: number of steps.
+        step: length of a step, in units of ``radius / steps``.
     """
 
     name: str = "PGD"
@@ -119,9 +119,9 @@ class PGD(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(GradientAttack):
-    """Auto-PGD on the cross-entropy of rescaled logits (Croce and Hein 2020): its steps shrink by themselves.
+    """Auto-PGD on the cross-entropy of rescaled logits (Croce and Hein 2020), which adapts its step size.
 
-    Images that it does not fool come back as they were.
+    Images for which it finds no other class are returned unchanged.
     """
 
     name: str = "APGD"
@@ -134,9 +134,9 @@ class APGD(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class Square(TorchAttack):
-    """Square attack (Andriushchenko et al. 2020): random search by logits alone.
+    """Square attack (Andriushchenko et al. 2020): random search that uses only logits.
 
-    Images that it does not fool come back as they were. In L2 they must be 5 x 5 or larger.
+    Images for which it finds no other class are returned unchanged. In L2, images must be 5 x 5 or larger.
     """
 
     black_box: ClassVar[bool] = True
@@ -151,16 +151,17 @@ class Square(TorchAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(GradientAttack):
-    """The standard ensemble (Croce and Hein 2020): APGD, targeted APGD, targeted FAB, Square, each on what is left.
+    """The standard ensemble (Croce and Hein 2020): APGD, targeted APGD, targeted FAB and Square, each on the images
+    that withstood the attacks before.
 
-    Put together here, because torchattacks gives its gradient attacks 10 steps where the published ones have 100, and
-    its seeds come from the clock. With fewer than four classes targeted APGD is left out: its loss needs the fourth
-    largest logit.
+    The ensemble is put together here, because torchattacks gives its gradient attacks 10 steps instead of the published
+    100, and takes its seeds from the clock. With fewer than four classes, targeted APGD is left out: its loss needs the
+    fourth largest logit.
 
     Args:
-        classes: how many the classifier tells apart; at most nine others are targeted, as published.
-        steps: of each of the attacks by gradients, a target.
-        queries: of Square.
+        classes: number of classes of the classifier; at most nine other classes are targeted, as published.
+        steps: steps of each gradient attack for each target.
+        queries: queries of Square.
     """
 
     squares: ClassVar[bool] = True
@@ -171,7 +172,7 @@ class AutoAttack(GradientAttack):
     queries: int = 5000
 
     def build(self, package: ModuleType, model: ExactClassifier, threat: Threat) -> Callable[[Tensor, Tensor], Tensor]:
-        attacked = self.attacked(model)  # one for all, as MultiAttack demands
+        attacked = self.attacked(model)  # one model for all attacks, as MultiAttack demands
         threatened = {"norm": NORMS[threat.norm], "eps": threat.radius, "seed": self.seed}
         targeted = {**threatened, "steps": self.steps, "n_classes": min(self.classes, 10)}
         parts = [package.APGD(attacked, **threatened, steps=self.steps)]

@@ -1,1 +1,1 @@
-"""Task `denoising`: images are restored from measurements, and learned from through the optimum."""
+"""Task `denoising`: restores images from measurements, and learns the prior by differentiating through the optimum."""

@@ -1,4 +1,4 @@
-"""Classical restorations, beside which a learned one is printed. Their settings are chosen on validation images."""
+"""Classical restorations, for comparison with learned ones. Their settings are chosen on validation images."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from .operators import Deblurring, Denoising, SuperResolution
 
 @dataclass(frozen=True)
 class Baseline(ABC):
-    """A restoration without learning. Its fields are its settings; it sees the measurement and the operator alone."""
+    """A restoration without learning. Its fields are its settings; it uses only the measurement and the operator."""
 
     name: ClassVar[str]
 
     @property
     def setting(self) -> str:
-        """What :func:`choose` has chosen, in words; empty where there is nothing to choose."""
+        """The setting that :func:`choose` has chosen, as text; empty if there is nothing to choose."""
         return ""
 
     def settings(self, operator: MeasurementOperator) -> Sequence[Baseline]:
-        """The same method with each of the settings that are worth trying for an operator; by default itself alone."""
+        """The same method with all settings that should be tried for an operator; by default only the present one."""
         return (self,)
 
     @abstractmethod
     def image(self, operator: MeasurementOperator, y: Tensor) -> Tensor:
-        """The restored image, (1, channels, H, W) in [-1, 1], of y, (1, ...), which the bound operator measured."""
+        """The restored image, (1, channels, H, W) in [-1, 1], for y, (1, ...), measured by the bound operator."""
 
     @torch.no_grad()
     def restore(self, operator: MeasurementOperator, y: Tensor, parameters: Tensor) -> Tensor:
-        """The restored images, (B, channels, H, W), float32 in [0, 1], of measurements; each is restored alone.
+        """The restored images, (B, channels, H, W), float32 in [0, 1]; each is restored independently.
 
         Args:
-            operator: measured them; not bound.
-            y: (B, ...).
-            parameters: that the operator drew for them, (B, ...).
+            operator: operator of the measurements, not bound.
+            y: the measurements, (B, ...).
+            parameters: parameters that the operator drew for the measurements, (B, ...).
         """
         y = y.float()
         images = [self.image(operator.bind(parameters[i : i + 1]), y[i : i + 1]) for i in range(len(y))]
@@ -61,13 +61,13 @@ class Baseline(ABC):
 class TotalVariation(Baseline):
     """``min_x  |A x - y|^2 / (2 L) + w TV(x)``, with the isotropic total variation of every channel and ``L = |A|^2``.
 
-    By FISTA (Beck and Teboulle 2009), that is accelerated steps ``x <- prox_{w TV}(v - A^T (A v - y) / L)``, where the
-    prox is scikit-image's (Chambolle 2004). Of a pure denoising problem it is the first step alone. Where y has no
-    noise, the image is at last projected onto those that fit it, if A is tight.
+    Solved by FISTA (Beck and Teboulle 2009), with accelerated steps ``x <- prox_{w TV}(v - A^T (A v - y) / L)``. The
+    prox is that of scikit-image (Chambolle 2004). For pure denoising, only the first step is done. If y has no noise
+    and A is tight, the result is projected onto the images that fit y.
 
     Args:
         weight: w, larger than 0.
-        iterations: the most steps; fewer where no pixel moves any more.
+        iterations: largest number of steps; fewer if no pixel changes any more.
     """
 
     name: ClassVar[str] = "total variation"
@@ -79,7 +79,7 @@ class TotalVariation(Baseline):
         return f"weight {self.weight:.2g}"
 
     def settings(self, operator: MeasurementOperator) -> Sequence[TotalVariation]:
-        """Weights in proportion to sigma, down to a little noise; the grid is fine where one step is all."""
+        """Weights in proportion to sigma, with a small minimum of sigma; the grid is fine if there is only one step."""
         if isinstance(operator, Denoising):
             weights = [0.3 * 1.25**k * max(operator.sigma, 0.02) for k in range(10)]
         else:
@@ -105,14 +105,14 @@ class TotalVariation(Baseline):
 
 @dataclass(frozen=True)
 class NonLocalMeans(Baseline):
-    """Every pixel is the mean of those whose surroundings look alike (Buades, Coll and Morel 2005), by scikit-image.
+    """Every pixel becomes the mean of pixels with similar surroundings (Buades, Coll and Morel 2005), by scikit-image.
 
-    Only for noise alone. The weights take account of the known sigma.
+    Only for pure denoising. The weights take the known sigma into account.
 
     Args:
-        decay: of the weights with the distance of patches, in units of sigma.
+        decay: decay of the weights with the distance of patches, in units of sigma.
         patch: side of a patch in pixels.
-        reach: how far away patches are looked for, in pixels.
+        reach: largest distance in pixels at which similar patches are searched.
     """
 
     name: ClassVar[str] = "non-local means"
@@ -133,7 +133,7 @@ class NonLocalMeans(Baseline):
 
         image = _array(y)
         restored = denoise_nl_means(
-            image if len(image) > 1 else image[0],  # of one channel it would return the transpose
+            image if len(image) > 1 else image[0],  # for one channel it would return the transpose
             patch_size=self.patch,
             patch_distance=self.reach,
             h=self.decay * operator.sigma,
@@ -145,9 +145,10 @@ class NonLocalMeans(Baseline):
 
 @dataclass(frozen=True)
 class Biharmonic(Baseline):
-    """Hidden pixels are those of the surface with ``Laplace^2 x = 0`` through the known ones (Damelin and Hoang 2018).
+    """Hidden pixels are filled by the surface with ``Laplace^2 x = 0`` through the known pixels (Damelin and Hoang
+    2018).
 
-    Only for inpainting, by scikit-image. Known pixels are left as they are, noise and all.
+    Only for inpainting, by scikit-image. Known pixels stay unchanged, including their noise.
     """
 
     name: ClassVar[str] = "biharmonic"
@@ -173,11 +174,11 @@ class Bicubic(Baseline):
 
 @dataclass(frozen=True)
 class Wiener(Baseline):
-    """Deconvolution with a smooth image in mind, ``min_x  |k * x - y|^2 + b |Laplace x|^2`` (Hunt 1973), by FFT.
+    """Deconvolution that prefers smooth images, ``min_x  |k * x - y|^2 + b |Laplace x|^2`` (Hunt 1973), by FFT.
 
-    Only for deblurring, by scikit-image, which takes images for periodic. So the measurement, whose frame is smaller
-    than the image's, is continued by its border: up to the image, and by as many pixels more as the kernel has, which
-    are cut off in the end.
+    Only for deblurring, by scikit-image, which treats images as periodic. So the measurement, which is smaller than the
+    image, is extended by repeating its border: to the size of the image, and further by the size of the kernel. The
+    additional pixels are cut off in the end.
 
     Args:
         balance: b, larger than 0.
@@ -191,7 +192,7 @@ class Wiener(Baseline):
         return f"balance {self.balance:.2g}"
 
     def settings(self, operator: MeasurementOperator) -> Sequence[Wiener]:
-        """Two a decade from 1e-5 to 10."""
+        """Two values of the balance per decade, from 1e-5 to 10."""
         return [Wiener(balance=10.0 ** (k / 2)) for k in range(-10, 3)]
 
     def image(self, operator: MeasurementOperator, y: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ class Wiener(Baseline):
 
 
 def baselines_for(operator: MeasurementOperator) -> list[Baseline]:
-    """The methods that fit an operator; of one that is not known, total variation alone."""
+    """The methods that fit an operator; for an unknown operator, total variation alone."""
     match operator:
         case Denoising() if operator.sigma > 0:
             return [TotalVariation(), NonLocalMeans()]
@@ -221,21 +222,22 @@ def baselines_for(operator: MeasurementOperator) -> list[Baseline]:
 
 
 class ChosenSetting(NamedTuple):
-    """A baseline with the settings that were best, and its mean PSNR with them, in dB."""
+    """A baseline with its best settings, and its mean PSNR with these settings, in dB."""
 
     baseline: Baseline
     psnr: float
 
 
 def choose(baseline: Baseline, operator: MeasurementOperator, batches: Sequence[RestorationBatch]) -> ChosenSetting:
-    """The setting of a baseline with the highest mean PSNR on images that it is not judged by; the first of equals.
+    """The setting of a baseline with the highest mean PSNR on images that are not used to compare it; in a tie, the
+    first.
 
     Args:
-        operator: measured them; not bound.
-        batches: at least one image, whose clean one is known.
+        operator: operator of the measurements, not bound.
+        batches: measurements with known clean images, at least one.
 
     Raises:
-        ProblemError: no image.
+        ProblemError: there is no image.
     """
     if not sum(len(batch.y) for batch in batches):
         raise ProblemError(f"there is no validation image by which the settings of {baseline.name} could be chosen")
@@ -247,11 +249,12 @@ def choose(baseline: Baseline, operator: MeasurementOperator, batches: Sequence[
 
 
 def squared_norm(operator: MeasurementOperator, like: Tensor, iterations: int = 30) -> float:
-    """``|A|^2``, the largest eigenvalue of ``A^T A``, a little above what power iterations find; at least 1e-12.
+    """``|A|^2``, the largest eigenvalue of ``A^T A``, with a small margin above the result of power iterations; at
+    least 1e-12.
 
     Args:
-        operator: bound to one image.
-        like: an image of its shape, (1, channels, H, W).
+        operator: operator that is bound to one image.
+        like: an image of the same shape, (1, channels, H, W).
     """
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(like.shape, generator=generator).to(like)
@@ -263,10 +266,10 @@ def squared_norm(operator: MeasurementOperator, like: Tensor, iterations: int = 
 
 
 def _array(images: Tensor) -> NDArray[Any]:
-    """(channels, H, W), of (1, channels, H, W)."""
+    """An array (channels, H, W) from images (1, channels, H, W)."""
     return images[0].cpu().numpy()
 
 
 def _tensor(image: NDArray[Any], like: Tensor) -> Tensor:
-    """(1, channels, H, W), of (channels, H, W), on the device of a measurement."""
+    """A tensor (1, channels, H, W) from an image (channels, H, W), on the device of a measurement."""
     return torch.from_numpy(np.ascontiguousarray(image)).to(like)[None]

@@ -1,4 +1,4 @@
-"""Another trained model, restoring the same measurements."""
+"""Another trained model that restores the same measurements."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class ComparedModel:
     """Restores batches by the model of a checkpoint, with the solver that it was trained with.
 
     Args:
-        path: of a checkpoint; its settings are read now, its weights when the first batch comes.
+        path: path of the checkpoint; its settings are read at once, its weights with the first batch.
         kind: the class of its task.
-        operator: that of the batches.
+        operator: measurement operator of the batches.
 
     Attributes:
-        name: of the adjoint that it was trained with.
+        name: name of the adjoint that the model was trained with.
 
     Raises:
-        CheckpointError: no such checkpoint; with the first batch, one of another task or another measurement.
+        CheckpointError: the checkpoint does not exist; with the first batch, it is of another task or measurement.
     """
 
     def __init__(self, path: str, kind: type[Restoring], operator: MeasurementOperator) -> None:

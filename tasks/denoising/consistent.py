@@ -14,11 +14,11 @@ from .operator import MeasurementOperator
 
 @dataclass(frozen=True)
 class Consistent(FeasibleSet):
-    """The images with ``A x = y``, where ``A A^T y = c y``: the nearest is ``x + A^T (y - A x) / c``.
+    """The images with ``A x = y``, where ``A A^T y = c y``: the nearest one to x is ``x + A^T (y - A x) / c``.
 
     Args:
-        operator: tight, not bound.
-        y, parameters: the measurements, (B, ...), and what the operator drew for them.
+        operator: a tight operator, not bound.
+        y, parameters: the measurements, (B, ...), and the parameters that the operator drew for them.
 
     Raises:
         ProblemError: the operator is not tight.

@@ -1,4 +1,4 @@
-"""The data of inverse problems: clean images measured anew in every epoch, and a user's damaged images."""
+"""The data of inverse problems: clean images that are measured again in every epoch, and a user's damaged images."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Size = tuple[int, int]
 
 
 class RestorationSample(NamedTuple):
-    """A clean image, (channels, size, size) in [0, 1], or (0,) where it is not known; its measurement y, of the image
-    in [-1, 1]; the parameters of the operator; its index in the source. All float32."""
+    """A clean image, (channels, size, size) in [0, 1], or (0,) if it is unknown; the measurement y of this image in
+    [-1, 1]; the parameters of the operator; the index of the image in the source. All float32."""
 
     clean: Tensor
     y: Tensor
@@ -34,8 +34,8 @@ class RestorationSample(NamedTuple):
 
 
 class RestorationBatch(NamedTuple):
-    """Clean images, (B, channels, size, size) in [0, 1], or (B, 0) where they are not known; their measurements y,
-    (B, ...), of images in [-1, 1]; the parameters of the operator, (B, ...); the indices in the source, (B,) int64."""
+    """Clean images, (B, channels, size, size) in [0, 1], or (B, 0) if they are unknown; the measurements y, (B, ...),
+    of these images in [-1, 1]; the parameters of the operator, (B, ...); the indices in the source, (B,) int64."""
 
     clean: Tensor
     y: Tensor
@@ -48,9 +48,9 @@ class MeasuredImages(Dataset[RestorationSample]):
 
     Args:
         source: the clean images.
-        indices: of those that are served, in this order.
-        operator: measures them.
-        seed: 0 or larger; parameters and noise of an image come from it and the image's index alone.
+        indices: indices of the images that are served, in this order.
+        operator: operator that measures the images.
+        seed: 0 or larger; parameters and noise of an image depend only on the seed and the index of the image.
     """
 
     def __init__(self, source: ImageSource, indices: list[int], operator: MeasurementOperator, seed: int) -> None:
@@ -64,7 +64,7 @@ class MeasuredImages(Dataset[RestorationSample]):
         return self._measured(index, self._source[index].image, generator_of(self._seed, 0, index))
 
     def name(self, index: int) -> str:
-        """What the source calls the image with this index in a batch."""
+        """The name that the source gives to the image with this index in a batch."""
         return self._source.name(index)
 
     def _measured(self, index: int, clean: Tensor, generator: torch.Generator) -> RestorationSample:
@@ -72,12 +72,12 @@ class MeasuredImages(Dataset[RestorationSample]):
 
 
 class TrainingImages(MeasuredImages):
-    """Clean images that are measured anew in every epoch: item ``epoch * len + i`` is the i-th image in an epoch.
+    """Clean images that are measured again in every epoch: item ``epoch * len + i`` is the i-th image in an epoch.
 
-    So a worker learns the epoch from what a sampler such as `EpochOrder` asks for.
+    So a worker can compute the epoch from the items that a sampler such as `EpochOrder` requests.
 
     Args:
-        source, indices, operator, seed: as of `MeasuredImages`; the draws come from the epoch too.
+        source, indices, operator, seed: see `MeasuredImages`; here the random numbers also depend on the epoch.
         flip: whether to swap left and right of an image with probability 1/2, before it is measured.
     """
 
@@ -97,27 +97,26 @@ class TrainingImages(MeasuredImages):
 
 
 class DamagedImages(Dataset[RestorationSample]):
-    """A user's damaged images at their own size: neither cut nor resized. Clean images are not known, (0,).
+    """A user's damaged images at their original size: neither cut nor resized. Clean images are unknown, (0,).
 
-    All are read when it is made, so that whatever is wrong is said then. Those that cannot be read are left out.
+    All images are read at once when the object is created, so that errors appear then. Unreadable images are left out.
 
     Attributes:
-        source: the images, those that are left out among them.
+        source: the images, including those that are left out.
 
     Args:
-        root: a folder, which is listed and whose images are named as by `deqopt.data.ImageFolder`, or an ``.npz`` file
-            with ``images``.
-        operator: says what measurement an image is.
-        channels: 1 (colours become their luma) or 3 (grey is repeated).
+        root: a folder, listed and with names as in `deqopt.data.ImageFolder`, or an ``.npz`` file with ``images``.
+        operator: operator that converts an image to a measurement.
+        channels: 1 (colours are converted to luma) or 3 (grey is repeated).
 
     Raises:
-        DataError: no such folder or file, none that can be read, or images of several sizes.
-        DeqoptError: what the operator says of an image.
+        DataError: the folder or file does not exist, no image can be read, or images have several sizes.
+        DeqoptError: the operator refuses an image.
     """
 
     def __init__(self, root: str | Path, operator: MeasurementOperator, channels: int) -> None:
         root, self._operator = Path(root).expanduser(), operator
-        # Their own size is kept: the one that is given here has no part.
+        # Images keep their original size: the size that is given here is not used.
         opens = ImageFolder if root.is_dir() else open_images
         self.source: ImageSource = opens(root, size=1, channels=channels)
         self._check_size()
@@ -134,7 +133,7 @@ class DamagedImages(Dataset[RestorationSample]):
         return RestorationSample(torch.empty(0), y, parameters, index)
 
     def name(self, index: int) -> str:
-        """A name for output files of the image with this index in a batch."""
+        """The name for output files of the image with this index in a batch."""
         return self.source.name(index)
 
     def _check_size(self) -> None:
@@ -154,24 +153,25 @@ class DamagedImages(Dataset[RestorationSample]):
 class RestorationData(SplitDataModule[ImageSource]):
     """Batches (`RestorationBatch`) of the splits of a source of clean images, measured by an operator.
 
-    All that is random comes from ``(noise_seed, epoch, index)`` of a sample alone, whatever the global seed is and
-    however many workers, processes and batches there are: parameters, noise and mirroring, which are new in every epoch
-    of training and the same in every pass over val and test. The order of a training epoch comes from ``(noise_seed,
-    epoch)``. An epoch is that of the trainer, so a run that is resumed goes on as if it had not been interrupted;
-    without a trainer the passes over a loader count.
+    The random parameters, noise and mirroring depend only on ``(noise_seed, epoch, index)`` of a sample, not on the
+    global seed or the number of workers, processes and batches. They are new in every training epoch, and the same in
+    every pass over val and test. The order of a training epoch depends on ``(noise_seed, epoch)``. The epoch is that of
+    the trainer, so a resumed run goes on as if it had not been interrupted; without a trainer, passes over a loader are
+    counted.
 
     Args:
-        source: opens the clean images, for example `functools.partial(open_images, "faces", size=32, channels=1)`.
-        operator: measures them.
-        batch_size, workers, seed: as of every `SplitDataModule`.
-        noise_seed: 0 (default) or larger.
-        flip: whether to mirror half of the images to train on; off by default.
-        predict_source: opens a user's damaged images to predict on. By default predict serves the test images, measured
-            as in test.
+        source: function that opens the clean images, for example `functools.partial(open_images, "faces", size=32,
+            channels=1)`.
+        operator: operator that measures the images.
+        batch_size, workers, seed: see `SplitDataModule`.
+        noise_seed: seed of parameters, noise and mirroring, 0 (default) or larger.
+        flip: whether to mirror half of the training images; off by default.
+        predict_source: function that opens a user's damaged images to predict on. By default predict serves the test
+            images, measured as in test.
 
     Raises:
-        DataError: as every `SplitDataModule`.
-        ProblemError: as every `SplitDataModule`; a negative noise_seed; when it is opened, an operator that does not
+        DataError: see `SplitDataModule`.
+        ProblemError: see `SplitDataModule`; a negative noise_seed; when the data are opened, an operator that does not
             fit the images.
     """
 
@@ -194,11 +194,11 @@ class RestorationData(SplitDataModule[ImageSource]):
 
     @cached_property
     def predict_source(self) -> MeasuredImages | DamagedImages:
-        """What to predict on; its `name` says what an index in a batch is called."""
+        """The images to predict on; its method `name` gives the name of an image for its index in a batch."""
         return self.samples(self.splits.test) if self._open_to_predict is None else self._open_to_predict()
 
     def damaged(self) -> ImageSource | None:
-        """What to predict on, where it is a user's."""
+        """The user's damaged images to predict on, if given."""
         images = self.predict_source
         return images.source if isinstance(images, DamagedImages) else None
 

@@ -1,4 +1,4 @@
-"""The smoothest continuation of an image into pixels that are not known."""
+"""The smoothest continuation of an image into unknown pixels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 @torch.no_grad()
 def harmonic(image: Tensor, known: Tensor, iterations: int = 30) -> Tensor:
-    """Each unknown pixel becomes the mean of its four neighbours, known ones stay: ``Laplace(x) = 0`` in the holes.
+    """Each unknown pixel becomes the mean of its four neighbours, known pixels stay: ``Laplace(x) = 0`` in the holes.
 
-    By conjugate gradients, from the mean of the known pixels. 30 iterations are enough for holes some 20 pixels wide;
-    in wider ones what is left is smooth too.
+    Solved by conjugate gradients from the mean of the known pixels. 30 iterations are enough for holes of about 20
+    pixels width; in wider holes the remaining error is smooth too.
 
     Args:
         image: (B, channels, H, W); its values in the holes do not matter.
@@ -35,7 +35,7 @@ def harmonic(image: Tensor, known: Tensor, iterations: int = 30) -> Tensor:
 
 
 def _laplacian(x: Tensor) -> Tensor:
-    """Minus the five-point Laplacian; beyond the border pixels repeat."""
+    """Minus the five-point Laplacian; pixels are repeated beyond the border."""
     around = F.pad(x, (1, 1, 1, 1), mode="replicate")
     neighbours = around[..., 1:-1, :-2] + around[..., 1:-1, 2:] + around[..., :-2, 1:-1] + around[..., 2:, 1:-1]
     return 4 * x - neighbours

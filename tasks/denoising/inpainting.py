@@ -1,4 +1,4 @@
-"""Inpainting: the operator that hides pixels, and where its masks come from."""
+"""Inpainting: the operator that hides pixels, and the sources of its masks."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Mask(ABC):
-    """Which pixels of an image are known. Masks are (H, W) of bools, True where known."""
+    """A source of masks, which tell the known pixels of an image. A mask has bools (H, W), True where known."""
 
     @abstractmethod
     def check(self, size: Size) -> None:
-        """Raise ProblemError where its masks do not fit images of a size."""
+        """Raise ProblemError if the masks do not fit images of this size."""
 
     @abstractmethod
     def draw(self, size: Size, generator: torch.Generator) -> Tensor:
-        """The mask of one image; it depends on the generator alone, and neither hides nor shows everything."""
+        """The mask of one image. It depends only on the generator, and neither hides nor shows all pixels."""
 
     def given(self, size: Size, name: str) -> Tensor | None:
-        """The mask of a user's damaged image; by default None, because a mask drawn at random says nothing of it."""
+        """The mask of a user's damaged image; by default None, because a random mask has nothing to do with it."""
         return None
 
 
 if not TYPE_CHECKING:  # noqa: SIM108
-    MaskOrTensor = Mask  # the command line makes no tensors, and should not speak of them
+    MaskOrTensor = Mask  # the command line cannot make tensors, and should not mention them
 else:
     MaskOrTensor = Mask | Tensor
 
@@ -53,10 +53,10 @@ class RandomBoxes(Mask):
 
     Args:
         side: height and width of a box in pixels.
-        count: how many.
+        count: number of boxes.
 
     Raises:
-        ProblemError: a side or a count below 1; in :meth:`check`, a box that leaves the image, or nothing of it.
+        ProblemError: a side or a count below 1; in :meth:`check`, a box that is larger than the image or covers it.
     """
 
     side: int = 20
@@ -70,7 +70,7 @@ class RandomBoxes(Mask):
         largest = min(height, width) - (height == width)
         if self.side > largest:
             raise ProblemError(
-                f"RandomBoxes: a box of {self.side} x {self.side} leaves nothing known, or the image, which is "
+                f"RandomBoxes: a box of {self.side} x {self.side} covers or exceeds the image, which is "
                 f"{height} x {width}: side should be {largest} or smaller"
             )
 
@@ -85,13 +85,13 @@ class RandomBoxes(Mask):
 
 @dataclass(frozen=True)
 class RandomPixels(Mask):
-    """Pixels at random places are unknown, each image has the same number of them.
+    """Pixels at random places are unknown; the number of unknown pixels is the same in every image.
 
     Args:
-        share: of the pixels that are unknown, in (0, 1); rounded to whole pixels.
+        share: share of unknown pixels, in (0, 1); rounded to whole pixels.
 
     Raises:
-        ProblemError: another share; in :meth:`check`, one that hides no pixel, or all.
+        ProblemError: a share outside (0, 1); in :meth:`check`, a share that hides no pixel, or all pixels.
     """
 
     share: float = 0.5
@@ -119,18 +119,19 @@ class RandomPixels(Mask):
 
 @dataclass(frozen=True)
 class GivenMask(Mask):
-    """Masks in image files of the images' height and width: white is known, black unknown, half and brighter white.
+    """Masks from image files with the same height and width as the images: white pixels are known, black pixels are
+    unknown. Pixels of half brightness or more count as white.
 
-    A user's damaged image gets the file's mask, or the one in the folder that is named like the image. Clean images get
-    the file's mask, or any one of the folder at random. Files are read when they are needed.
+    A user's damaged image gets the mask of the file, or the mask in the folder that has the name of the image. Clean
+    images get the mask of the file, or a random mask of the folder. Files are read when they are needed.
 
     Args:
-        path: an image file, or a folder of them; must be given.
+        path: an image file, or a folder of image files; required.
 
     Raises:
-        ProblemError: no path; where a mask is read, one of another size than the image, or that hides everything or
-            nothing.
-        DataError: where a mask is read, one that is missing or cannot be read.
+        ProblemError: no path; when a mask is read, a mask of another size than the image, or a mask that hides
+            everything or nothing.
+        DataError: when a mask is read, a file that is missing or cannot be read.
     """
 
     path: str = ""
@@ -140,7 +141,7 @@ class GivenMask(Mask):
             raise ProblemError("GivenMask: path is missing: it should be an image file of a mask, or a folder of them")
 
     def check(self, size: Size) -> None:
-        """Of a folder only the first mask is looked at."""
+        """Checks the file or, in a folder, only the first mask."""
         self._read(next(iter(self._paths.values())), size)
 
     def draw(self, size: Size, generator: torch.Generator) -> Tensor:
@@ -159,7 +160,7 @@ class GivenMask(Mask):
 
     @cached_property
     def _paths(self) -> dict[str, Path]:
-        """The files by the names of images, as a folder of images gives them."""
+        """The files by the names that `ImageFolder` gives to their images."""
         root = Path(self.path).expanduser()
         if not root.is_dir():
             return {root.stem: root}
@@ -174,7 +175,7 @@ class GivenMask(Mask):
 
 @dataclass(frozen=True)
 class _Handed(Mask):
-    """A mask that was handed over in code, checked."""
+    """A mask that was given in code, with checks."""
 
     known: Tensor
 
@@ -190,17 +191,17 @@ class _Handed(Mask):
 
 @dataclass(frozen=True)
 class Inpainting(MeasurementOperator):
-    """``A x = mask * x``: pixels are unknown in all channels; y has the shape of the image, with 0 where unknown.
+    """``A x = mask * x``: hidden pixels are unknown in all channels; y has the shape of the image, with 0 in the holes.
 
-    The parameters of a sample are its mask, (1, H, W) of 0 and 1, where 1 is known. A needs the masks of its batch:
+    The parameters of a sample are its mask, (1, H, W) of 0 and 1, where 1 means known. A needs the masks of its batch:
     ``operator.bind(masks).A(x)``.
 
     Args:
-        mask: where masks come from: a :class:`Mask`, or in code a tensor of bools or 0 and 1, (H, W) or (1, H, W), that
-            all images share.
+        mask: source of the masks: a :class:`Mask`, or in code a tensor of bools or of 0 and 1, (H, W) or (1, H, W),
+            that all images share.
 
     Raises:
-        ProblemError: a tensor of another kind, or one that hides everything or nothing; without :meth:`bind`.
+        ProblemError: a tensor that is not a mask, or that hides everything or nothing; A is used without :meth:`bind`.
     """
 
     mask: MaskOrTensor = field(default_factory=RandomBoxes)
@@ -267,16 +268,16 @@ class _Bound(MeasurementOperator):
         return self.known.to(y) * y
 
     def initial(self, y: Tensor) -> Tensor:
-        """The holes filled as smoothly as can be."""
+        """The image with the smoothest possible filling of its holes."""
         return harmonic(y, self.known)
 
 
 def _unbound() -> ProblemError:
-    return ProblemError("Inpainting has another mask for every sample: use operator.bind(masks), masks (B, 1, H, W)")
+    return ProblemError("Inpainting has a mask for every sample: use operator.bind(masks) with masks (B, 1, H, W)")
 
 
 def _bools(mask: Tensor) -> Tensor:
-    """(H, W) of bools."""
+    """The mask as bools (H, W)."""
     if mask.dim() not in (2, 3) or (mask.dim() == 3 and len(mask) != 1):
         raise ProblemError(f"Inpainting: a mask must be (H, W) or (1, H, W), got {tuple(mask.shape)}")
     if not ((mask == 0) | (mask == 1)).all():
@@ -298,7 +299,7 @@ def _checked(known: Tensor, size: Size, name: str) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _known(path: Path, modified: int) -> Tensor:
-    """The mask in a file, (H, W) of bools; ``modified`` makes a file that has changed another one."""
+    """The mask in a file, bools (H, W); ``modified`` distinguishes versions of a file that has changed."""
     pixels = read_pixels(path)
     brightness = pixels.reshape(*pixels.shape[:2], -1).astype(np.float32).mean(-1)
     return torch.from_numpy(brightness >= (127.5 if pixels.dtype == np.uint8 else 0.5))

@@ -1,4 +1,4 @@
-"""Latent fitting: the image is what a decoder makes of a latent."""
+"""Latent fitting: the image is the output of a decoder for a latent."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .prior import MeasurementData, Prior, PriorFamily
 class LatentFit(PriorFamily):
     """The image is ``u = G(x)``, read off the equilibrium of a decoder; the energy is ``weight |x|^2``.
 
-    Only images that the decoder can make are found, whatever is measured: good where much is missing.
+    The restored image is always an output of the decoder. This is good if much of the image is missing.
 
     Args:
         latent: length of x.
         widths: channels of the cell's branches, finest first; each branch has half the resolution of the one before.
-        resolution: of the finest branch; divides the size of the images. By default half of it.
-        weight: of ``|x|^2`` against half of the squared misfit, summed over what is measured.
+        resolution: height and width of the finest branch; must divide the size of the images. By default half of it.
+        weight: weight of ``|x|^2`` against half of the squared misfit, summed over all measured entries.
 
     Raises:
         ProblemError: a length below 1 or a negative weight.
@@ -52,7 +52,7 @@ class LatentPrior(Prior):
         super().__init__()
         channels, size, width = shape
         if size != width:
-            raise ProblemError(f"LatentFit makes square images, these are {size}x{width}")
+            raise ProblemError(f"LatentFit makes square images, but these are {size}x{width}")
         resolution = size // 2 if settings.resolution is None else settings.resolution
         self.latent, self.weight, self.shape = settings.latent, settings.weight, shape
         self.decoder = Decoder(settings.latent, settings.widths, resolution, channels, size)
@@ -66,7 +66,7 @@ class LatentPrior(Prior):
         """
         if known.initial.shape[1:] != self.shape:
             raise ProblemError(
-                f"LatentFit was made for images of {'x'.join(map(str, self.shape))}, these are "
+                f"LatentFit was made for images of {'x'.join(map(str, self.shape))}, but these are "
                 f"{'x'.join(map(str, known.initial.shape[1:]))}: the prior Restorer takes any size"
             )
         x0 = known.initial.new_zeros(len(known.initial), self.latent)

@@ -1,4 +1,4 @@
-"""The measurement: what is known of an image, and how it is drawn for a sample."""
+"""The measurement of an image, and the operators that make it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shape = tuple[int, int, int]
 
 
 class Measurement(NamedTuple):
-    """What is known of an image: y, and the parameters that the operator drew for it (empty where it draws none)."""
+    """The measurement y of an image, and the parameters that the operator drew for it (empty if it draws none)."""
 
     y: Tensor
     parameters: Tensor
@@ -26,14 +26,14 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class MeasurementOperator(ABC):
-    """``y = A x + sigma n`` with a linear A and white Gaussian n; images x are (B, channels, H, W) in [-1, 1],
-    so that 0, an entry that is not measured, is a middle grey. Pixels in [0, 1] become such images in :func:`measure`.
+    """``y = A x + sigma n`` with a linear A and white Gaussian n. Images x are (B, channels, H, W) in [-1, 1], so that
+    0, the value of an entry that is not measured, is a middle grey. :func:`measure` converts pixels in [0, 1].
 
-    A subclass says what ``A`` and ``A_adjoint`` do. One whose A differs from sample to sample, such as a mask at a
-    random place, draws its parameters in :meth:`draw` and gets them back, stacked for a batch, in :meth:`bind`.
+    A subclass defines ``A`` and ``A_adjoint``. If A differs between samples, such as a mask at a random place, the
+    subclass draws its parameters in :meth:`draw` and gets them back, stacked for a batch, in :meth:`bind`.
 
     Args:
-        sigma: standard deviation of the noise, on the range [-1, 1], twice that on [0, 1]; 0 or larger.
+        sigma: standard deviation of the noise for images in [-1, 1], twice that for [0, 1]; 0 or larger.
 
     Raises:
         ProblemError: a sigma that is negative or not finite.
@@ -55,46 +55,47 @@ class MeasurementOperator(ABC):
 
     @property
     def tight(self) -> float | None:
-        """The c of ``A A^T y = c y`` for all y that A can yield; None where there is none, or it is not known.
+        """The c with ``A A^T y = c y`` for all y in the range of A; None if there is no such c, or it is unknown.
 
-        With it the projection onto the images that fit a measurement is ``x + A^T (y - A x) / c``.
+        With c, the projection onto the images that fit a measurement is ``x + A^T (y - A x) / c``.
         """
         return None
 
     def check(self, shape: Shape) -> None:  # noqa: B027
-        """Raise ProblemError where A does not fit images of a shape; by default any fits."""
+        """Raise ProblemError if A does not fit images of this shape; by default every shape fits."""
 
     def draw(self, shape: Shape, generator: torch.Generator) -> Tensor:
         """The parameters of A for one image, a tensor; by default empty, (0,)."""
         return torch.empty(0)
 
     def bind(self, parameters: Tensor) -> MeasurementOperator:
-        """A for a batch whose samples drew these parameters, (B, ...); by default A is the same for all."""
+        """The operator for a batch of samples with these parameters, (B, ...); by default the same for all samples."""
         return self
 
     def observed(self, y: Tensor) -> Tensor:
-        """y with 0 in the entries that are not measured, so that they get no noise; by default all are."""
+        """y with 0 in the entries that are not measured, so that they get no noise; by default all are measured."""
         return y
 
     def estimate(self, y: Tensor) -> Tensor:
-        """A first image, (B, channels, H, W), of a measurement: ``A^T y / c`` where A is tight, else ``A^T y``."""
+        """A first estimate of the image, (B, channels, H, W): ``A^T y / c`` if A is tight, otherwise ``A^T y``."""
         return self.A_adjoint(y) / (self.tight or 1.0)
 
     def initial(self, y: Tensor) -> Tensor:
         """The image, (B, channels, H, W), from which a restorer starts: by default :meth:`estimate`.
 
-        Where A is tight and there is no noise it must fit the measurement, ``A initial(y) = y``.
+        If A is tight and there is no noise, this image must fit the measurement, ``A initial(y) = y``.
         """
         return self.estimate(y)
 
     def read(self, image: Tensor, name: str) -> Measurement:
-        """The measurement that a user's damaged image, (channels, h, w) in [-1, 1], is. By default the image itself.
+        """The measurement that a user's damaged image, (channels, h, w) in [-1, 1], stands for; by default the image.
 
         Args:
-            name: of the image, for messages and for what lies beside it.
+            image: the damaged image.
+            name: name of the image, for messages and to find files that belong to it.
 
         Raises:
-            DataError: an image cannot be the measurement, or something is missing beside it.
+            DataError: an image cannot be a measurement of this kind, or a file that belongs to it is missing.
         """
         return Measurement(image, torch.empty(0))
 
@@ -114,10 +115,10 @@ class External(MeasurementOperator):
     """Any object with methods ``A`` and ``A_adjoint`` on batches of images, such as a linear physics of deepinv.
 
     Args:
-        physics: the object. Noise of its own is not used: sigma is.
+        physics: the object. Its own noise is not used; the noise has the standard deviation sigma.
 
     Raises:
-        ProblemError: it lacks one of the methods.
+        ProblemError: the object lacks one of the methods.
     """
 
     physics: LinearPhysics | None = None
@@ -141,17 +142,17 @@ class External(MeasurementOperator):
 
 
 def as_operator(operator: Any) -> MeasurementOperator:
-    """A measurement operator as it is, and any other object with ``A`` and ``A_adjoint`` as :class:`External`."""
+    """A measurement operator unchanged, and any other object with ``A`` and ``A_adjoint`` as :class:`External`."""
     return operator if isinstance(operator, MeasurementOperator) else External(physics=operator)
 
 
 def measure(operator: MeasurementOperator, image: Tensor, generator: torch.Generator) -> Measurement:
     """The measurement of a clean image, (channels, H, W) in [0, 1], which is mapped to [-1, 1] first.
 
-    Parameters and noise come from the generator alone.
+    Parameters and noise depend only on the generator.
 
     Raises:
-        DataError: A gave something that is not finite.
+        DataError: the result of A is not finite.
     """
     shape = (image.shape[0], image.shape[1], image.shape[2])
     parameters = operator.draw(shape, generator)

@@ -23,7 +23,7 @@ class Denoising(MeasurementOperator):
     """``A x = x``: the image itself is measured, with noise.
 
     Args:
-        sigma: standard deviation of the noise, on the range [-1, 1], twice that on [0, 1].
+        sigma: standard deviation of the noise for images in [-1, 1], twice that for [0, 1].
     """
 
     sigma: float = 0.2
@@ -46,10 +46,10 @@ class SuperResolution(MeasurementOperator):
     ``A A^T y = y / factor^2``: a first estimate repeats every measured pixel.
 
     Args:
-        factor: side of a block, 2 or larger; divides the height and the width of the images.
+        factor: side of a block, 2 or larger; must divide the height and the width of the images.
 
     Raises:
-        ProblemError: a factor below 2; in :meth:`check` and :meth:`A`, one that does not divide the image's sides.
+        ProblemError: a factor below 2; in :meth:`check` and :meth:`A`, a factor that does not divide the image's sides.
     """
 
     factor: int = 2
@@ -87,20 +87,20 @@ class SuperResolution(MeasurementOperator):
 
 @dataclass(frozen=True)
 class Kernel(ABC):
-    """What a point is blurred to."""
+    """The blur of a single point."""
 
     @abstractmethod
     def weights(self) -> Tensor:
-        """Its weights, (height, width), float64; they sum to 1."""
+        """The weights of the kernel, (height, width), float64; they sum to 1."""
 
 
 @dataclass(frozen=True)
 class GaussianKernel(Kernel):
-    """``k(r, c)`` in proportion to ``exp(-(r^2 + c^2) / (2 deviation^2))``: a lens out of focus, the air.
+    """``k(r, c)`` in proportion to ``exp(-(r^2 + c^2) / (2 deviation^2))``: blur by a lens out of focus or by the air.
 
     Args:
-        deviation: in pixels, larger than 0.
-        side: height and width of the kernel in pixels; what is further away than half of it is cut off.
+        deviation: standard deviation in pixels, larger than 0.
+        side: height and width of the kernel in pixels; the kernel is cut off at half of it from the centre.
 
     Raises:
         ProblemError: a deviation that is not larger than 0, a side below 1.
@@ -122,11 +122,12 @@ class GaussianKernel(Kernel):
 
 @dataclass(frozen=True)
 class MotionKernel(Kernel):
-    """The mean of ``length`` copies of the image, each a pixel further along a line, bilinear between the pixels.
+    """The mean of ``length`` copies of the image, each shifted one pixel further along a line, with bilinear
+    interpolation.
 
     Args:
-        length: of the way in pixels, 1 or larger.
-        angle: of the line in degrees, 0 along a row and 90 along a column, counter-clockwise.
+        length: length of the motion in pixels, 1 or larger.
+        angle: angle of the line in degrees, counter-clockwise: 0 along a row and 90 along a column.
 
     Raises:
         ProblemError: a length below 1, an angle that is not finite.
@@ -158,19 +159,19 @@ else:
 class Deblurring(MeasurementOperator):
     """``A x = k * x``, the convolution of every channel with a kernel, where the kernel lies within the image.
 
-    So a measurement is smaller than its image by the side of the kernel less 1, as a photograph is: it depends on what
-    lies outside of its frame, which is sought and not assumed.
+    So a measurement is smaller than its image by the side of the kernel minus 1. As in a real photograph, it depends on
+    pixels outside its frame. These pixels are restored too, and no values are assumed for them.
 
     Args:
-        kernel: of the blur: a :class:`Kernel`, rows of weights, or in code a tensor, (height, width). Weights are
-            divided by their sum.
+        kernel: kernel of the blur: a :class:`Kernel`, rows of weights, or in code a tensor, (height, width). Weights
+            are divided by their sum.
 
     Attributes:
-        weights: those of the kernel, (height, width), float64, with the sum 1.
+        weights: weights of the kernel, (height, width), float64, with the sum 1.
 
     Raises:
-        ProblemError: weights that are no rows of one length, not finite, or sum to 0; in :meth:`check`, a kernel that
-            is larger than the image.
+        ProblemError: rows of weights with different lengths, weights that are not finite or sum to 0; in :meth:`check`,
+            a kernel that is larger than the image.
     """
 
     kernel: KernelOrWeights = field(default_factory=GaussianKernel)
@@ -185,7 +186,7 @@ class Deblurring(MeasurementOperator):
         if h > height or w > width:
             raise ProblemError(
                 f"Deblurring: a kernel of {h} x {w} does not fit into an image of {height} x {width}: "
-                "take a smaller kernel or larger images"
+                "use a smaller kernel or larger images"
             )
 
     def A(self, x: Tensor) -> Tensor:
@@ -201,13 +202,13 @@ class Deblurring(MeasurementOperator):
         return x.reshape(*y.shape[:2], *x.shape[2:])
 
     def estimate(self, y: Tensor) -> Tensor:
-        """y, its border repeated up to the size of the image."""
+        """y, extended to the size of the image by repeating its border."""
         h, w = (side - 1 for side in self.weights.shape)
         return F.pad(y, (w // 2, w - w // 2, h // 2, h - h // 2), mode="replicate")
 
 
 def _weights(kernel: KernelOrWeights) -> Tensor:
-    """(height, width), float64, as they were given."""
+    """The weights as given, (height, width), float64."""
     if isinstance(kernel, Kernel):
         return kernel.weights()
     if isinstance(kernel, Tensor):
@@ -244,17 +245,18 @@ def _mirrored(weights: Tensor, dtype: torch.dtype, device: torch.device) -> Tens
 
 @dataclass(frozen=True)
 class CompressedSensing(MeasurementOperator):
-    """``A x = mask * U x``, a random convolution of which few entries are kept (Romberg 2009).
+    """``A x = mask * U x``, a random convolution of which only some entries are measured (Romberg 2009).
 
-    ``U = F^-1 diag(p) F`` is orthonormal, with the Fourier transform F of a channel's pixels in one row and random p of
-    modulus 1. Every measured number depends on all pixels. y has the shape of the image, with 0 where not measured.
+    ``U = F^-1 diag(p) F`` is orthonormal. F is the Fourier transform of the pixels of a channel in one row, and p is
+    random with modulus 1. Every measured number depends on all pixels. y has the shape of the image, with 0 where
+    nothing is measured.
 
     Args:
         ratio: share of the entries that are measured, in (0, 1].
-        seed: fixes, with the number of pixels, which entries and which p; all channels and samples share them.
+        seed: seed that determines, with the number of pixels, the mask and p; all channels and samples share them.
 
     Raises:
-        ProblemError: a ratio outside (0, 1]; in :meth:`check`, one at which nothing is measured.
+        ProblemError: a ratio outside (0, 1]; in :meth:`check`, a ratio at which nothing is measured.
     """
 
     ratio: float = 0.25
@@ -289,8 +291,8 @@ class CompressedSensing(MeasurementOperator):
 
     def read(self, image: Tensor, name: str) -> Measurement:
         raise DataError(
-            f"{name} is an image, and a measurement of CompressedSensing is none: only clean images can be given, "
-            "which are measured then"
+            f"{name} is an image, but a measurement of CompressedSensing is not an image: give clean images, which "
+            "are then measured"
         )
 
     def _drawn(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,7 +301,7 @@ class CompressedSensing(MeasurementOperator):
 
 
 def _filtered(x: Tensor, p: Tensor) -> Tensor:
-    """``F^-1 diag(p) F x`` for every channel; half precision is left for it, and entered again."""
+    """``F^-1 diag(p) F x`` for every channel; computed in full precision, also for half-precision x."""
     rows = x.flatten(2).to(_computed_in(x.dtype))
     return torch.fft.irfft(torch.fft.rfft(rows) * p, rows.shape[-1]).to(x.dtype).reshape(x.shape)
 
@@ -308,7 +310,7 @@ def _filtered(x: Tensor, p: Tensor) -> Tensor:
 def _random_convolution(
     pixels: int, ratio: float, seed: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """p, (pixels // 2 + 1,) complex, for the frequencies that determine the others, and the mask, (pixels,)."""
+    """p, (pixels // 2 + 1,) complex, for the frequencies that determine all others, and the mask, (pixels,)."""
     with torch.inference_mode(False):  # what is kept must serve in training too
         generator = torch.Generator().manual_seed(seed)
         angles = 2 * math.pi * torch.rand(pixels // 2 + 1, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What is known of images besides a measurement: a prior, and the two families of them."""
+"""Priors: the learned knowledge about images that adds to a measurement."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .operator import MeasurementOperator, Shape
 
 
 class MeasurementData(NamedTuple):
-    """What is known of the images of a batch.
+    """The measurements of the images of a batch, with values derived from them.
 
     Attributes:
         y: the measurements, (B, ...).
-        parameters: that the operator drew for them, (B, ...).
-        support: ``A^T A 1 / c``, (B, channels, H, W): how much was seen of a pixel, 0 for nothing.
-        initial: a first guess, (B, channels, H, W); see :meth:`MeasurementOperator.initial`.
+        parameters: parameters that the operator drew for the measurements, (B, ...).
+        support: ``A^T A 1 / c``, (B, channels, H, W): how well each pixel is measured, 0 for not at all.
+        initial: a first guess of the images, (B, channels, H, W); see :meth:`MeasurementOperator.initial`.
     """
 
     y: Tensor
@@ -32,7 +32,7 @@ class MeasurementData(NamedTuple):
 
     @classmethod
     def of(cls, operator: MeasurementOperator, y: Tensor, parameters: Tensor) -> MeasurementData:
-        """From the measurements of an operator that is not bound."""
+        """The data for measurements of an operator that is not bound."""
         bound = operator.bind(parameters)
         with torch.no_grad():
             initial = bound.initial(y)
@@ -41,7 +41,7 @@ class MeasurementData(NamedTuple):
 
 
 class Prior(nn.Module, ABC):
-    """The part of an inner problem that is learned: ``z = f(z, x)``, an image u(z, x), and an energy R(z, x).
+    """The learned part of an inner problem: ``z = f(z, x)``, an image u(z, x), and an energy R(z, x).
 
     min_x  |A u(z, x) - y|^2 / 2 + R(z, x)     subject to   z = f(z, x),   x in X
     """
@@ -59,24 +59,24 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def image(self, z: Branches, x: Tensor) -> Tensor:
-        """u, (B, channels, H, W): the image that a solution stands for."""
+        """u, (B, channels, H, W): the image of a solution."""
 
     @abstractmethod
     def energy(self, z: Branches, x: Tensor, known: MeasurementData) -> Tensor:
         """R, (B,)."""
 
     def feasible(self, operator: MeasurementOperator, known: MeasurementData) -> FeasibleSet:
-        """X; by default everywhere. The operator is not bound."""
+        """X; by default the whole space. The operator is not bound."""
         return Everywhere()
 
 
 @dataclass(frozen=True)
 class PriorFamily(ABC):
-    """The settings of a prior, from which it is made once the images are known."""
+    """The settings of a prior, which is created once the shape of the images is known."""
 
     @abstractmethod
     def build(self, shape: Shape) -> Prior:
-        """A new network for images of a shape.
+        """A new network for images of this shape.
 
         Raises:
             ProblemError: the settings do not fit the shape.

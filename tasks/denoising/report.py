@@ -1,4 +1,4 @@
-"""The callback that compares restorations of test images: ours, the measurement, classical methods, and others."""
+"""The callback that compares restorations of test images: ours, the measurement, classical methods, other models."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from .operator import MeasurementOperator
 
 MEASUREMENT = "measurement"
 COLUMNS = 8
-"""The most images that the picture shows."""
+"""The largest number of images in the picture."""
 
 
 class RestorationReport(ComparisonReport):
     """In test: restores the first test images by every method, see `ComparisonReport`.
 
-    The metrics are ``psnr`` and ``ssim``, for inpainting also ``psnr_hidden``, that of the hidden pixels alone. The
-    methods are ours, ``measurement`` (``operator.estimate``), the classical ones that fit the operator, and the
-    others; what they yield is cut to [0, 1]. The files are ``figures/restorations.*``, ``figures/images.csv``, and
-    ``figures/test_restorations.png`` with the first images.
+    The metrics are ``psnr`` and ``ssim``, for inpainting also ``psnr_hidden``, the PSNR of the hidden pixels alone. The
+    methods are ours, ``measurement`` (``operator.estimate``), the classical methods that fit the operator, and other
+    models. All restored images are clipped to [0, 1]. The files are ``figures/restorations.*``,
+    ``figures/images.csv``, and ``figures/test_restorations.png`` with the first images.
 
     Args:
-        data: its first validation images choose the settings of the classical methods.
-        operator: measures the images.
-        restore: ours: the restored images, (B, channels, H, W), of a solved batch.
-        others: restorations of a batch by name, such as by the same model trained otherwise.
-        images: the most test images that are restored, in all, and the most validation images.
+        data: data of the test; the settings of the classical methods are chosen on its first validation images.
+        operator: operator that measures the images.
+        restore: function that returns our restored images, (B, channels, H, W), for a solved batch.
+        others: restorations by other models, by name, such as the same model trained in another way.
+        images: largest total number of test images that are restored, and of validation images.
 
     Raises:
-        ProblemError: no image to compare, two methods of one name; when the test starts, no validation image.
+        ProblemError: there is no image to compare, or two methods have the same name; when the test starts, there is no
+            validation image.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class RestorationReport(ComparisonReport):
 
 
 def hidden_pixels(operator: Inpainting, batch: RestorationBatch) -> Tensor:
-    """Which pixels of the clean images inpainting hides, bools of their shape."""
+    """The pixels of the clean images that inpainting hides, as bools of the same shape."""
     return operator.bind(batch.parameters).observed(torch.ones_like(batch.y)) == 0
 
 

@@ -1,4 +1,4 @@
-"""The restorer: what is optimised is the image itself, under a learned energy."""
+"""The restorer: optimises the image itself under a learned energy."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from .prior import MeasurementData, Prior, PriorFamily
 class Restorer(PriorFamily):
     """The image is x itself; the energy is ``|x - D|^2 / 2`` with the network's guess ``D = s x + (1 - s) e + h(z)``.
 
-    s is how much was seen of a pixel and e a first guess of the image: by h the network says what is wrong with x where
-    something was seen, and what is wrong with e where nothing was. It is the energy of a gradient-step denoiser
-    (Hurault, Leclaire, Papadakis 2022) with an equilibrium network inside, trained through the optimum (Gilton, Ongie,
-    Willett: Deep equilibrium architectures for inverse problems, 2021). Where a measurement has no noise and its A is
-    tight, x stays among the images that fit it (Heaton, Wu Fung, Gibali, Yin: Feasibility-based fixed point networks,
-    2021). Images may have any size: they are padded inside to whole cells.
+    s tells how well each pixel was measured, and e is a first guess of the image. With h, the network corrects x at
+    measured pixels and e at the other pixels. It is the energy of a gradient-step denoiser (Hurault, Leclaire,
+    Papadakis 2022) with an equilibrium network inside, trained through the optimum (Gilton, Ongie, Willett: Deep
+    equilibrium architectures for inverse problems, 2021). If a measurement has no noise and A is tight, x stays in the
+    set of images that fit the measurement (Heaton, Wu Fung, Gibali, Yin: Feasibility-based fixed point networks, 2021).
+    Images may have any size: they are padded internally to whole pixels of the coarsest branch.
 
     Args:
         widths: channels of the cell's branches, finest first; each branch has half the resolution of the one before.
-        factor: height and width of the image over those of the finest branch.
-        first_scale: of the last layer's first weights against PyTorch's: how strong the energy is before training.
+        factor: height and width of the image divided by those of the finest branch.
+        first_scale: scale of the initial weights of the last layer relative to PyTorch's default: the strength of the
+            energy before training.
 
     Raises:
         ProblemError: no widths, or settings that are not positive.
@@ -55,7 +56,7 @@ class Restorer(PriorFamily):
 
 
 class ImagePrior(Prior):
-    """See :class:`Restorer`. Beside x the network sees which pixels were measured."""
+    """See :class:`Restorer`. In addition to x, the network gets the information which pixels were measured."""
 
     def __init__(self, settings: Restorer, channels: int) -> None:
         super().__init__()

@@ -33,37 +33,38 @@ from .report import RestorationReport
 
 
 class Denoising(Task):
-    """Restores images from noisy, incomplete or blurred measurements, and learns their prior through the optimum.
+    """Restores noisy, incomplete or blurred images; the prior is learned by differentiating through the optimum.
 
-    A measurement is ``y = A u + sigma n``. The inner problem sees it alone,
+    A measurement is ``y = A u + sigma n``. The inner problem depends on the measurement alone,
 
         min_x  |A u(z, x) - y|^2 / 2 + R(z, x)     subject to   z = f(z, x),   x in X
 
-    and the outer loss compares u with the clean image, a pixel: ``|u - clean|^2 / pixels``. Both are on the range
-    [-1, 1], as the noise is. So the gradient must pass through x: ``--adjoint Unrolled`` (the default here),
-    ``Implicit`` or their kin. With ``Envelope`` the value of the loss is the same, but what is learned is to lower the
-    inner objective, which knows no clean image.
+    and the outer loss is the squared error per pixel: ``|u - clean|^2 / pixels``. u, the clean image and the noise are
+    all in units in which pixel values go from -1 to 1. The gradient of this loss must pass through x: use
+    ``--adjoint Unrolled`` (the default here), ``Implicit``, ``Phantom`` or ``JacobianFree``. With ``Envelope`` the
+    value of the loss is the same, but training lowers the inner objective, which does not contain the clean image.
 
     Args:
         root: a folder of clean images, an ``.npz`` with ``images``, or a folder with torchvision's ``celeba/`` inside;
-            without it patches of scikit-learn's two photographs. In ``predict``: a folder (or ``.npz``) of damaged
-            images, which are restored at their own size into the folder ``ROOT_restored`` beside it.
+            by default patches of the two photographs of scikit-learn. In ``predict``: a folder (or ``.npz``) of damaged
+            images, which are restored at their original size into the folder ``ROOT_restored`` beside ``root``.
         download: let torchvision download CelebA to ``root``.
-        groups: name of an array in the ``.npz`` whose equal entries stay in one split, such as ``subject``.
-        size: clean images are cropped to squares and resized to this height and width.
-        image_channels: 1 or 3.
-        batch_size: images a batch and device.
+        groups: name of an array in the ``.npz``, such as ``subject``; images with equal entries in it stay in one
+            split.
+        size: height and width of the clean images, which are cropped to squares and resized.
+        image_channels: number of colour channels, 1 or 3.
+        batch_size: images per batch on each device.
         workers: processes that load images; 0 loads them in the main process.
-        split_seed: fixes the division into train, validation and test (80/10/10, or CelebA's own).
-        noise_seed: of noise and masks; those of training change with the epoch, those of evaluation do not.
-        flip: training images are mirrored at random.
-        operator: what is measured: ``Denoising`` (the default, sigma 0.2), ``Inpainting``, ``SuperResolution``,
-            ``Deblurring``, ``CompressedSensing``; in code any object with ``A`` and ``A_adjoint`` too.
+        split_seed: seed of the division into train, validation and test (80/10/10, or the official one of CelebA).
+        noise_seed: seed of noise and masks. Those of training change with the epoch; those of evaluation stay the same.
+        flip: whether training images are mirrored at random.
+        operator: how images are measured: ``Denoising`` (the default, sigma 0.2), ``Inpainting``, ``SuperResolution``,
+            ``Deblurring`` or ``CompressedSensing``; in code also any object with ``A`` and ``A_adjoint``.
         prior: the family of models: ``Restorer`` (the default) or ``LatentFit``.
-        compared: checkpoints of other models for the same measurement that ``test`` puts beside, such as the same one
-            trained with another adjoint.
-        test_images: the most test images that ``test`` restores by classical methods and by these too, and the most
-            validation images on which the settings of the classical ones are chosen.
+        compared: checkpoints of other models for the same measurement, with which ``test`` compares this model; such as
+            the same model trained with another adjoint.
+        test_images: the largest number of test images that ``test`` restores by classical methods and by the compared
+            models, and of validation images on which the settings of the classical methods are chosen.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Denoising(Task):
 
     @classmethod
     def default_solver(cls) -> JointSolver:
-        """Short and with memory, so that its gradient can be taken through all evaluations."""
+        """A short solve with memory of earlier points, so that the gradient can pass through all its evaluations."""
         return JointAnderson(max_nfe=6, step_size=0.3, step_rule=StepRule.PLAIN, history_size=5)
 
     @classmethod
@@ -120,7 +121,7 @@ class Denoising(Task):
 
     @cached_property
     def data(self) -> RestorationData:
-        """The images; made once, so that what is restored can be named after its file."""
+        """The images; loaded once, so that restored images can be named after their files."""
         damaged = None
         if self._root is not None:
             damaged = partial(DamagedImages, self._root, self.operator, self.image_shape[0])
@@ -161,13 +162,13 @@ class Denoising(Task):
         return unsigned(self.prior.image(tensors_of(equilibrium.z), equilibrium.x))
 
     def loss(self, equilibrium: Equilibrium, batch: RestorationBatch) -> Tensor:
-        """The squared error a pixel, on the range [-1, 1].
+        """The squared error per pixel, in units in which pixel values go from -1 to 1.
 
-        Where the adjoint lets no gradient through z and x, but through the objective, the value is the same and the
-        gradient is that of the inner objective a pixel.
+        With an adjoint that carries gradients through the objective but not through z and x, the value is the same,
+        and the gradient is that of the inner objective per pixel.
 
         Raises:
-            ProblemError: the adjoint holds x, and the image is x itself, so that nothing would be learned.
+            ProblemError: the adjoint holds x fixed, and the image is x itself, so that nothing would be learned.
         """
         equilibrium = equilibrium.detach_held()
         image = self.prior.image(tensors_of(equilibrium.z), equilibrium.x)
@@ -177,8 +178,8 @@ class Denoising(Task):
         if any(part.requires_grad for part in (*tensors_of(equilibrium.z), equilibrium.x)):
             if not error.requires_grad:
                 raise ProblemError(
-                    "denoising: the image that is restored does not depend on what the adjoint differentiates: the "
-                    "prior Restorer optimises the image itself, so take Unrolled, Implicit, Phantom or JacobianFree"
+                    "denoising: the adjoint carries no gradient to the restored image: the prior Restorer optimises "
+                    "the image itself, so use the adjoint Unrolled, Implicit, Phantom or JacobianFree"
                 )
             return error
         objective = equilibrium.objective / batch.clean[0].numel()
@@ -195,7 +196,7 @@ class Denoising(Task):
         image, clean = self.restored(equilibrium)[shown], batch.clean[shown]
         notes = [f"{value:.1f} dB" for value in psnr(image.clamp(0, 1), clean).tolist()]
         rows = {"clean": clean, "measurement": self.estimate(batch)[shown], "restored": image}
-        return {"restored": image_rows(rows, "Images, what was measured of them, and what was restored", notes)}
+        return {"restored": image_rows(rows, "Images, their measurements, and the restored images", notes)}
 
     def callbacks(self) -> list[Callback]:
         report = RestorationReport(
@@ -208,13 +209,13 @@ class Denoising(Task):
         return [report, ReportUnreadable(self.data.damaged, "restored")]
 
     def _others(self) -> dict[str, ComparedModel]:
-        """The models to compare with by name: that of their adjoint, with the path where two have the same."""
+        """The models to compare with, by the name of their adjoint, plus the path where two have the same adjoint."""
         models = {path: ComparedModel(path, Denoising, self.operator) for path in self._compared}
         names = [one.name for one in models.values()]
         return {one.name if names.count(one.name) == 1 else f"{one.name} {path}": one for path, one in models.items()}
 
     def prediction_directory(self) -> Path | None:
-        """``ROOT_restored``, beside the folder of damaged images; that of the run where there is none."""
+        """``ROOT_restored``, beside the folder of damaged images; without such a folder, the one of the run."""
         return None if self._root is None else self._root.with_name(f"{self._root.stem}_restored")
 
     def write_predictions(self, equilibrium: Equilibrium, batch: RestorationBatch, directory: Path) -> list[Path]:

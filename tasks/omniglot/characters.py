@@ -27,18 +27,19 @@ LAYOUT = f"{FOLDER}/{BACKGROUND}/ALPHABET/CHARACTER/NAME.png, and the same below
 class OmniglotCharacters(ClassSource):
     """The characters of Omniglot, in memory as 8 bits a pixel: 25 MB at 28 x 28, read in seconds.
 
-    The layout is torchvision's. The classes are those of the background set, 964 characters of 30 alphabets, then those
-    of the evaluation set, 659 of 20, both sorted by name. Images are resized from 105 x 105 with antialiasing, as a
-    stroke is about two pixels wide. A warning names each file that cannot be read, and its character has an image less.
+    The layout is that of torchvision. The classes are those of the background set (964 characters of 30 alphabets),
+    then those of the evaluation set (659 characters of 20 alphabets), both sorted by name. Images are resized from
+    105 x 105 with antialiasing, because a stroke is only about two pixels wide. A warning names each file that cannot
+    be read; its character then has one image less.
 
     Args:
         root: the folder that holds `omniglot-py`.
         size: height and width of the images, 28 by default.
-        channels: 1 (default) or 3 equal ones.
-        download: fetch and unpack what is missing through torchvision, which checks it; what is there stays.
+        channels: 1 (default), or 3 equal channels.
+        download: whether torchvision downloads, checks and unpacks missing files; existing files stay.
 
     Raises:
-        DataError: files that are missing, not unpacked, incomplete or of another kind; a failed download.
+        DataError: files are missing, not unpacked, incomplete or of another kind, or the download failed.
     """
 
     def __init__(self, root: str | Path, size: int = 28, channels: int = 1, *, download: bool = False) -> None:
@@ -74,7 +75,8 @@ class OmniglotCharacters(ClassSource):
         return (self._pixels[classes, numbers].float() / 255)[:, None].repeat(1, self.channels, 1, 1)
 
     def splits(self, seed: int) -> Splits:
-        """Test is the evaluation set, val a tenth of the background alphabets, by `seed` alone, train the rest."""
+        """Test is the evaluation set; val is a random tenth of the background alphabets, by `seed` alone; train is the
+        rest."""
         classes = range(self._background)
         alphabets = sorted({self.group(c) for c in classes})
         if len(alphabets) < 2:
@@ -89,14 +91,14 @@ class OmniglotCharacters(ClassSource):
 
 
 class _Fetched(Omniglot):  # type: ignore[misc]
-    """Unpacks zip files that are there, where torchvision would take them for the images."""
+    """Unpacks existing zip files, which torchvision would treat as the unpacked images."""
 
     def _check_integrity(self) -> bool:
         return (Path(self.root) / self._get_target_folder()).is_dir()
 
 
 def _unpacked(root: Path, part: str, *, download: bool) -> Path:
-    """The folder of the background or of the evaluation set; what is there is not fetched."""
+    """The folder of the background or of the evaluation set; existing files are not downloaded again."""
     folder = root / FOLDER / part
     if folder.is_dir():
         return folder
@@ -114,7 +116,7 @@ def _unpacked(root: Path, part: str, *, download: bool) -> Path:
 
 
 def _characters(listing: Listing) -> dict[str, list[Path]]:
-    """The files of every character, which is called ALPHABET/CHARACTER; both in sorted order."""
+    """The files of every character by its name ALPHABET/CHARACTER; names and files are sorted."""
     found: dict[str, list[Path]] = {name: [] for name in listing.folders if name.count("/") == 1}
     for file in listing.files:
         name = file.parent.relative_to(listing.root).as_posix()
@@ -130,7 +132,7 @@ def _characters(listing: Listing) -> dict[str, list[Path]]:
 
 
 def _drawings(files: list[Path], size: int) -> Tensor:
-    """(N, size, size) uint8, of the files that can be read."""
+    """The images of the files that can be read, (N, size, size) uint8."""
     pixels = []
     for file in files:
         try:
@@ -156,7 +158,7 @@ def holds_omniglot(root: Path) -> bool:
     """Whether `root` holds Omniglot in torchvision's layout, or a part of it.
 
     Raises:
-        DataError: `root` is the inside of it.
+        DataError: `root` is the folder inside that layout, not the one that holds it.
     """
     if (root / FOLDER).is_dir():
         return True

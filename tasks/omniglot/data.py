@@ -1,4 +1,4 @@
-"""The data of few-shot learning: episodes of classes that no other split has."""
+"""The data of few-shot learning: episodes whose classes are in no other split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .sources import ClassSource
 
 
 class Sampler(Enum):
-    """What chooses the images of an episode."""
+    """How the images of an episode are chosen."""
 
     OWN = "own"
     LEARN2LEARN = "learn2learn"
@@ -30,39 +30,41 @@ class Sampler(Enum):
 class EpisodeData(SplitDataModule[ClassSource]):
     """Batches (`EpisodeBatch`) of episodes of the splits of a source of classes.
 
-    All that is random comes from ``(episode_seed, split, epoch, index)`` of an episode alone, whatever the global seed
-    is and however many workers, processes and batches there are: episodes are new in every epoch of training and the
-    same in every pass over val and test. An epoch is that of the trainer, so a run that is resumed goes on as if it had
-    not been interrupted; without a trainer the passes over a loader count.
+    The random choices depend only on ``(episode_seed, split, epoch, index)`` of an episode, not on the global seed or
+    the number of workers, processes and batches. Episodes are new in every training epoch, and the same in every pass
+    over val and test. The epoch is that of the trainer, so a resumed run goes on as if it had not been interrupted;
+    without a trainer, passes over a loader are counted.
 
     Attributes:
-        shapes: what an episode of every split has.
+        shapes: the shape of the episodes of every split.
 
     Args:
-        source: opens the classes, for example `functools.partial(open_classes, None, size=28, channels=1)`.
-        ways: classes of an episode.
-        shots: support images of a class.
-        queries: query images of a class.
-        train_ways: classes of an episode to train on; by default as many as of the others. More make harder ones.
-        train_queries: query images of a class to train on; by default as many as of the others.
-        batch_size: episodes a batch, on each device.
-        train_episodes: episodes in an epoch of training, 800 by default.
-        val_episodes: episodes to validate with, 200 by default.
-        test_episodes: episodes to test with, 600 by default.
-        rotations: whether classes to train on, turned by quarters, are classes of their own; the others never are.
-        distortion: of the classes and images to train on; by default none.
-        split_seed: fixes which classes are in which split, and nothing else.
-        episode_seed: 0 (default) or larger.
-        workers: as of every `SplitDataModule`.
-        sampler: what chooses the images of an episode.
-        predict_source: opens episodes to predict on, one an item, which may be of several shapes, so that a batch holds
-            one of them; by default predict serves the batches of test.
+        source: function that opens the classes, for example `functools.partial(open_classes, None, size=28,
+            channels=1)`.
+        ways: classes per episode.
+        shots: support images per class.
+        queries: query images per class.
+        train_ways: classes per training episode; by default the same as ``ways``. More classes are harder.
+        train_queries: query images per class in training; by default the same as ``queries``.
+        batch_size: episodes per batch on each device.
+        train_episodes: episodes per training epoch, 800 by default.
+        val_episodes: episodes for validation, 200 by default.
+        test_episodes: episodes for testing, 600 by default.
+        rotations: whether training classes rotated by 90, 180 and 270 degrees count as additional classes; classes of
+            validation and test are never rotated.
+        distortion: distortion of the training classes and images; by default none.
+        split_seed: seed of the division of the classes into splits only.
+        episode_seed: seed of the episodes, 0 (default) or larger.
+        workers: see `SplitDataModule`.
+        sampler: how the images of an episode are chosen.
+        predict_source: function that opens the episodes to predict on, one per item. They may have different shapes,
+            so a batch holds one episode. By default predict serves the batches of test.
 
     Raises:
-        ProblemError: as every `SplitDataModule`; fewer than 2 ways, no shots, queries or episodes, a negative
-            episode_seed; when it is opened, learn2learn is asked for, but missing.
-        DataError: as every `SplitDataModule`; when it is opened, a split with fewer classes than ways, a class with
-            fewer images than shots and queries.
+        ProblemError: see `SplitDataModule`; fewer than 2 ways, no shots, queries or episodes, or a negative
+            episode_seed; when the data are opened, the sampler needs learn2learn, which is missing.
+        DataError: see `SplitDataModule`; when the data are opened, a split has fewer classes than ways, or a class has
+            fewer images than shots plus queries.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class EpisodeData(SplitDataModule[ClassSource]):
 
     @cached_property
     def predict_source(self) -> Dataset[EpisodeBatch]:
-        """What to predict on."""
+        """The episodes to predict on."""
         return self.episodes[Part.TEST] if self._open_to_predict is None else self._open_to_predict()
 
     @property

@@ -1,4 +1,4 @@
-"""Episodes to train on of characters that nobody drew: classes and images are distorted at random."""
+"""Random distortions of the classes and images of training episodes, which give new characters."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch.nn import functional as F
 from deqopt.errors import DataError
 
 TURN, STRETCH, SLANT, MOVE = math.radians(10), 0.1, 0.15, 0.1
-"""The most of each that a strength of 1 allows: an angle, shares of the size, a shear, a share of half the side."""
+"""The largest distortions at a strength of 1: an angle, shares of the size, a shear, a share of half the side."""
 STRONGEST = 5.0
 
 
 @dataclass(frozen=True)
 class Distortion:
-    """Turns, stretches, slants and moves images by random affine maps.
+    """Rotates, stretches, slants and shifts images by random affine maps.
 
-    All images of a class of an episode go through one map, which also mirrors half of the classes: it makes another
-    class. Every image goes through one of its own besides: it makes another image. What a map uncovers is white.
+    All images of a class of an episode get the same map, which also mirrors half of the classes, so that it creates a
+    new class. In addition, every image gets its own map, which creates a new image. Uncovered pixels are white.
 
     Args:
-        classes: the strength of the maps of classes, 0 for none; with 1 they turn by up to 10 degrees, stretch by a
-            tenth and slant by 0.15.
-        images: that of the maps of images, which also move by up to a twentieth of the side.
+        classes: strength of the maps of classes, 0 for none; with 1 they rotate by up to 10 degrees, stretch by up to a
+            tenth and slant by up to 0.15.
+        images: strength of the maps of images, which also shift by up to a twentieth of the side.
 
     Raises:
         DataError: a strength below 0 or above 5.
@@ -41,7 +41,7 @@ class Distortion:
                 raise DataError(f"distort_{name} is {strength:g}: it should be 0 (do not distort) to {STRONGEST:g}")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """(ways, n, channels, size, size) in [0, 1] of the same: n images of each class."""
+        """The distorted images, (ways, n, channels, size, size) in [0, 1]: n images of each class."""
         if not self.classes and not self.images:
             return images
         ways, count = images.shape[:2]
@@ -61,7 +61,7 @@ class Distortion:
 
 
 def affine_maps(count: int, strength: float, generator: torch.Generator) -> Tensor:
-    """(count, 3, 3) maps of the plane in homogeneous coordinates in which an image goes from -1 to 1."""
+    """(count, 3, 3) maps of the plane in homogeneous coordinates, in which an image extends from -1 to 1."""
     turn, size, ratio, slant, right, down = strength * (2 * torch.rand(6, count, generator=generator) - 1)
     angle, size, ratio = TURN * turn, 1 + STRETCH * size, 1 + STRETCH * ratio
     zero, one = torch.zeros(count), torch.ones(count)

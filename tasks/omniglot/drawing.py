@@ -1,4 +1,4 @@
-"""The picture of an episode: its support images, its queries, and how these are classified."""
+"""The picture of an episode: its support images, its queries, and their predicted classes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from .episodes import EpisodeBatch
 INCH = 0.7
 """Side of an image, the unit of all other lengths."""
 COLUMN, LINE = 1.15, 1.6
-"""From an image to the next one beside it and below it."""
+"""Distances from an image to the next image beside it and below it."""
 HEAD, GAP, EDGE = 1.1, 0.65, 0.35
-"""Above the first line, between support and queries, and around."""
+"""Spaces above the first line, between support and queries, and around the picture."""
 CLASSES, SHOTS = 10, 5
-"""The most classes in a stack, of which there may be two side by side, and the most support images of a class."""
+"""Largest number of classes in a stack (there may be two stacks side by side), and of support images per class."""
 QUERIES = {1: 10, 2: 5}
-"""The most queries of a class, by the number of stacks."""
+"""Largest number of queries per class, by the number of stacks."""
 LETTERS, SHORT = 20, 12
-"""The longest name that is written out at a class, and below its queries, where else the number of the class stands."""
+"""Longest class name that is written in full beside a class, and below its queries; longer names are shortened or
+replaced by the number of the class."""
 WRONG, FRAME, INK, MUTED = "#d62728", "#c4c4c4", "#222222", "#777777"
 
 
 class Query(NamedTuple):
-    """An image (channels, H, W), the class that it is taken for and its probability, and whether that is wrong."""
+    """An image (channels, H, W), its predicted class with probability, and whether the prediction is wrong."""
 
     image: Tensor
     said: str
@@ -45,18 +46,17 @@ class Line(NamedTuple):
 
 
 def episode_figure(batch: EpisodeBatch, probabilities: Tensor, class_names: Sequence[str], row: int = 0) -> Figure:
-    """An episode, a line a class: support images on the left, queries on the right.
+    """A figure of an episode, one line per class: support images on the left, queries on the right.
 
-    Below a query stand the class that it is taken for, by its number where names are long, and its probability; those
-    that are taken for a wrong one are framed in red. Queries whose class is not known stand beside the class that they
-    are taken for. Of more than 20 classes the first are shown; of a class 5 support images and 10 queries (5 where
-    there are more than 10 classes).
+    Below each query are its predicted class (by number if names are long) and the probability; misclassified queries
+    have a red frame. Queries of unknown class are shown beside their predicted class. At most 20 classes are shown, and
+    per class at most 5 support images and 10 queries (5 queries if there are more than 10 classes).
 
     Args:
         batch: episodes.
-        probabilities: (B, Q, ways) of their queries.
-        class_names: of classes 0, 1 and on of this episode.
-        row: which episode of the batch.
+        probabilities: (B, Q, ways) class probabilities of the queries.
+        class_names: names of the classes 0, 1 and so on of this episode.
+        row: number of the episode in the batch.
     """
     lines = _lines(batch, probabilities, class_names, row)
     shown = lines[: 2 * CLASSES]
@@ -118,7 +118,7 @@ def _shortened(name: str) -> str:
 
 
 class _Paper:
-    """A figure on which places are measured from the upper left corner, in sides of an image."""
+    """A figure with coordinates measured from the upper left corner, in units of the side of an image."""
 
     def __init__(self, width: float, height: float) -> None:
         self.figure = Figure(figsize=(INCH * width, INCH * height), facecolor="white")
@@ -128,7 +128,7 @@ class _Paper:
         self._axes.set(xlim=self._limits[0], ylim=self._limits[1])
 
     def image(self, x: float, y: float, image: Tensor, wrong: bool = False) -> None:
-        """With its upper left corner there; (1 or 3, H, W) in [0, 1]."""
+        """Draw an image, (1 or 3, H, W) in [0, 1], with its upper left corner at (x, y)."""
         pixels = image.float().clamp(0, 1).permute(1, 2, 0).numpy()
         grey = pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
         self._axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(x, x + 1, y + 1, y), aspect="auto")
@@ -139,7 +139,7 @@ class _Paper:
     def text(
         self, x: float, y: float, text: str, *, size: float = 6.5, align: str = "center", colour: str = INK
     ) -> None:
-        """With the middle of its height there."""
+        """Write a text; the middle of its height is at the given place."""
         self._axes.text(
             x, y, text, fontsize=size, color=colour, ha=align, va="center", linespacing=1.05, parse_math=False
         )

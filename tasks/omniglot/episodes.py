@@ -1,7 +1,7 @@
-"""Episodes: a few classes, a few images of each to learn them from, and others to be told apart.
+"""Episodes: a few classes, with a few images of each class to learn from, and other images to classify.
 
-All that is random in an episode comes from a seed and its place, ``(split, epoch, index)``, alone: the same in every
-pass and for every number of workers, processes and episodes a batch.
+The random choices of an episode depend only on a seed and its place, ``(split, epoch, index)``. So they are the same in
+every pass, and for every number of workers, processes and episodes per batch.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Place = tuple[int, ...]
 
 
 class EpisodeBatch(NamedTuple):
-    """B episodes of the same numbers of classes and images; a row, without B, is one episode.
+    """B episodes with the same numbers of classes and images; a row, without B, is one episode.
 
     Attributes:
-        support: (B, S, channels, size, size), float32 in [0, 1], as the files have them: paper is 1, ink is 0.
+        support: (B, S, channels, size, size), float32 in [0, 1], as in the files: paper is 1, ink is 0.
         support_label: (B, S) int64, 0 to ways - 1, every class at least once.
         query: (B, Q, channels, size, size).
-        query_label: (B, Q) int64, -1 where it is unknown.
+        query_label: (B, Q) int64, -1 where the class is unknown.
         index: (B,) int64, the number of the episode in its split.
     """
 
@@ -43,7 +43,7 @@ class EpisodeBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """What an episode has: `ways` classes, and of each `shots` support images and `queries` query images."""
+    """The shape of an episode: `ways` classes, each with `shots` support images and `queries` query images."""
 
     ways: int
     shots: int
@@ -51,23 +51,23 @@ class EpisodeShape:
 
     @property
     def images(self) -> int:
-        """Of a class."""
+        """The number of images per class."""
         return self.shots + self.queries
 
 
 class ClassPool:
     """The classes of a split, and their images.
 
-    With `rotations` the images of a class turned by 90, 180 and 270 degrees are classes of their own (Santoro et al.
-    2016): with n classes given, class ``c + k n`` is class c turned by k quarters, against the clock.
+    With `rotations`, the images of a class rotated by 90, 180 and 270 degrees are additional classes (Santoro et al.
+    2016): with n given classes, class ``c + k n`` is class c rotated by k quarter turns, counter-clockwise.
 
     Attributes:
-        counts: (classes,) int64, how many images each has.
+        counts: (classes,) int64, the number of images of each class.
 
     Args:
-        source: of the images.
-        classes: those of the split.
-        rotations: whether there are four times as many.
+        source: source of the images.
+        classes: classes of the split.
+        rotations: whether to add rotated classes, which gives four times as many classes.
     """
 
     def __init__(self, source: ClassSource, classes: Sequence[int], *, rotations: bool = False) -> None:
@@ -89,7 +89,7 @@ class ClassPool:
 
 class Chosen(NamedTuple):
     """The images of an episode: its classes in the order of their labels, (ways,), and the numbers of their images,
-    those of the support first, (ways, shots + queries). Both int64."""
+    (ways, shots + queries), support images first. Both int64."""
 
     classes: Tensor
     numbers: Tensor
@@ -108,7 +108,7 @@ class OwnChoice(ImageChoice):
 
     Args:
         counts: (classes,) the numbers of images of the classes.
-        shape: of the episodes; there are enough classes and images for it.
+        shape: shape of the episodes; there must be enough classes and images for it.
         seed: 0 or larger.
     """
 
@@ -126,17 +126,18 @@ class OwnChoice(ImageChoice):
 
 
 class Episodes(Dataset[EpisodeBatch]):
-    """Episodes of a split; item ``epoch * count + index`` is one of an epoch, so epoch 0 has items 0 to count - 1.
+    """Episodes of a split. Item ``epoch * count + index`` is an episode of that epoch, so epoch 0 has items 0 to
+    count - 1.
 
-    Rows are in the order of their labels; which class has which label is random.
+    Rows are in the order of their labels; classes get their labels at random.
 
     Args:
         pool: the classes.
-        choice: says which images an episode has.
-        shape: of the episodes.
-        split: the number of the split.
-        count: of the episodes in an epoch.
-        distort: makes other images (ways, images, channels, size, size) of those of an episode, by its place.
+        choice: chooses the images of an episode.
+        shape: shape of the episodes.
+        split: number of the split.
+        count: number of episodes per epoch.
+        distort: function that distorts the images (ways, images, channels, size, size) of an episode, by its place.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The callback that trains baselines beside the joint method, for as long as it takes itself."""
+"""The callback that trains baselines alongside the joint method, for the same training time."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .learners import Baseline, Learner
 
 
 class LearnerTraining:
-    """A learner, its optimiser, and how far they are.
+    """A learner, its optimiser, and the progress of its training.
 
     Attributes:
-        learner: which is trained.
-        seconds: that its training steps took.
-        episodes: that it has trained on.
-        loss: of the last step; None before the first.
+        learner: the learner that is trained.
+        seconds: time of its training steps.
+        episodes: number of episodes that it has trained on.
+        loss: loss of the last step; None before the first step.
 
     Args:
         learner: a new one.
@@ -43,9 +43,9 @@ class LearnerTraining:
         self._optimizer = torch.optim.Adam(learner.parameters(), lr=learner.learning_rate)
 
     def next_batch(self, episodes: Dataset[EpisodeBatch]) -> EpisodeBatch:
-        """The next of its training episodes: each item in order, so that ``self.episodes`` says where it is.
+        """The next training episodes: all items in order, so that ``self.episodes`` is the present position.
 
-        Where these have more classes than the learner can tell apart, it gets the first of each, which are random.
+        If episodes have more classes than the learner supports, it gets the first classes of each, which are random.
         """
         items = range(self.episodes, self.episodes + self.learner.batch_size)
         self.episodes = items.stop
@@ -63,7 +63,7 @@ class LearnerTraining:
         return self.loss
 
     def probabilities(self, batch: EpisodeBatch) -> Tensor:
-        """(B, Q, ways) of the queries, detached."""
+        """(B, Q, ways) class probabilities of the queries, detached."""
         self.learner.eval()
         return self.learner.probabilities(self._placed(batch))
 
@@ -77,10 +77,10 @@ class LearnerTraining:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave.
+        """Go on from the result of ``state_dict``.
 
         Raises:
-            CheckpointError: its weights are those of another network.
+            CheckpointError: the weights belong to another network.
         """
         expected, found = (
             {name: part.shape for name, part in weights.items()}
@@ -97,38 +97,39 @@ class LearnerTraining:
         self.seconds, self.episodes, self.loss = state["seconds"], state["episodes"], state.get("loss")
 
     def _placed(self, batch: EpisodeBatch) -> EpisodeBatch:
-        """The batch where the weights are, and of their type."""
+        """The batch on the device of the weights, and with their type."""
         weight = next(self.learner.parameters())
         parts = (part.to(weight.device, weight.dtype if part.is_floating_point() else part.dtype) for part in batch)
         return EpisodeBatch(*parts)
 
 
 class EqualTimeBaselines(Callback):
-    """Trains learners beside the joint method, each for as long as the joint method's training steps take.
+    """Trains learners alongside the joint method; each gets the same time as the training steps of the joint method.
 
-    The clock of the joint method runs from the start of a training batch to its end, that of a learner in its training
-    steps; the loading of data counts for none. Before the next batch, before validation and at the end of an epoch,
-    every learner takes steps until its clock is not behind: so all have used the same time whenever they are measured,
-    up to a step of theirs. They see the training episodes of the data module in order, where the joint method shuffles
-    every epoch; the faster ones see more. Their learning rates follow its schedule. Nothing here touches it: neither
-    its weights, nor the global random numbers, nor the time that it measures.
+    The clock of the joint method runs from the start of a training batch to its end; the clock of a learner runs during
+    its training steps. Loading data is not counted for any method. Before the next batch, before validation and at the
+    end of an epoch, every learner takes steps until its clock has caught up. So at every evaluation, all methods have
+    used the same time, up to one step of a learner. Learners get the training episodes of the data module in order,
+    while the joint method shuffles every epoch; faster learners get more episodes. Their learning rates follow the
+    schedule of the joint method. The joint method is not affected: neither its weights, nor the global random numbers,
+    nor the time that it measures.
 
-    Logs ``train/<name>_loss``, of the last step, ``train/<name>_episodes``, and ``val/<name>_accuracy``, where the
-    names are ``maml``, ``anil`` and ``prototypes``. Weights, optimisers and clocks are in the checkpoint.
+    Logs ``train/<name>_loss`` (the loss of the last step), ``train/<name>_episodes``, and ``val/<name>_accuracy``,
+    where the names are ``maml``, ``anil`` and ``prototypes``. Weights, optimisers and clocks are in the checkpoint.
 
-    One object must serve the runs of a process: it holds the weights.
+    The same object must be used in all runs of a process, because it holds the weights.
 
     Attributes:
         trainings: of each learner, once a run has started.
         seconds: that the training steps of the joint method took.
 
     Args:
-        learners: what makes each, called when training, validation or testing starts; initial weights come from the
-            global seed alone.
-        clock: seconds.
+        learners: functions that create the learners, called when training, validation or testing starts; initial
+            weights depend only on the global seed.
+        clock: function that returns the time in seconds.
 
     Raises:
-        ProblemError: when training starts, several processes; whatever a learner needs is missing.
+        ProblemError: when training starts, there are several processes, or a package that a learner needs is missing.
         CheckpointError: when a run starts, the checkpoint lacks a learner, or has another network for it.
     """
 
@@ -244,7 +245,7 @@ class EqualTimeBaselines(Callback):
 
 
 def _of_classes(episode: EpisodeBatch, ways: int | None) -> EpisodeBatch:
-    """The first so many classes of an episode, a row of a batch; all where ``ways`` is None."""
+    """The first ``ways`` classes of an episode (a row of a batch); all classes if ``ways`` is None."""
     if ways is None:
         return episode
     support, query = episode.support_label < ways, episode.query_label < ways

@@ -1,9 +1,10 @@
-"""Glyphs: characters that nobody has seen, drawn by a computer. They need no data.
+"""Glyphs: artificial characters that are drawn by the program and need no data.
 
-A class is a few strokes, Bezier curves of random points; half of them go on where the one before ended. An image of it
-is drawn by a hand that misses every point by a little, and slants, stretches, turns and moves the whole, with a pen of
-its own. A stroke p leaves the ink ``2 integral exp(-|q - p|^2 / (2 w^2)) |dp| / (sqrt(2 pi) w)``, at most 1, at a pixel
-q: where it is straight, twice a Gaussian of the distance.
+A class consists of a few strokes, which are Bezier curves with random points; half of the strokes start where the
+previous stroke ended. For each image, a simulated hand moves every point a little, slants, stretches, rotates and
+shifts the whole character, and chooses a pen width. A stroke p leaves the ink
+``2 integral exp(-|q - p|^2 / (2 w^2)) |dp| / (sqrt(2 pi) w)``, at most 1, at a pixel q. For a straight stroke, this is
+twice a Gaussian of the distance.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ from deqopt.errors import DataError
 from .sources import ClassSource
 
 STROKES, POINTS, STEPS = 4, 3, 32
-"""The most strokes of a glyph, points that fix a stroke, points at which it is evaluated."""
+"""Largest number of strokes per glyph, number of points that define a stroke, and of points where it is evaluated."""
 IMAGES = 20
-"""Images of a class, as many as Omniglot has of a character."""
+"""Images per class, the same number as in Omniglot."""
 TRAIN, VAL, TEST = 1000, 100, 200
 """Classes of the splits."""
 SIZE = 0.75
-"""The longer side of a glyph before a hand changes it, in units of the image's side."""
+"""The longer side of a glyph before the random changes of an image, in units of the side of the image."""
 MISS, TURN, STRETCH, SLANT, MOVE = 0.1, 0.2, 0.2, 0.3, 0.07
-"""How far a hand is off, at most: in a point, in the angle, the scales, the shear, the place."""
+"""The largest random changes of an image: of a point, the angle, the scales, the shear, the place."""
 PEN = (0.014, 0.022)
-"""The least and the most of w, in units of the image's side."""
+"""The smallest and the largest w, in units of the side of the image."""
 
 
 class Glyphs(ClassSource):
-    """Characters of random strokes, ink 0 on paper 1, drawn when they are asked for, 20 images a class.
+    """Characters of random strokes, ink 0 on paper 1, drawn on access, with 20 images per class.
 
-    Class c comes from ``(seed, c)`` and its image i from ``(seed, c, i)`` alone, on every machine. Train are classes 0
-    to 999, val 1000 to 1099, test 1100 to 1299, whatever the seed of the splits.
+    Class c depends only on ``(seed, c)``, and its image i only on ``(seed, c, i)``, on every machine. The splits do not
+    depend on their seed: train has the classes 0 to 999, val 1000 to 1099, test 1100 to 1299.
 
     Args:
         size: height and width of the images, 28 by default.
-        channels: 1 (default) or 3 equal ones.
-        seed: 0 (default) to 2**64 - 1: another one makes other characters.
+        channels: 1 (default), or 3 equal channels.
+        seed: 0 (default) to 2**64 - 1; different seeds give different characters.
 
     Raises:
         DataError: a seed out of range, a size below 1 or another number of channels.
@@ -77,15 +78,16 @@ class Glyphs(ClassSource):
         return (((1 - ink) * 255).round() / 255)[:, None].repeat(1, self.channels, 1, 1)
 
     def splits(self, seed: int) -> Splits:
-        """The same, whatever the seed."""
+        """The same splits for every seed."""
         classes = list(range(len(self)))
         return Splits(classes[:TRAIN], classes[TRAIN : TRAIN + VAL], classes[TRAIN + VAL :])
 
 
 def uniform(count: int, seed: int, *counters: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Numbers in [0, 1) that depend on the seed and the counters of their row alone: (n, count), the counters (n,).
+    """Numbers in [0, 1), (n, count), that depend only on the seed and the counters of their row, (n,) each.
 
-    By the mixing function of SplitMix64 (Steele et al. 2014), which needs no state, so that all rows come at once.
+    Computed by the mixing function of SplitMix64 (Steele et al. 2014), which needs no state, so that all rows are
+    computed at once.
     """
     state = np.full(counters[0].shape, seed, np.uint64)
     for counter in counters:
@@ -112,7 +114,7 @@ def _joined(points: Tensor, joined: Tensor) -> Tensor:
 
 
 def _framed(points: Tensor, drawn: Tensor) -> Tensor:
-    """The points around 0, so that the longer side of those that are drawn is 1."""
+    """The points centred at 0 and scaled, so that the longer side of the drawn strokes is 1."""
     hidden = ~drawn[:, :, None, None]
     low = points.masked_fill(hidden, math.inf).amin((1, 2), keepdim=True)
     high = points.masked_fill(hidden, -math.inf).amax((1, 2), keepdim=True)
@@ -120,7 +122,8 @@ def _framed(points: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _placed(points: Tensor, hand: Tensor) -> Tensor:
-    """Points (n, ..., 2) around 0 in the unit square, turned, slanted, stretched and moved by a hand's [-1, 1)."""
+    """Points (n, ..., 2) around 0, rotated, slanted, stretched and shifted into the unit square by ``hand``, random
+    numbers in [-1, 1)."""
     angle, slant = TURN * hand[:, 0], SLANT * hand[:, 1]
     wide, high = (SIZE * (1 + STRETCH * hand[:, k]) for k in (2, 3))
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
@@ -135,10 +138,11 @@ def _parabolas() -> Tensor:
 
 
 def ink_of(curves: Tensor, drawn: Tensor, width: Tensor, size: int) -> Tensor:
-    """(n, size, size) in [0, 1] of curves (n, STROKES, STEPS, 2), those drawn, (n, STROKES), with a pen (n,).
+    """The ink, (n, size, size) in [0, 1], of the ``drawn`` strokes, (n, STROKES), of curves (n, STROKES, STEPS, 2),
+    with pen widths (n,).
 
-    Between two points of a curve ink is spread from their middle. The Gaussian is a product of one of rows and one of
-    columns, so the sum over the points is a product of matrices.
+    Between two points of a curve, ink is spread from their middle. The Gaussian is the product of a Gaussian in the row
+    and one in the column, so the sum over the points is a product of matrices.
     """
     middle, step = (curves[:, :, 1:] + curves[:, :, :-1]) / 2, (curves[:, :, 1:] - curves[:, :, :-1])
     width = width[:, None]

@@ -20,8 +20,8 @@ from .optional import learn2learn
 class Learn2LearnChoice(ImageChoice):
     """NWays, KShots, RemapLabels and ConsecutiveLabels of learn2learn, and its partition into support and query.
 
-    They draw from Python's global generator, which is seeded for an episode and put back afterwards. What they load is
-    the number of an image, so that the images of an episode are gathered at once.
+    They draw from Python's global generator, which is seeded for each episode and restored afterwards. They load only
+    the numbers of images, so that the images of an episode are gathered at once.
 
     Arguments are those of :class:`OwnChoice`.
 

@@ -1,4 +1,4 @@
-"""Methods that the joint one is compared with: what a learner gives for a batch is a loss, and probabilities."""
+"""Learners that the joint method is compared with: for a batch, a learner computes a loss and probabilities."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Learner(nn.Module, ABC):
     """Learns from the support set of an episode to classify its queries.
 
     Attributes:
-        learning_rate: of Adam on the outer loss.
-        batch_size: episodes in a training step.
-        ways: the most classes that an episode may have; None where any number will do.
+        learning_rate: learning rate of Adam on the outer loss.
+        batch_size: episodes per training step.
+        ways: largest number of classes per episode; None for any number.
     """
 
     learning_rate: ClassVar[float]
@@ -40,20 +40,20 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, batch: EpisodeBatch) -> Tensor:
-        """(B, Q, ways) of the queries, differentiable in the weights."""
+        """(B, Q, ways) the logits of the queries, differentiable in the weights."""
 
     def loss(self, batch: EpisodeBatch) -> Tensor:
         """The outer loss: the mean cross-entropy of all queries, a scalar."""
         return F.cross_entropy(self.logits(batch).flatten(0, 1), batch.query_label.flatten())
 
     def backward(self, batch: EpisodeBatch) -> Tensor:
-        """Add the gradient of the loss to that of the weights; returns the loss."""
+        """Add the gradient of the loss to the gradients of the weights; returns the loss."""
         loss = self.loss(batch)
         loss.backward()
         return loss.detach()
 
     def probabilities(self, batch: EpisodeBatch) -> Tensor:
-        """(B, Q, ways), detached; it may be asked for under ``torch.no_grad``."""
+        """(B, Q, ways) the class probabilities, detached; may be called under ``torch.no_grad``."""
         with torch.enable_grad():
             return self.logits(batch).detach().softmax(-1)
 
@@ -176,13 +176,14 @@ class MAML(ANIL):
 
 
 class Prototypes(Learner):
-    """``-a |phi(q) - c_k|^2`` as logits, c_k the mean of phi over the support images of class k (Snell et al. 2017).
+    """Logits ``-a |phi(q) - c_k|^2``, where c_k is the mean of phi over the support images of class k (Snell et al.
+    2017).
 
     The scale a is learned (Oreshkin et al. 2018), because phi has a fixed length.
 
     Args:
         network: ``network.embed(images)`` is phi: (B, S, channels, H, W) to (B, S, width), differentiable.
-        batch_size: episodes in a training step.
+        batch_size: episodes per training step.
     """
 
     learning_rate = 4e-3
@@ -196,13 +197,13 @@ class Prototypes(Learner):
         shots = batch.support.shape[1]
         with cached_weights(self):
             phi = self.network.embed(torch.cat([batch.support, batch.query], dim=1))  # type: ignore[operator]
-        member = F.one_hot(batch.support_label).to(phi)  # every class is there, so that this finds their number
+        member = F.one_hot(batch.support_label).to(phi)  # every class occurs, so one_hot finds the number of classes
         centres = torch.einsum("bsk,bsd->bkd", member / member.sum(1, keepdim=True), phi[:, :shots])
         return -(phi[:, shots:, None] - centres[:, None]).square().sum(-1) * self.log_scale.exp()
 
 
 class Baseline(Enum):
-    """Methods to train beside the joint one."""
+    """Baseline methods that are trained alongside the joint method."""
 
     MAML = "MAML"
     ANIL = "ANIL"
@@ -216,14 +217,14 @@ def make_learner(
     """A new learner.
 
     Args:
-        baseline: which.
-        image_channels, size: of the images.
-        ways: classes of an episode.
-        network: makes what PROTOTYPES embeds images by, the network of the joint method for instance.
-        batch_size: of PROTOTYPES, which trains on episodes like those of the joint method.
+        baseline: kind of learner.
+        image_channels, size: colour channels and size of the images.
+        ways: classes per episode.
+        network: function that creates the network by which PROTOTYPES embeds images, such as that of the joint method.
+        batch_size: batch size of PROTOTYPES, which trains on episodes like those of the joint method.
 
     Raises:
-        ProblemError: MAML and ANIL: learn2learn is missing; the images are too small.
+        ProblemError: for MAML and ANIL, learn2learn is missing, or the images are too small.
     """
     if baseline is Baseline.PROTOTYPES:
         return Prototypes(network(), batch_size)
@@ -232,7 +233,7 @@ def make_learner(
 
 
 def _each(batch: EpisodeBatch) -> Iterator[EpisodeBatch]:
-    """The episodes as batches of one."""
+    """The episodes as batches with one episode each."""
     for number in range(len(batch.support)):
         yield EpisodeBatch(*(part[number : number + 1] for part in batch))
 

@@ -1,4 +1,4 @@
-"""The network of an episode: features of images at the equilibrium of a cell that a context conditions."""
+"""The network of an episode: features of images at the equilibrium of a cell that depends on a context."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ from deqopt.ranges import at_least
 from deqopt.state import State, tensors_of
 
 POOLED = 7
-"""Height and width to which every branch is pooled before the linear layer, where it is larger."""
+"""Height and width to which every larger branch is pooled before the linear layer."""
 GAIN = 0.3
-"""By how much a context of length 1 scales and shifts a channel at most."""
+"""The largest scaling and shift of a channel by a context of length 1."""
 REACH = 4.0
-"""How much longer a class vector may be than a context of the same price."""
+"""Length of a class vector relative to a context with the same price."""
 
 
 class Solvers(NamedTuple):
-    """Of equilibria for a given context, and of the linear systems behind their gradients."""
+    """Solvers for equilibria with a given context, and for the linear systems of their gradients."""
 
     forward: FixedPointSolver
     backward: FixedPointSolver
 
 
 IN_TRAINING = Solvers(Damped(max_nfe=20, tol=1e-2), Damped(max_nfe=20, tol=1e-1))
-"""Plain: what Anderson mixing saves in evaluations it costs in memory of small states."""
+"""Plain iteration: for small states, the memory of Anderson mixing costs as much as its saved evaluations."""
 EXACT = Solvers(Anderson(max_nfe=100, tol=1e-5), Anderson(max_nfe=100, tol=1e-5))
 
 
 class EpisodeNetwork(nn.Module):
     """``z = f(z, u, c)`` with ``f = cell(z, (1 + gamma(c)) u + beta(c))``, and features phi of z.
 
-    u is an image as the cell's injection, which depends on no unknown and is computed once. The context c of an episode
-    scales and shifts it channel by channel (FiLM: Perez et al. 2018; as the context of an episode: Zintgraf et al.
-    2019); at ``c = 0`` it does nothing. Nothing couples the images of an episode but c.
+    u is the injection of an image into the cell; it does not depend on the unknowns and is computed once. The context c
+    of an episode scales and shifts u channel by channel (FiLM: Perez et al. 2018; as the context of an episode:
+    Zintgraf et al. 2019). With ``c = 0``, u is unchanged. Only c couples the images of an episode.
 
-    Images are (B, S, channels, size, size) in [0, 1], S of each of B episodes; states are (B, S, width, h, w) a branch.
+    Images are (B, S, channels, size, size) in [0, 1], with S images for each of B episodes. States are
+    (B, S, width, h, w) for each branch.
 
     Args:
-        image_channels, size: of the images.
+        image_channels, size: colour channels and size of the images.
         widths: channels of the cell's branches, finest first; each branch has half the resolution of the one before.
-        resolution: of the finest branch; ``size`` is 2, 4, 8 ... times as large.
+        resolution: height and width of the finest branch; ``size`` must be 2, 4, 8 ... times as large.
         context: width of c.
         features: width of phi.
 
     Raises:
-        ProblemError: widths, a resolution, a context or features that make no network.
+        ProblemError: widths, resolution, context or features are invalid.
     """
 
     def __init__(
@@ -76,12 +77,12 @@ class EpisodeNetwork(nn.Module):
         self.context, self.width = context, features
 
     def injected(self, images: Tensor) -> Branches:
-        """u of images. The network sees ``1 - image``, so that white paper is 0."""
+        """u for images. The input of the network is ``1 - image``, so that white paper is 0."""
         u = self.injection(self.stem(1 - images.flatten(0, 1)))
         return tuple(norm(part).unflatten(0, images.shape[:2]) for norm, part in zip(self.norms, u, strict=True))
 
     def f(self, z: Branches, c: Tensor, u: Branches) -> Branches:
-        """One application; c is (B, context)."""
+        """One application of the cell; c is (B, context)."""
         injected = []
         for film, part in zip(self.film, u, strict=True):
             gamma, beta = film(c)
@@ -90,11 +91,11 @@ class EpisodeNetwork(nn.Module):
         return tuple(part.unflatten(0, u[0].shape[:2]) for part in found)
 
     def start(self, c: Tensor, u: Branches) -> Branches:
-        """Where a solve starts: ``f(0, u, c)``, detached."""
+        """The start of a solve: ``f(0, u, c)``, detached."""
         return tuple(part.detach() for part in self.f(tuple(torch.zeros_like(part) for part in u), c, u))
 
     def features(self, z: Branches) -> Tensor:
-        """phi, (B, S, features), of mean 0 and variance 1: ``|phi|^2 = features``."""
+        """phi, (B, S, features), with mean 0 and variance 1: ``|phi|^2 = features``."""
         pooled = [
             h if h.shape[-1] == side else F.adaptive_avg_pool2d(h, side)
             for h, side in zip((part.flatten(0, 1) for part in z), self.pooled, strict=True)
@@ -105,13 +106,14 @@ class EpisodeNetwork(nn.Module):
     def logits(self, phi: Tensor, w: Tensor) -> Tensor:
         """``sqrt(ways / features) <phi, w_k>``, (B, S, ways).
 
-        With K support images of each of N classes the mean cross-entropy has a curvature in w of ``sum_s H_s (x)
-        phi_s phi_s^T / (K |phi|^2)``, H_s the covariance of class s, at most 1/N at ``w = 0``. So it depends on
-        neither K nor, as nothing learned scales it, the weights, and one step size of the solver serves them all.
+        With K support images of each of N classes, the curvature of the mean cross-entropy in w is ``sum_s H_s (x)
+        phi_s phi_s^T / (K |phi|^2)``, where H_s is the covariance of the class of s, at most 1/N at ``w = 0``. So the
+        curvature does not depend on K, nor on the weights, because no learned factor scales it. One step size of the
+        solver works for all.
 
         Args:
             phi: (B, S, features).
-            w: (B, ways, features), a vector a class.
+            w: (B, ways, features), one vector per class.
         """
         return phi @ w.mT * math.sqrt(w.shape[1] / self.width)
 
@@ -120,7 +122,8 @@ class EpisodeNetwork(nn.Module):
         return c.square().sum(1) + (w / REACH).square().sum((1, 2))
 
     def solved(self, images: Tensor, c: Tensor) -> Branches:
-        """``z = f(z, u, c)`` of every image alone, differentiable in theta and c by the implicit function theorem."""
+        """The solution of ``z = f(z, u, c)`` for every image, differentiable in theta and c by the implicit function
+        theorem."""
         sets = images.shape[:2]
         u = tuple(part.flatten(0, 1)[:, None] for part in self.injected(images))
         c = c.repeat_interleave(sets[1], dim=0)
@@ -142,8 +145,8 @@ class EpisodeNetwork(nn.Module):
 class _Film(nn.Module):
     """``gamma(c)`` and ``beta(c)``, (B, 1, width, 1, 1) each: linear, with rows of fixed length.
 
-    With rows that may grow, training by the implicit gradient makes c act ever stronger, until joint solves no longer
-    converge.
+    If the rows could grow, training by the implicit gradient would make the effect of c stronger and stronger, until
+    joint solves no longer converge.
     """
 
     def __init__(self, context: int, width: int) -> None:
@@ -156,9 +159,10 @@ class _Film(nn.Module):
 
 
 def _stem(image_channels: int, width: int, size: int, resolution: int) -> nn.Sequential:
-    """Images to feature maps (B, width, resolution, resolution) by convolutions that halve the size.
+    """The network from images to feature maps (B, width, resolution, resolution), with convolutions that halve the
+    size.
 
-    Each has twice the channels of the one before, as they have a quarter of its pixels.
+    Each convolution has twice as many channels as the one before, because its output has a quarter of the pixels.
     """
     halvings = (size // resolution).bit_length() - 1
     if halvings < 1 or size != resolution << halvings:

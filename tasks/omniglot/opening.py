@@ -1,4 +1,4 @@
-"""From what a user points at to images by class."""
+"""Finds and opens the right source of images by class for a path."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .sources import LAYOUT, ClassFolders, ClassSource
 
 
 def open_classes(root: str | Path | None, *, size: int, channels: int, download: bool = False) -> ClassSource:
-    """Open the images at `root` by class, whatever they are stored as.
+    """Open the images at `root` by class, in any supported layout.
 
     Args:
         root: None for the glyphs; a folder with Omniglot in torchvision's layout; or any other folder with one
-            subfolder a class, or with `train/`, `val/` and `test/` that have these.
+            subfolder per class, or with `train/`, `val/` and `test/`, each with one subfolder per class.
         size: height and width of the images.
         channels: 1 or 3.
-        download: fetch Omniglot into the folder `root` if it is not there.
+        download: whether to download Omniglot into the folder `root` if it is missing.
 
     Raises:
-        DataError: none of these, data that cannot be read, or a failed download.
+        DataError: `root` has none of these layouts, data cannot be read, or the download failed.
     """
     fetch = "Omniglot", partial(OmniglotCharacters, size=size, channels=channels, download=True)
     return open_first(

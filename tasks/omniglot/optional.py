@@ -1,4 +1,4 @@
-"""learn2learn (Arnold et al. 2020), an optional package: imported when it is used, and not before."""
+"""learn2learn (Arnold et al. 2020), an optional package that is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ INSTALL = (
     'pip install --no-deps --config-settings "--build-option=build_ext" '
     "learn2learn==0.2.0 gym==0.26.2 gym-notices==0.1.0"
 )
-"""Without its other dependencies, which ask for numpy < 2 and are not used; the option is for Python 3.11 and later."""
+"""Installs without the other dependencies, which need numpy < 2 and are not used; the option is for Python 3.11 and
+later."""
 NOTICES = "gym_notices"
 
 
 def learn2learn(used_by: str, instead: str) -> ModuleType:
-    """The package, imported on demand and without the notice that gym, which it imports, writes to stderr.
+    """The package, imported on demand. The notice that its dependency gym writes to stderr is suppressed.
 
     Args:
-        used_by: what needs it, for the message: "the sampler LEARN2LEARN".
-        instead: what does without, for the message: "--task.sampler OWN".
+        used_by: the feature that needs the package, for the message: "the sampler LEARN2LEARN".
+        instead: the alternative that does not need it, for the message: "--task.sampler OWN".
 
     Raises:
-        ProblemError: it is not installed, or cannot be imported.
+        ProblemError: the package is not installed, or cannot be imported.
     """
-    # gym prints what it finds in this dictionary; all else that it, or learn2learn, has to say is heard.
+    # gym prints the notices in this dictionary; all other output of gym and learn2learn is kept.
     unnoticed = patch.dict(f"{NOTICES}.notices.notices", clear=True) if find_spec(NOTICES) else nullcontext()
     try:
         with unnoticed:

@@ -24,31 +24,30 @@ from .drawing import episode_figure
 from .episodes import EpisodeBatch
 
 CHUNK = 64
-"""The most queries that are classified at once."""
+"""Largest number of queries that are classified at once."""
 PREDICTIONS, PARTS = "predictions.csv", ".predictions_*.csv"
 
 
 class FolderEpisode(Dataset[EpisodeBatch]):
-    """The episode of a user, in chunks of its queries, each with all of the support: rows of an `EpisodeBatch`.
+    """The episode of a user, in chunks of queries, each with the whole support set: rows of an `EpisodeBatch`.
 
-    A batch holds one of them, because the last chunk may be smaller. All images are read when it is made, so that
-    whatever is wrong is said then. A warning names each image that cannot be read, and the others are used.
+    A batch holds one chunk, because the last chunk may be smaller. All images are read when the object is created, so
+    that errors appear then. A warning names each image that cannot be read; the remaining images are used.
 
     Attributes:
-        queries: the images to classify, those that are left out among them.
-        class_names: the names of the class folders, sorted: classes 0, 1 and on.
+        queries: the images to classify, including those that are left out.
+        class_names: the sorted names of the class folders: classes 0, 1 and so on.
 
     Args:
-        support: a folder with a folder of images for every class; two classes or more, one image or more of each.
-        query: a folder of images, whose subfolders count too. Both folders are listed as by `deqopt.data.ImageFolder`.
+        support: a folder with one subfolder of images per class; at least two classes, with at least one image each.
+        query: a folder of images, including its subfolders. Both folders are listed as in `deqopt.data.ImageFolder`.
         size: height and width of the images, which are cut to their central square.
         channels: 1 or 3.
-        chunk: the most queries in a chunk.
+        chunk: largest number of queries in a chunk.
 
     Raises:
-        DataError: a folder that is not given, missing or empty; a support folder that has images beside the folders of
-            classes, a class without an image that can be read, or one class; no query that can be read; one folder in
-            the other.
+        DataError: a folder is not given, missing or empty; the support folder has images outside the class folders, a
+            class without a readable image, or only one class; no query can be read; or one folder lies in the other.
     """
 
     def __init__(
@@ -98,15 +97,15 @@ def write_classes(
 ) -> list[Path]:
     """Write the classes of the queries of chunks, and for chunk 0 the figure ``episode.png``.
 
-    Every chunk is a file of its own, hidden until `JoinClasses` makes one of them: ``predictions.csv``, with the
-    columns ``file``, ``class``, ``probability``, and ``p(NAME)`` for every class.
+    Every chunk is written to a separate hidden file. `JoinClasses` then joins these files into ``predictions.csv``,
+    with the columns ``file``, ``class``, ``probability``, and ``p(NAME)`` for every class.
 
     Args:
         batch: chunks; their ``index`` is their number.
         probabilities: (B, Q, ways).
-        files: the names of the queries of a chunk.
-        class_names: of classes 0, 1 and on.
-        directory: where they are written; it exists.
+        files: function that returns the names of the queries of a chunk.
+        class_names: names of the classes 0, 1 and so on.
+        directory: existing folder for the files.
     """
     columns = ["file", "class", "probability", *(f"p({name})" for name in class_names)]
     written = []
@@ -125,7 +124,8 @@ def write_classes(
 
 
 class JoinClasses(Callback):
-    """At the end of predict: ``predictions.csv`` with the rows of all chunks of all processes, whole or not at all."""
+    """At the end of predict, writes the rows of all chunks of all processes to ``predictions.csv``, completely or not
+    at all."""
 
     def __init__(self) -> None:
         self._directory = Path()

@@ -1,4 +1,4 @@
-"""The callback that reports what is reached on test episodes, beside other methods."""
+"""The callback that reports the accuracy on test episodes, compared with other methods."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .episodes import EpisodeBatch
 ACCURACY = Measure("accuracy", "accuracy in %", factor=100, bounds=(0, 1))
 MILLISECONDS = Measure("seconds", "ms/episode", factor=1000, digits=1, median=True)
 ENOUGH = 600
-"""Episodes that the literature reports at least."""
+"""Smallest number of test episodes that is usual in the literature."""
 
 
 class EpisodeReport(ComparisonReport):
-    """In test: the share of the queries of every episode that are correctly classified, by us and by other methods; see
+    """In test: the share of correctly classified queries of every episode, by our method and by other methods; see
     `ComparisonReport`.
 
     The metric is ``accuracy``; ``test/objective_before`` and ``test/below_start`` are logged too: the mean of the inner
@@ -30,9 +30,11 @@ class EpisodeReport(ComparisonReport):
     ``figures/accuracy.*``, and ``figures/episodes.csv`` with every episode and its inner objective.
 
     Args:
-        probabilities: ours: (B, Q, ways) of a solved batch; the queries may be solved in the first call for it.
-        before: (B,) the inner objective of a batch at x0, with z solved exactly for x0.
-        baselines: gives the other methods by name, when the test starts: each maps a batch to (B, Q, ways).
+        probabilities: function that returns our probabilities, (B, Q, ways), for a solved batch; the first call for a
+            batch may solve the queries.
+        before: function that returns the inner objective of a batch at x0, (B,), with z solved exactly for x0.
+        baselines: function that returns the other methods by name when the test starts; each maps a batch to
+            (B, Q, ways).
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class EpisodeReport(ComparisonReport):
 
     @property
     def below_start(self) -> int:
-        """The episodes whose inner objective ends below its start."""
+        """The number of episodes whose inner objective ends below its start."""
         return int((self.scores.fact("objective_after") < self.scores.fact("objective_before")).sum())
 
     def logged(self) -> Mapping[str, float]:
@@ -76,7 +78,7 @@ class EpisodeReport(ComparisonReport):
         return f"{len(self.scores)} test episodes, {settings}"
 
     def notes(self) -> list[str]:
-        """What there is to say of the inner solve, and of few episodes."""
+        """Notes on the inner solve, and a warning if there are few episodes."""
         count, below = len(self.scores), self.below_start
         before, after, nfe = (
             float(self.scores.fact(name).double().mean())

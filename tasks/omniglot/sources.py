@@ -1,4 +1,4 @@
-"""Images by class: what episodes are drawn from."""
+"""Sources of images by class, from which episodes are drawn."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ LAYOUT = "CLASS/NAME.png, or train/CLASS/NAME.png and the same in val/ and test/
 
 
 class ClassSource(Source[Tensor]):
-    """Square images of many classes; an item is a class, all its images, (count, channels, size, size).
+    """Square images of many classes; an item contains all images of a class, (count, channels, size, size).
 
-    Images are float32 in [0, 1], as the files have them: paper is 1, ink is 0. Splits hold classes, not images: no
-    class is in two of them.
+    Images are float32 in [0, 1], as in the files: paper is 1, ink is 0. Splits contain classes, not images: no class is
+    in two splits.
 
-    Arguments and errors are those of every `Source`.
+    Arguments and errors are those of `Source`.
     """
 
     @abstractmethod
     def count(self, c: int) -> int:
-        """How many images class c has."""
+        """The number of images of class c."""
 
     @abstractmethod
     def images(self, classes: Tensor, numbers: Tensor) -> Tensor:
         """Image ``numbers[i]`` of class ``classes[i]``, for all i: (n, channels, size, size). Both are (n,) int64."""
 
     def group(self, c: int) -> str:
-        """What is not to be split: the alphabet of a character; by default the class alone."""
+        """The group of a class that must stay in one split, such as an alphabet; by default the class alone."""
         return self.name(c)
 
     def image(self, c: int, i: int) -> Tensor:
@@ -48,21 +48,24 @@ class ClassSource(Source[Tensor]):
 
 
 class ClassFolders(ClassSource):
-    """Images in folders, one a class, decoded when they are asked for, cut to their central square and resized.
+    """Images in folders, one folder per class, decoded on access, cut to their central square and resized.
 
-    All are read once when it is made: a warning names each that cannot be, and its class is without it.
+    All images are read once when the object is created: a warning names each image that cannot be read, and its class
+    is used without this image.
 
-    The classes are the subfolders of `root`, or of its `train/`, `val/` and `test/`, as in mini-ImageNet: these are the
-    splits then, and no class may be in two of them. Without them the splits are 80, 10 and 10 percent of the classes.
+    The classes are the subfolders of `root`, or of its `train/`, `val/` and `test/`, as in mini-ImageNet. In the second
+    case, these are the splits, and no class may be in two of them. In the first case, the splits are 80, 10 and 10
+    percent of the classes.
 
     Args:
         root: the folder.
         size: height and width of the images.
-        channels: 1 (colours become their luma) or 3 (default; grey is repeated).
+        channels: 1 (colours are converted to luma) or 3 (default; grey is repeated).
 
     Raises:
-        DataError: no such folder; no images, or images in no class folder; a class folder without images; some of
-            train/, val/ and test/, but not all; a class in two of them; on access, an image that cannot be read.
+        DataError: the folder does not exist; no images, or images outside the class folders; a class folder without
+            images; some of train/, val/ and test/, but not all; a class in two of them; on access, an image cannot be
+            read.
     """
 
     def __init__(self, root: str | Path, size: int, channels: int = 3) -> None:
@@ -98,7 +101,7 @@ class ClassFolders(ClassSource):
         return torch.stack(found)
 
     def splits(self, seed: int) -> Splits:
-        """Train, val and test as in `root`, or 80, 10 and 10 percent of the classes, drawn by `seed` alone.
+        """Train, val and test as in `root`, or 80, 10 and 10 percent of the classes, determined by `seed` alone.
 
         Raises:
             DataError: fewer than three classes to split.
@@ -114,7 +117,7 @@ class ClassFolders(ClassSource):
         return split_groups(np.arange(len(self)), seed, self.where)
 
     def _add(self, folder: ImageFolder) -> list[int]:
-        """Add the classes of a folder; their indices."""
+        """Add the classes of a folder; returns their indices."""
         labels, names = class_labels(folder)
         members: list[list[int]] = [[] for _ in names]
         for index in folder.readable:

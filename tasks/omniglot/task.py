@@ -37,57 +37,61 @@ from .report import EpisodeReport
 
 
 class Omniglot(Task):
-    """Learns to tell classes apart from a few images: what is optimised for every episode is its context.
+    """Few-shot classification: a context is optimised for every episode, so that a few images define its classes.
 
-    An episode has support images with labels and query images without. Its context ``x = (c, w_1 .. w_N)`` conditions
-    the cell of all its images by c and has a vector for each of its N classes; it is found on the support set, jointly
-    with the equilibria of all support images,
+    An episode has support images with labels and query images without labels. Its context ``x = (c, w_1 .. w_N)`` has
+    a vector c, on which the cell depends for all images of the episode, and one vector for each of the N classes. The
+    context is found from the support set, together with the equilibria of all support images,
 
         min_x  mean_s cross_entropy(sqrt(N / features) <phi(z_s), w>, label_s) + weight (|c|^2 + |w / 4|^2)
         subject to   z_s = f(z_s, c; image_s)
 
-    and the outer loss is the cross-entropy of the queries, at their equilibria for that context; their logits have a
-    learned scale besides. Its gradient passes through the context: by ``Unrolled`` (the default here), ``Implicit`` or
-    their kin. With ``InputHeld`` the context is held, which is the first-order gradient; with ``Envelope`` it is held
-    too, and the gradient of the inner objective is added. An episode may have any number of classes, and permuting
-    labels permutes what is predicted.
+    and the outer loss is the cross-entropy of the queries, at their equilibria for that context. The logits of the
+    queries are also multiplied by a learned scale. The gradient of this loss passes through the context with
+    ``Unrolled`` (the default here), ``Implicit``, ``Phantom`` or ``JacobianFree``. ``InputHeld`` holds the context
+    fixed, which gives the first-order gradient. ``Envelope`` holds it fixed too, and adds the gradient of the inner
+    objective. An episode may have any number of classes, and permuting the labels permutes the predictions.
 
     Args:
-        root: a folder with ``omniglot-py/`` as torchvision lays it out, with one folder of images a class, or with
-            ``train/``, ``val/`` and ``test/`` that have such; without it characters are drawn from random strokes.
+        root: a folder with ``omniglot-py/`` as torchvision lays it out, with one subfolder of images per class, or with
+            ``train/``, ``val/`` and ``test/``, each with one subfolder per class; by default characters are drawn from
+            random strokes.
         download: let torchvision download Omniglot to ``root``.
-        ways: classes of an episode.
-        shots: support images of a class.
-        queries: query images of a class.
-        train_ways: classes of an episode in training; by default as many as otherwise. More make harder episodes.
-        train_queries: query images of a class in training; by default as many as otherwise.
-        size: images are cropped to squares and resized to this height and width.
-        image_channels: 1 or 3.
-        batch_size: episodes a batch and device.
-        train_episodes: episodes in an epoch of training.
-        val_episodes: episodes to validate with.
-        test_episodes: episodes to test with.
-        rotations: classes to train on, turned by quarters, are classes of their own.
-        distort_classes: how much the classes of a training episode are distorted, each as a whole: see
+        ways: classes per episode.
+        shots: support images per class.
+        queries: query images per class.
+        train_ways: classes per episode in training; by default the same as ``ways``. More classes are harder.
+        train_queries: query images per class in training; by default the same as ``queries``.
+        size: height and width of the images, which are cropped to squares and resized.
+        image_channels: number of colour channels, 1 or 3.
+        batch_size: episodes per batch on each device.
+        train_episodes: episodes per training epoch.
+        val_episodes: episodes for validation.
+        test_episodes: episodes for testing.
+        rotations: whether training classes rotated by 90, 180 and 270 degrees count as additional classes.
+        distort_classes: strength of the distortion of each class of a training episode as a whole: see
             :class:`Distortion`.
-        distort_images: how much its images are, each by itself.
-        sampler: what chooses the images of an episode: OWN, or LEARN2LEARN by the task transforms of that package.
-        split_seed: fixes which classes validate (and test, where the data does not say which).
-        episode_seed: of the episodes; those of training change with the epoch, those of evaluation do not.
+        distort_images: strength of the distortion of each single image of a training episode.
+        sampler: how the images of an episode are chosen: OWN, or LEARN2LEARN, by the task transforms of that package.
+        split_seed: seed that selects the validation classes (and the test classes, where the data does not define
+            them).
+        episode_seed: seed of the episodes. Those of training change with the epoch; those of evaluation stay the same.
         workers: processes that load images; 0 loads them in the main process.
         widths: channels of the cell's branches, finest first.
-        resolution: of the finest branch; ``size`` is 2, 4, 8 ... times as large. By default a quarter of ``size``, or
-            half of it.
+        resolution: height and width of the finest branch; ``size`` must be 2, 4, 8 ... times as large. By default a
+            quarter of ``size``, or half of it.
         context: width of c.
-        features: width of phi and of a class's vector.
-        weight: of ``|c|^2 + |w / 4|^2``.
-        transductive: whether the queries of an episode are seen together: their mean phi is moved to that of the
-            support, which is right where both have the classes in equal parts. By default each is classified by itself.
-        baselines: methods that are trained beside for the same time, and tested: MAML, ANIL (both need the extra
-            ``meta``) and PROTOTYPES.
-        support: in ``predict``, a folder with one folder of images a class, of any number; by default the episodes of
-            test are classified.
-        query: in ``predict``, a folder of images to classify; the classes are written to ``QUERY_classified`` beside.
+        features: width of phi and of the vector of a class.
+        weight: weight of ``|c|^2 + |w / 4|^2``.
+        transductive: whether the queries of an episode are classified together: their mean phi is shifted to the mean
+            phi of the support set, which is right where both have equal shares of the classes. By default every query
+            is classified independently.
+        baselines: methods that are trained for the same time for comparison, and tested: MAML, ANIL (both need the
+            extra ``meta``) and PROTOTYPES.
+        support: in ``predict``, a folder with one subfolder of images per class, of any number of classes; by default
+            the test episodes are classified.
+        query: in ``predict``, a folder of images to classify; the classes are written to the folder
+            ``QUERY_classified`` beside it.
     """
 
     def __init__(
@@ -125,7 +129,7 @@ class Omniglot(Task):
         super().__init__()
         if not weight > 0:
             raise ProblemError(
-                f"omniglot: weight must be larger than 0, so that the context has one optimum; got {weight}"
+                f"omniglot: weight must be larger than 0, so that the context has a unique optimum; got {weight}"
             )
         check_finite("omniglot", weight=weight)
         self.weight, self.transductive = weight, transductive
@@ -161,7 +165,7 @@ class Omniglot(Task):
 
     @classmethod
     def default_solver(cls) -> JointSolver:
-        """Short and plain, so that its gradient can be taken through all evaluations."""
+        """A short, plain solve, so that the gradient can pass through all its evaluations."""
         return JointAnderson(max_nfe=4, step_size=3.0, step_rule=StepRule.PLAIN, history_size=1)
 
     @classmethod
@@ -175,7 +179,7 @@ class Omniglot(Task):
 
     @property
     def own_episode(self) -> FolderEpisode | None:
-        """The user's folders of support and query images, where they are given."""
+        """The user's folders of support and query images, if given."""
         source = self.data.predict_source
         return source if isinstance(source, FolderEpisode) else None
 
@@ -185,7 +189,7 @@ class Omniglot(Task):
     # -- the problem ----------------------------------------------------------------------------------------------
 
     def start(self, batch: EpisodeBatch) -> tuple[State, Tensor]:
-        """No context, and classes that are all alike."""
+        """A context of zero, with the same vector for every class."""
         x0 = batch.support.new_zeros(len(batch.support), self.network.context + _ways(batch) * self.network.width)
         return self.network.start(self._parts(x0)[0], self.network.injected(batch.support)), x0
 
@@ -214,7 +218,7 @@ class Omniglot(Task):
     # -- what is made of the solution -----------------------------------------------------------------------------
 
     def query_logits(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
-        """(B, Q, ways) of the queries at their equilibria for the context that was found."""
+        """(B, Q, ways) the logits of the queries at their equilibria for the optimised context."""
         c, w = self._parts(equilibrium.x)
         phi = self.network.features(self.network.solved(batch.query, c))
         if self.transductive:
@@ -235,7 +239,7 @@ class Omniglot(Task):
         return error
 
     def probabilities(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Tensor:
-        """(B, Q, ways) of the queries, without gradients; solved once for an equilibrium."""
+        """(B, Q, ways) the class probabilities of the queries, without gradients; computed once per equilibrium."""
         x, logits = self._last
         if x is not equilibrium.x:
             with torch.no_grad():
@@ -256,7 +260,7 @@ class Omniglot(Task):
         return self.probabilities(equilibrium, batch).argmax(2), batch.query_label
 
     def figures(self, equilibrium: Equilibrium, batch: EpisodeBatch) -> Mapping[str, Figure]:
-        """The first episode: its support, its queries and how these are classified."""
+        """The first episode: its support set, its queries and their predicted classes."""
         names = [f"class {one}" for one in range(_ways(batch))]
         return {"episode": episode_figure(batch, self.probabilities(equilibrium, batch), names)}
 
@@ -266,11 +270,11 @@ class Omniglot(Task):
         return [self._baselines, report, JoinClasses(), unreadable]
 
     def prediction_directory(self) -> Path | None:
-        """``QUERY_classified``, beside the folder of queries; that of the run where there is none."""
+        """``QUERY_classified``, beside the folder of queries; without such a folder, the one of the run."""
         return None if self._query is None else classified_directory(self._query)
 
     def write_predictions(self, equilibrium: Equilibrium, batch: EpisodeBatch, directory: Path) -> list[Path]:
-        """``predictions.csv``, a query a row, and ``episode.png``, the first of them."""
+        """``predictions.csv``, with one query per row, and ``episode.png``, a figure of the first episode."""
         shares, episode = self.probabilities(equilibrium, batch).float().cpu(), self.own_episode
         if episode is not None:
             return write_classes(batch, shares, episode.files, episode.class_names, directory)
@@ -282,18 +286,18 @@ class Omniglot(Task):
 
 
 def check_batch(batch: EpisodeBatch) -> None:
-    """Raise DataError for images outside [0, 1], and for labels other than 0 to ways - 1, each with a support image."""
+    """Raise DataError for images outside [0, 1], for labels outside 0 to ways - 1, and for classes without support."""
     for name, images in (("support", batch.support), ("query", batch.query)):
         low, high = (float(bound) for bound in images.aminmax())
         if not (low >= 0 and high <= 1):
             raise DataError(
-                f"omniglot: {name} images must be in [0, 1], those of the batch go from {low:g} to {high:g}"
+                f"omniglot: {name} images must be in [0, 1], but the batch has values from {low:g} to {high:g}"
             )
     ways = _ways(batch)
     present = F.one_hot(batch.support_label.clamp_min(0), ways).sum(1)
     if int(batch.support_label.min()) < 0 or not bool((present > 0).all()):
         raise DataError(
-            f"omniglot: the support labels of every episode must be 0 to ways - 1, here {ways - 1}, each at least once"
+            f"omniglot: every episode must have support images of all classes, with labels 0 to {ways - 1} (ways - 1)"
         )
     if not -1 <= int(batch.query_label.min()) <= int(batch.query_label.max()) < ways:
         raise DataError(f"omniglot: query labels must be 0 to {ways - 1}, or -1 where unknown")

@@ -70,8 +70,8 @@ def test_it_tells_how_wrong_the_gradient_of_a_converged_solve_is(adjoint: Unroll
     failed = int((growth_of(found) > ERRATIC).sum())
     assert [str(one.message) for one in caught] == [
         f"Unrolled: the backward solve of {failed} of {SAMPLES} samples made the gradient up to "
-        f"{float(growth_of(found).max()):.0e} times longer, so that it says little about the solution: use Implicit(), "
-        "or unroll fewer evaluations"
+        f"{float(growth_of(found).max()):.0e} times longer, so the gradient says little about the solution: use "
+        "Implicit(), or unroll fewer evaluations"
     ]
 
 

@@ -45,7 +45,7 @@ def test_a_loss_of_a_held_value_warns_once_and_of_no_other(adjoint: Adjoint, par
     else:
         assert said == [
             f"the loss depends on eq.{part}, to which {type(adjoint).__name__} carries no gradient, so that the cell "
-            "learns nothing from it: use Implicit() or Unrolled() (--adjoint), or .detach() where that is meant"
+            "learns nothing from it: use Implicit() or Unrolled() (--adjoint), or .detach() if this is intended"
         ]
 
 

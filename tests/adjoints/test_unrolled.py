@@ -185,7 +185,7 @@ def test_hooks_of_parameters_run_once(run: str, adjoint: Unrolled) -> None:
 def test_a_finished_solve_cannot_be_attached() -> None:
     case = linear()
     found = RUNS["tracking"].solve(case.problem, case.z0, case.x0)
-    with pytest.raises(ProblemError, match=r"hand it to solve\(\.\.\., adjoint=Unrolled\(\)\)"):
+    with pytest.raises(ProblemError, match=r"call solve\(\.\.\., adjoint=Unrolled\(\)\)"):
         Unrolled().attach(case.problem, found)
 
 

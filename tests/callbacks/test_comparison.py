@@ -106,7 +106,7 @@ def test_methods_of_one_name_are_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [{"y": torch.zeros(2)}, (torch.zeros(2), torch.zeros(2)), torch.zeros(2)])
 def test_samples_without_numbers_are_refused(batch: Any) -> None:
-    with pytest.raises(ProblemError, match=rf"a {type(batch).__name__} of the test has none: give batches an entry"):
+    with pytest.raises(ProblemError, match=rf"a {type(batch).__name__} of the test has no index: give batches"):
         index_of(batch)
 
 

@@ -134,7 +134,7 @@ def test_projections_do_not_move_points_apart(name: str, dtype: torch.dtype) -> 
         (lambda: L2Ball(torch.tensor([1.0, -2.0])), "L2Ball: radius must be 0 or larger, got -2.0"),
         (
             lambda: LinfBall(torch.ones(2, 1)),
-            r"LinfBall: radius must be a number, or one a sample, \(B,\), got a tensor",
+            r"LinfBall: radius must be one number, or one per sample, \(B,\), got a tensor",
         ),
         (lambda: Intersection((Box, L2Ball(1.0))), "Intersection takes feasible sets, such as Box"),
         (lambda: Intersection((Hidden(L2Ball(1.0)), Box(2.0, 3.0))).project(torch.ones(2, 3)), "no point in common"),

@@ -19,7 +19,7 @@ def test_a_radius_for_every_sample() -> None:
         assert torch.allclose(norm(kind(radii(), centres()).project(x) - centres()), radii())
         with pytest.raises(ProblemError, match=r"center has the shape \(7, 2, 3\), which does not broadcast to x"):
             kind(1.0, centres()).project(x[:3])
-        with pytest.raises(ProblemError, match="radius has 7 entries for 3 samples: give a number, or one a sample"):
+        with pytest.raises(ProblemError, match="radius has 7 entries for 3 samples: give a number, or one per sample"):
             kind(radii()).project(x[:3])
     with pytest.raises(ProblemError, match="radius has 7 entries for 3 samples"):
         L2BallInBox(radii(), -1.0, 1.0).project(x[:3])

@@ -212,5 +212,5 @@ def test_the_iteration_says_that_it_is_differentiated_once() -> None:
     make, given = LEARNED["hidden"]
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     found = make(*(part.double() for part in given)).project(x)
-    with pytest.raises(ProblemError, match="can be differentiated once"):
+    with pytest.raises(ProblemError, match="can be differentiated only once"):
         torch.autograd.grad(found.sum(), x, create_graph=True)

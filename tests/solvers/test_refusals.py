@@ -66,11 +66,11 @@ def test_starts_that_do_not_fit(z0: Any, x0: Any, message: str) -> None:
         pytest.param(
             good_cell, lambda z, x: z.sum(), Z, r"one value a sample, shape \(2,\).*tensor \(\)", id="scalar J"
         ),
-        pytest.param(good_cell, lambda z, x: z, Z, r"one value a sample, .*\(2, 3\)", id="J not summed"),
+        pytest.param(good_cell, lambda z, x: z, Z, r"one value per sample, .*\(2, 3\)", id="J not summed"),
         pytest.param(
             good_cell, lambda z, x: z.sum(1, keepdim=True), Z, r"one value.*\(2, 1\)", id="J keeps a dimension"
         ),
-        pytest.param(good_cell, lambda z, x: 1.0, Z, "one value a sample, .* float", id="J is a number"),
+        pytest.param(good_cell, lambda z, x: 1.0, Z, "one value per sample, .* float", id="J is a number"),
         pytest.param(
             lambda z, x: z.detach(), lambda z, x: z.detach().sum(1), Z, "depends on z or x", id="cut off from z and x"
         ),

@@ -167,7 +167,7 @@ def test_what_rests_on_a_broken_clause_is_not_examined() -> None:
     with pytest.raises(ContractError, match="12 more clauses rest on these and were not examined") as caught:
         check_task(task_mutants.SummedObjective())
     assert caught.value.kept == ("the_datamodule_gives_batches",)
-    assert "raised ProblemError: objective must return one value a sample" in str(caught.value)
+    assert "raised ProblemError: objective must return one value per sample" in str(caught.value)
     assert isinstance(caught.value.__cause__, ProblemError)
 
 

@@ -238,5 +238,5 @@ def test_compile_without_a_cell_says_what_to_do() -> None:
     task = Tiny()
     task.dynamics = task.cell
     del task.cell
-    with pytest.raises(ProblemError, match="a module named 'cell' in the task, and Tiny has none: name it so, or"):
+    with pytest.raises(ProblemError, match="a module named 'cell' in the task, and Tiny has none: give"):
         JointModule(task, compile=True)

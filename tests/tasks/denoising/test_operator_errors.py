@@ -73,11 +73,11 @@ def test_settings_that_cannot_be_right(case: str) -> None:
 UNFIT: dict[str, tuple[MeasurementOperator, Shape, str]] = {
     "factor and height": (SuperResolution(4), (1, 10, 8), r"factor 4 must divide both sides of the image, got 10 x 8$"),
     "factor and width": (SuperResolution(4), (1, 8, 10), r"got 8 x 10$"),
-    "large kernel": (Deblurring(), (3, 6, 20), r"kernel of 7 x 7 does not fit into an image of 6 x 20: take a smaller"),
+    "large kernel": (Deblurring(), (3, 6, 20), r"kernel of 7 x 7 does not fit into an image of 6 x 20: use a smaller"),
     "wide kernel": (Deblurring([[1.0] * 5]), (3, 20, 4), r"kernel of 1 x 5 does not fit into an image of 20 x 4:"),
     "nothing sensed": (CompressedSensing(0.01), (3, 4, 8), r"0\.01 nothing of an image of 4 x 8 .* 0\.031 or larger$"),
     "large box": (Inpainting(), (3, 16, 32), r"20 x 20 .* image, which is 16 x 32: side should be 16 or smaller$"),
-    "box of all": (Inpainting(RandomBoxes(8)), (1, 8, 8), r"8 x 8 leaves nothing known.* should be 7 or smaller$"),
+    "box of all": (Inpainting(RandomBoxes(8)), (1, 8, 8), r"8 x 8 covers or exceeds.* should be 7 or smaller$"),
     "few pixels": (Inpainting(RandomPixels(0.01)), (1, 4, 8), r"share of 0\.01 hides 0 of the 32 pixels .* 4 x 8:"),
     "most pixels": (Inpainting(RandomPixels(0.99)), (1, 4, 8), r"share of 0\.99 hides 32 of the 32 pixels"),
     "other mask": (Inpainting(torch.eye(3)), (1, 3, 4), r"the mask is 3 x 3, but the image is 3 x 4: .* the same$"),
@@ -116,7 +116,7 @@ def test_boxes_that_cover_an_image_together() -> None:
 def test_inpainting_needs_the_masks_of_its_batch(method: str) -> None:
     one_line_error(
         lambda: getattr(Inpainting(), method)(torch.zeros(2, 1, 32, 32)),
-        r"^Inpainting has another mask for every sample: use operator\.bind\(masks\), masks \(B, 1, H, W\)$",
+        r"^Inpainting has a mask for every sample: use operator\.bind\(masks\) with masks \(B, 1, H, W\)$",
         ProblemError,
     )
 
@@ -179,7 +179,7 @@ def test_the_unknown_pixels_of_a_damaged_image_must_be_given(mask: Mask) -> None
 
 def test_no_image_is_a_measurement_of_compressed_sensing() -> None:
     action = lambda: CompressedSensing().read(torch.zeros(1, 6, 8), "holiday")  # noqa: E731
-    one_line_error(action, r"^holiday is an image, and a measurement of CompressedSensing is none")
+    one_line_error(action, r"^holiday is an image, but a measurement of CompressedSensing is not an image")
 
 
 # -- operators of others ----------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_the_envelope_knows_no_clean_image(prior: str) -> None:
 def test_holding_the_image_teaches_the_restorer_nothing_and_says_so() -> None:
     task = task_of()
     batch = batch_of(task)
-    with pytest.raises(ProblemError, match=r"Restorer optimises the image itself, so take Unrolled, Implicit, Phantom"):
+    with pytest.raises(ProblemError, match=r"Restorer optimises the image itself, so use the adjoint Unrolled"):
         task.loss(solved(task, batch, SHORT, InputHeld()), batch)
     latent = task_of(PRIORS["latent"])
     assert latent.loss(solved(latent, batch, SHORT, InputHeld()), batch).requires_grad
@@ -268,7 +268,7 @@ def test_padding_repeats_the_border() -> None:
 
 def test_latents_are_for_one_size() -> None:
     task = task_of(PRIORS["latent"])
-    with pytest.raises(ProblemError, match=r"made for images of 1x8x8, these are 1x8x12: the prior Restorer takes any"):
+    with pytest.raises(ProblemError, match=r"made for images of 1x8x8, but these are 1x8x12: the prior"):
         task.start(batch_of(task, size=(8, 12)))
 
 

@@ -149,7 +149,7 @@ def test_networks_for_images_of_every_kind(baseline: Baseline, channels: int, si
 
 @pytest.mark.learn2learn
 def test_images_may_be_too_small() -> None:
-    with pytest.raises(ProblemError, match="images of 16x16 or larger, these have a size of 15"):
+    with pytest.raises(ProblemError, match="images of 16x16 or larger, but these have a size of 15"):
         make_learner(Baseline.ANIL, 1, 15, 5, PixelFeatures, 4)
 
 
