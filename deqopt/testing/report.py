@@ -74,11 +74,8 @@ class Report:
         skipped: why others did not apply, by name.
 
     Example:
-        >>> from deqopt.solvers import Tracking
-        >>> from deqopt.testing import check_solver
-        >>> report = check_solver(Tracking(max_nfe=200, step_size=0.5))
-        >>> len(report.kept) > 20
-        True
+        >>> print(Report("MySolver", kept=("the_objective_improves",)))
+        MySolver keeps all 1 clauses of its contract: the_objective_improves
     """
 
     subject: str

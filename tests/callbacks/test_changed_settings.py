@@ -123,7 +123,7 @@ def test_the_seed_of_the_order_is_that_of_the_beginning(
     interrupted: dict[int, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trained(quick, tmp_path, seed=6, checkpoint=interrupted[2], **SIX)
-    assert "goes on with the seed that it began with, 0, and not with 7" in caplog.text
+    assert "goes on with the seed that it began with, 0, not with 7" in caplog.text
 
 
 def changed_position(checkpoint: Path, path: Path, position: dict[str, Any] | None) -> Path:
@@ -142,7 +142,7 @@ def test_a_checkpoint_without_a_position_is_said_to_begin_another_run(
     interrupted: dict[int, Path], tmp_path: Path
 ) -> None:
     old = changed_position(interrupted[3], tmp_path / "old.ckpt", None)
-    with pytest.warns(UserWarning, match="does not say where in its epoch the run was"):
+    with pytest.warns(UserWarning, match="contains neither the position of the run in its epoch"):
         trained(quick, tmp_path, checkpoint=old, **SIX)
 
 
@@ -151,5 +151,5 @@ def test_a_position_of_another_version_is_refused(
     change: dict[str, Any], interrupted: dict[int, Path], tmp_path: Path
 ) -> None:
     other = changed_position(interrupted[3], tmp_path / "other.ckpt", change)
-    with pytest.raises(CheckpointError, match="in another way than this version of deqopt"):
+    with pytest.raises(CheckpointError, match="in a format that this version of deqopt does not know"):
         trained(quick, tmp_path, checkpoint=other, **SIX)

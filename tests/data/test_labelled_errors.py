@@ -230,7 +230,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two data sets": (
         lambda p: opened(mnist_in(cifar(p, Download.CIFAR10).root or p)),
-        r" holds CIFAR10 and MNIST: set download to the one to use; what is there is not fetched again$",
+        r" holds CIFAR10 and MNIST: set download to the one to use; existing files are kept$",
     ),
     "download nowhere": (
         lambda p: opened(None, download=Download.MNIST),

@@ -64,7 +64,7 @@ def test_starts_that_do_not_fit(z0: Any, x0: Any, message: str) -> None:
             lambda z, x: (2 * z).long(), good_objective, Z, "cell must return floating-point .* int64", id="type"
         ),
         pytest.param(
-            good_cell, lambda z, x: z.sum(), Z, r"one value a sample, shape \(2,\).*tensor \(\)", id="scalar J"
+            good_cell, lambda z, x: z.sum(), Z, r"one value per sample, shape \(2,\).*tensor \(\)", id="scalar J"
         ),
         pytest.param(good_cell, lambda z, x: z, Z, r"one value per sample, .*\(2, 3\)", id="J not summed"),
         pytest.param(

@@ -296,7 +296,7 @@ def test_names_give_attacks_in_their_order_and_once() -> None:
 
 @pytest.mark.parametrize("attack", [Square(), AutoAttack(classes=4)], ids=["square", "autoattack"])
 def test_images_too_small_for_the_squares_are_refused(attack: Attack) -> None:
-    message = f"{attack.name} in L2 needs images of 5x5 or larger, these have a side of 4"
+    message = f"{attack.name} in L2 needs images of 5x5 or larger, but these have a side of 4"
     with pytest.raises(ProblemError, match=message):
         Target(Linear(side=4), images_for(2, side=4)).perturbed(attack, radius=0.5)
 

@@ -224,7 +224,7 @@ def test_without_torchattacks_everything_else_works(trained: Path) -> None:
     words = ("test", "--ckpt_path", checkpoint(trained), *QUIET, "--task.attacks=[SOLVERS]", "--task.attack_images=2")
     assert column(succeeded(*words).run, "test/robust_accuracy_worst")
     listed = succeeded("tasks").output
-    assert re.search(r"^cifar\s+Trains an equilibrium classifier", listed, re.M) and "celeba" in listed
+    assert re.search(r"^adversarial, cifar\s+Trains an equilibrium classifier", listed, re.M) and "celeba" in listed
     small = ("--task.widths=[4]", "--task.size=8", "--task.resolution=4", "--task.image_channels=1")
     assert succeeded("fit", "--task=celeba", *small, "--trainer.fast_dev_run=true", *QUIET[:1]).status == 0
 

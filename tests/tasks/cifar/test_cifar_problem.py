@@ -248,10 +248,10 @@ def test_the_figure_names_the_classes_before_and_after_beside_each_other() -> No
     problem, found = solved(task, batch)
     figure = task.figures(solve_exactly(problem, found), batch)["attacks"]
     before, after = (logits_of(task, image).argmax(1).tolist() for image in (batch.image, batch.image + found.x))
-    labels = [axes.xaxis.label for axes in figure.axes if axes.get_xlabel()]
+    labels = figure.axes[0].get_xticklabels()
     seen = [re.findall(r"automobile(\d)", label.get_text()) for label in labels]
     assert seen == [[str(one), str(other)] for one, other in zip(before, after, strict=True)][:12]
-    assert before != after and len(figure.axes) == 36
+    assert before != after and len(figure.axes[0].get_images()) == 36
     FigureCanvasAgg(figure).draw()
     boxes = [label.get_window_extent() for label in labels]
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes)), "they overlap"
@@ -292,7 +292,7 @@ BAD_SETTINGS: dict[str, tuple[Callable[[], object], str]] = {
     "no beta": (lambda: Trades(beta=0.0), r"^beta must be larger than 0, got 0\.0$"),
 }
 BAD_BATCHES: dict[str, tuple[dict[str, Tensor], str]] = {
-    "label": ({"label": torch.full((6,), 10)}, r"0 to 9 \(or -1 where unknown\), the batch has 10 to 10: set"),
+    "label": ({"label": torch.full((6,), 10)}, r"0 to 9 \(or -1 where unknown\), but the batch has 10 to 10: set"),
     "negative label": ({"label": torch.arange(6) - 2}, r"the batch has -2 to 3: set classes to"),
     "image of bytes": ({"image": 255 * IMAGE}, r"^cifar: images must be in \[0, 1\], .* from 0 to 255$"),
     "image from -1": ({"image": 2 * IMAGE - 1}, r"^cifar: images must be in \[0, 1\], .* from -1 to 1$"),

@@ -188,7 +188,7 @@ BAD = {
     "--task.operator.factor=2": r"^unknown option --task\.operator\.factor: .*sigma",
     "--task.prior=Prior": r"^--task\.prior: there is no 'Prior' to choose",
     "--task.root=nowhere": r"^nowhere is missing: root should be a folder of images",
-    "--adjoint=InputHeld": r"Restorer optimises the image itself, so take Unrolled, Implicit",
+    "--adjoint=InputHeld": r"Restorer optimises the image itself, so use the adjoint Unrolled, Implicit",
 }
 
 

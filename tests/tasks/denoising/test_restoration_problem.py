@@ -308,7 +308,7 @@ def test_a_group_is_in_one_split(tmp_path: Path) -> None:
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "nothing compared": (lambda: task_of(test_images=0), "test_images must be at least 1, got 0"),
     "noise seed": (lambda: task_of(noise_seed=-1).data, "noise_seed must be 0 or larger, got -1"),
-    "box": (lambda: task_of(operator=Inpainting(RandomBoxes(9))), "a box of 9 x 9 leaves nothing known"),
+    "box": (lambda: task_of(operator=Inpainting(RandomBoxes(9))), "a box of 9 x 9 covers or exceeds the image"),
     "operator": (lambda: task_of(operator=object()), "needs the methods A and A_adjoint: object has no A and"),
     "no widths": (lambda: Restorer([]), "widths must be positive numbers"),
     "no width": (lambda: Restorer([0]), "widths must be positive numbers"),

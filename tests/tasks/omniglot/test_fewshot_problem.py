@@ -253,11 +253,11 @@ def test_it_keeps_the_contract_of_a_task(settings: dict[str, Any]) -> None:
 
 
 SIZE = "the image size must be 2, 4, 8 ... times the resolution"
-LABELS = "the support labels of every episode must be 0 to ways - 1, here"
+LABELS = "every episode must have support images of all classes, with labels 0 to"
 BAD_SETTINGS: dict[str, tuple[Callable[[], object], str]] = {
     "no weight": (
         lambda: small(weight=0.0),
-        "weight must be larger than 0, so that the context has one optimum; got 0",
+        "weight must be larger than 0, so that the context has a unique optimum; got 0",
     ),
     "one way in training": (lambda: small(train_ways=1), "train_ways must be at least 2, got 1"),
     "no context": (lambda: small(context=0), "context must be at least 1, got 0"),
@@ -267,10 +267,10 @@ BAD_SETTINGS: dict[str, tuple[Callable[[], object], str]] = {
 BAD_BATCHES = {
     "values": (
         episodes()._replace(query=2 * episodes().query),
-        "query images must be in [0, 1], those of the batch go",
+        "query images must be in [0, 1], but the batch has values",
     ),
-    "no support": (relabelled(episodes(), torch.tensor([0, 1, 3])), f"{LABELS} 3, each at least once"),
-    "unknown support label": (relabelled(episodes(), torch.tensor([-1, 1, 0])), f"{LABELS} 1, each at least once"),
+    "no support": (relabelled(episodes(), torch.tensor([0, 1, 3])), f"{LABELS} 3 (ways"),
+    "unknown support label": (relabelled(episodes(), torch.tensor([-1, 1, 0])), f"{LABELS} 1 (ways"),
     "query of no class": (
         episodes()._replace(query_label=episodes().query_label + 1),
         "query labels must be 0 to 2, or -1 where unknown",
