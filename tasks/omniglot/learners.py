@@ -97,7 +97,7 @@ class ConvolutionalNet(nn.Module):
         if size < SMALLEST:
             raise ProblemError(
                 f"the convolutional network of MAML and ANIL needs images of {SMALLEST}x{SMALLEST} or larger, "
-                f"these have a size of {size}"
+                f"but these have a size of {size}"
             )
         if (image_channels, size) == (1, 28):
             net = models.OmniglotCNN(ways, hidden_size=width)
