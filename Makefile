@@ -1,5 +1,5 @@
 # make demo   trains on the embedded digits and says where the pictures are
-# make test   runs the whole test suite
+# make test   runs the test suite; make test-slow the tests that take tens of seconds each
 # make test-learn2learn runs the tests that need learn2learn, in an environment of its own laid over the first
 # make check  formatting, lint, types
 # make faults injects faults into tiny runs and judges how they end (docs/reliability.md)
@@ -15,14 +15,17 @@ SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 SEED ?= 0
 COUNT ?= 200
 
-.PHONY: demo test test-learn2learn check faults bench clean
+.PHONY: demo test test-slow test-learn2learn check faults bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/deqopt fit --config configs/demo/celeba.yaml
 	$(BIN)/deqopt test --config configs/demo/celeba.yaml --ckpt_path best
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 test-learn2learn: $(LEARN2LEARN)/.installed
 	$(LEARN2LEARN)/bin/python -c 'from deqopt_tasks.omniglot.optional import learn2learn; learn2learn("make", "make test")'

@@ -275,6 +275,7 @@ STEPS = {"decoder-a": 2, "decoder-b": 1, "classifier": 3}
 TINY = replace(QUICK, effort=EFFORT, steps=STEPS, validation=2, test=2, iterations=3, compacted=2, long=22, exact=5)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     *_, results = run(TINY.parts, TINY, tmp_path, CPU, seed=0)
     text = report.write(results, tmp_path, {"seed": 0})

@@ -37,6 +37,7 @@ def test_the_library_example_finds_feasible_optima(capsys: pytest.CaptureFixture
     assert float(W.grad.norm()) > 0
 
 
+@pytest.mark.slow
 def test_the_task_of_your_own_is_short_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = BLOCKS[1]
     assert len(source.splitlines()) <= 50
@@ -75,6 +76,7 @@ def test_the_page_of_a_task_is_called_as_the_second_name_of_the_task() -> None:
         assert f"The task `{second}`, also called `{name}`, " in page
 
 
+@pytest.mark.slow
 def test_the_page_on_extending_runs_from_top_to_bottom() -> None:
     blocks = blocks_of(ROOT / "docs" / "extending.md")
     assert "class ArrowHurwicz(JointSolver)" in blocks[0] and len(blocks[0].splitlines()) <= 15

@@ -56,6 +56,7 @@ def floats(equilibrium: Equilibrium) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("precision", "state"), [("bf16-mixed", torch.float32), ("32-true", torch.float32), ("64-true", torch.float64)]
 )
+@pytest.mark.slow
 def test_training_works_and_the_solver_state_stays_precise(
     tmp_path: Path, request: pytest.FixtureRequest, name: str, precision: Any, state: torch.dtype
 ) -> None:
@@ -157,6 +158,7 @@ def check_compiled_equals_plain(directory: Path, task: Task) -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("light_compiler")
 @pytest.mark.parametrize("name", ["tiny", "normed", "celeba"])
 def test_compiled_training_equals_plain_training(tmp_path: Path, request: pytest.FixtureRequest, name: str) -> None:

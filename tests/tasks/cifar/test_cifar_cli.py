@@ -99,6 +99,7 @@ def test_the_best_may_be_chosen_by_clean_images() -> None:
     assert content["epoch"] == accuracies.index(max(accuracies)) and len(set(accuracies)) > 1
 
 
+@pytest.mark.slow
 def test_test_attacks_by_all_means(trained: Path) -> None:
     attacks = ("--task.attacks=[SOLVERS, PGD, SQUARE]", "--task.radii=[0.2]")
     run = succeeded("test", "--ckpt_path", checkpoint(trained), *QUIET, *attacks).run

@@ -168,6 +168,7 @@ def test_a_folder_with_a_folder_for_every_class_is_trained_on(folder: Path) -> N
     assert 0 <= rows[0] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not here")
 def test_the_real_omniglot_goes_through_its_loader(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = folder / "real"
