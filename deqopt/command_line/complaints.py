@@ -22,6 +22,7 @@ OF_CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)': (?P<pro
 NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
 EXPECTED = re.compile(r"Expected an? (?P<type>.+?)(?=\.? - |\. ?$| Given value|$)")
 VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*?)(?= - | Given value|$)")
+NESTED = re.compile(r"NestedArg\(key='(?P<name>[^']+)'")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Complaints:
         if found := NO_CLASS.search(problem):
             return f"{self.named(key)}: there is no {found['name']!r} to choose: give the name of a class, or its path"
         value = VALUE.search(problem)
+        if found := value and NESTED.match(value["value"]):
+            below = self.named(f"{key}.{found['name']}")
+            if "class" in problem:
+                return f"{below} is an option of a class that is not chosen yet: give --{key} NAME before it"
+            return f"unknown option {below}: {key} is one value"
         errors = problem[: value.start() if value else None].rpartition("Errors: - ")[2]
         if value is None or not errors.startswith("Expected a "):
             return f"{self.named(key)}: {errors.partition(' - ')[0]}"
