@@ -65,7 +65,7 @@ class Complaints:
         value = VALUE.search(problem)
         if found := value and NESTED.match(value["value"]):
             below = self.named(f"{key}.{found['name']}")
-            if "class" in problem:
+            if "class" in _readable(problem):
                 return f"{below} is an option of a class that is not chosen yet: give --{key} NAME before it"
             return f"unknown option {below}: {key} is one value"
         errors = problem[: value.start() if value else None].rpartition("Errors: - ")[2]
